@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all the set-up that they need; a second run installs nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := graphattn tests examples
+
+.PHONY: demo test check format setup gpu clean
+
+demo: setup
+	$(BIN)/python examples/node_classification.py
+
+test: setup
+	$(BIN)/python -m pytest -n 2
+
+check: setup
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit('graphattn needs Python 3.11 or newer, $(PYTHON) is %d.%d. Use make PYTHON=python3.12' % sys.version_info[:2] if sys.version_info < (3, 11) else 0)"
+	@echo "Installing into $(VENV): a minute or a few, the first time alone."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
+	@touch $@
+
+# Uses the Python that has torch and CUDA, and installs nothing.
+gpu:
+	@$(PYTHON) -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'make gpu: torch sees no CUDA device, nothing was run.')"
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests
+
+clean:
+	rm -rf $(VENV) build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

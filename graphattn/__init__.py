@@ -1,0 +1,28 @@
+"""Sparse self-attention on the edges of any graph, for PyTorch Geometric."""
+
+from .dense import dense_attention as dense_attention
+from .functional import attention as attention
+from .functional import explain_backend as explain_backend
+from .functional import merge as merge
+from .patterns import Edges as Edges
+from .patterns import Full as Full
+from .patterns import Grid as Grid
+from .patterns import Pattern as Pattern
+from .patterns import Window as Window
+from .scores import Additive as Additive
+from .scores import DotProduct as DotProduct
+
+__version__ = "0.1.0"
+__all__ = [
+    "Additive",
+    "DotProduct",
+    "Edges",
+    "Full",
+    "Grid",
+    "Pattern",
+    "Window",
+    "attention",
+    "dense_attention",
+    "explain_backend",
+    "merge",
+]

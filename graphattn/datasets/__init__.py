@@ -1,0 +1,11 @@
+"""Data sets as PyG `Dataset`s: node classification graphs, and a corpus for tagging."""
+
+from __future__ import annotations
+
+from .ambiguous import AmbiguousWords as AmbiguousWords
+from .grammar import generate_ambiguous_words as generate_ambiguous_words
+from .graphs import GRAPHS as GRAPHS
+from .graphs import load_graph as load_graph
+from .roots import dataset_root as dataset_root
+
+__all__ = ["GRAPHS", "AmbiguousWords", "dataset_root", "generate_ambiguous_words", "load_graph"]

@@ -1,0 +1,165 @@
+"""The oracle: attention as matrices, from the pattern's mask.
+
+Independent of every kernel, and the judge of each in the tests. It costs memory in the order of T x S (of T x E with
+edge tensors or parallel edges), so it is for verification, not for training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
+from .patterns import Pattern
+from .random import draw_seed, keep_edges, keep_scale
+from .scores import DotProduct, Score, ScoreFunction, as_score, repeat_heads
+
+
+class DenseResult(NamedTuple):
+    """out [*B, T, H, V], weights [*B, H, T, S] before dropout, and lse [*B, H, T], None unless softmax."""
+
+    out: Tensor
+    weights: Tensor
+    lse: Tensor | None
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    *,
+    score: Score | ScoreFunction = DotProduct(),
+    normalizer: str | Normalizer | UserNormalizer = "softmax",
+    edge_bias: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    seed: Tensor | None = None,
+) -> Tensor | tuple[Tensor, ...]:
+    """What `attention` must return, computed densely. Arguments and results are those of `attention`.
+
+    Edge tensors and parallel edges go through the incidence form: each edge becomes a source of its own, which only
+    the edge's target may attend to.
+
+    Args:
+        seed: of the dropout hash, one int64; drawn as `attention` draws it where left out, so that after the same
+            `torch.manual_seed` both drop the same edges.
+
+    Example:
+        >>> from graphattn import Full
+        >>> x = torch.eye(2).unsqueeze(1)
+        >>> dense_attention(x, x, x, Full(2), score=DotProduct(scale=0.0)).squeeze(1)
+        tensor([[0.5000, 0.5000],
+                [0.5000, 0.5000]])
+    """
+    dims = query.dim() - 3
+    source, target = pattern.edge_index
+    targets = torch.arange(pattern.num_targets, device=query.device)
+    occurrence: Tensor | int = 0
+    edge_bias, edge_key, edge_value = (
+        x if x is None or _is_batched(x, query, len(source)) else x.view(*[1] * dims, *x.shape)
+        for x in (edge_bias, edge_key, edge_value)
+    )
+
+    mask = pattern.mask()
+    columns = torch.arange(pattern.num_sources, device=query.device)
+    has_edge_tensors = not (edge_bias is None and edge_key is None and edge_value is None)
+    if has_edge_tensors or pattern.num_edges != int(mask.sum()):
+        mask = target == targets[:, None]
+        columns = source
+        key, value = key.index_select(-3, source), value.index_select(-3, source)
+        counted = pattern.occurrence()
+        occurrence = 0 if counted is None else counted
+    if edge_value is not None:
+        value = value + edge_value
+    keep = None
+    if dropout_p > 0:
+        batch = torch.arange(math.prod(query.shape[:dims]), device=query.device).view(*query.shape[:dims], 1, 1, 1)
+        keep = keep_edges(
+            draw_seed(query.device) if seed is None else seed,
+            dropout_p,
+            batch=batch,
+            target=targets[:, None],
+            source=columns,
+            occurrence=occurrence,
+            head=torch.arange(query.size(-2), device=query.device)[:, None, None],
+        )
+    result = attend_matrix(
+        query,
+        key,
+        value,
+        mask,
+        as_score("dense_attention", score),
+        as_normalizer("dense_attention", normalizer),
+        pair_bias=None if edge_bias is None else edge_bias.unsqueeze(-3),
+        pair_key=None if edge_key is None else edge_key.unsqueeze(dims),
+        keep=keep,
+        dropout_p=dropout_p,
+    )
+    results = [result.out]
+    if return_weights:
+        column = torch.arange(len(source), device=query.device) if columns is source else source
+        results.append(result.weights[..., target, column].movedim(-2, -1))
+    if return_lse and result.lse is not None:
+        results.append(result.lse.movedim(-2, -1))
+    return results[0] if len(results) == 1 else tuple(results)
+
+
+def attend_matrix(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    score: Score,
+    normalizer: Normalizer,
+    *,
+    pair_bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+    pair_value: Tensor | None = None,
+    keep: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> DenseResult:
+    """O = V weights(K^T Q), all outputs in parallel.
+
+    Args:
+        query: [*B, T, H, D].
+        key: [*B, S, H_kv, D].
+        value: [*B, S, H_kv, V].
+        mask: boolean, broadcasts to [*B, H, T, S]; True where the target may attend.
+        score: scores all pairs.
+        normalizer: normalizes the rows.
+        pair_bias: [*B, T or 1, S, H], added to the scores.
+        pair_key: [*B, T or 1, S, H_kv, D], added to the key of each pair.
+        pair_value: [*B, T, S, H_kv, V], added to the value of each pair.
+        keep: [*B, H, T, S] boolean, the pairs that dropout keeps.
+        dropout_p: probability that made `keep`.
+    """
+    dtype = query.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        query, key, value = query.float(), key.float(), value.float()
+        pair_bias, pair_key, pair_value = (x if x is None else x.float() for x in (pair_bias, pair_key, pair_value))
+        score = score.to(torch.float32)
+    # Matrix products would otherwise run in half precision, and the judge must not.
+    with torch.autocast(query.device.type, enabled=False):
+        scores = score.dense(query, key, pair_key)
+        if pair_bias is not None:
+            scores = scores + pair_bias.movedim(-1, -3)
+        weights = normalizer.dense(scores, mask)
+        kept = weights if keep is None else weights * keep * keep_scale(dropout_p)
+        heads = query.size(-2)
+        out = torch.einsum("...hts,...shv->...thv", kept, repeat_heads(value, heads))
+        if pair_value is not None:
+            out = out + torch.einsum("...hts,...tshv->...thv", kept, repeat_heads(pair_value, heads))
+        lse = normalizer.lse_dense(scores, mask) if isinstance(normalizer, Softmax) else None
+    return DenseResult(out.to(dtype), weights, lse)
+
+
+def _is_batched(x: Tensor, query: Tensor, edges: int) -> bool:
+    dims = query.dim() - 3
+    return x.dim() > dims and x.shape[: dims + 1] == (*query.shape[:dims], edges)

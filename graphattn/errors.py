@@ -1,0 +1,77 @@
+"""The one form that every error of the library has, and the checks that several rooms share.
+
+<function>: <argument> <rule>, got <value>. <a fix that can be pasted>
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def message(where: str, argument: str, rule: str, got: object = None, fix: str = "") -> str:
+    """Write one line of the form above; `got` and `fix` may be left out.
+
+    Example:
+        >>> message("Window", "radius", "must be at least 0", -1, "Use radius=0 for a node alone.")
+        'Window: radius must be at least 0, got -1. Use radius=0 for a node alone.'
+    """
+    text = f"{where}: {argument} {rule}"
+    if got is not None:
+        text += f", got {got}"
+    return f"{text}. {fix}" if fix else f"{text}."
+
+
+def check_choice(where: str, argument: str, value: object, choices: Iterable[str]) -> None:
+    """Raise ValueError that names the nearest valid choice unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value in choices:
+        return
+    lower = {choice.lower(): choice for choice in choices}
+    near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.4)]
+    fix = f"Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(message(where, argument, f"must be one of {', '.join(map(repr, choices))}", repr(value), fix))
+
+
+def check_int(where: str, argument: str, value: object, minimum: int) -> int:
+    """Return `value` as an int, or raise TypeError or ValueError unless it is an integer of at least `minimum`."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point() and value.dtype != torch.bool:
+        value = value.item()
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(message(where, argument, "must be an integer", f"{value!r} ({type(value).__name__})"))
+    number = value.__index__()
+    if number < minimum:
+        raise ValueError(message(where, argument, f"must be at least {minimum}", number))
+    return number
+
+
+def check_probability(where: str, argument: str, value: float) -> None:
+    """Raise ValueError unless 0 <= value <= 1."""
+    if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+        raise ValueError(message(where, argument, "must lie in [0, 1]", repr(value)))
+
+
+def check_finite(where: str, argument: str, value: float) -> None:
+    """Raise unless `value` is a number other than NaN and the infinities."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(message(where, argument, "must be a number", f"{value!r} ({type(value).__name__})"))
+    if not math.isfinite(value):
+        raise ValueError(message(where, argument, "must be finite, or every score becomes NaN", value))
+
+
+def check_float_tensor(where: str, argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is a tensor of a floating-point dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(message(where, argument, "must be a tensor", type(value).__name__))
+    if not value.is_floating_point():
+        fix = f"Use {argument}.float()." if not value.is_complex() else ""
+        raise TypeError(message(where, argument, "must have a floating-point dtype", value.dtype, fix))
+
+
+def shape_of(tensor: Tensor) -> str:
+    """Write a shape the way the documentation does: `[5, 2, 8]`."""
+    return str(list(tensor.shape))

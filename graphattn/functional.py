@@ -1,0 +1,313 @@
+"""`attention`: check the call, choose a kernel, run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import check_choice, check_float_tensor, check_probability, message, shape_of
+from .kernels import KERNELS, Call, Kernel
+from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
+from .patterns import Edges, Pattern
+from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Any,
+    *,
+    score: Score | ScoreFunction = DotProduct(),
+    normalizer: str | Normalizer | UserNormalizer = "softmax",
+    edge_bias: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Any:
+    """Attend from every target to the sources that the pattern gives it.
+
+        score_ij  = score(query_i, key_j + edge_key_ij) + edge_bias_ij
+        weight_ij = normalizer(score_ij over all j -> i)
+        out_i     = sum over j -> i of weight_ij * (value_j + edge_value_ij)
+
+    Args:
+        query: [*B, T, H, D] float; one row per target. The batch dimensions *B share one pattern.
+        key: [*B, S, H_kv, D] float; one row per source. H is a multiple of H_kv: query head h uses head
+            h // (H / H_kv).
+        value: [*B, S, H_kv, V] float.
+        pattern: a `Pattern`, a list of patterns of one class (they are joined), or anything that `Edges` takes, such
+            as an `edge_index` [2, E], whose first row lists sources and whose second row lists targets.
+        score: `DotProduct()`, `Additive(vector)` or a callable `(query_i, key_j, edge_key) -> [*B, E, H]`.
+        normalizer: "softmax", "relu", "sigmoid", "identity", or an object with `edgewise(score, target, num_targets)`
+            and `dense(score, mask)`.
+        edge_bias: [*B or nothing, E, H], added to the score last; -inf removes the edge.
+        edge_key: [*B or nothing, E, H_kv, D], added to the key; of any trailing shape for a callable score.
+        edge_value: [*B or nothing, E, H_kv, V], added to the value.
+        dropout_p: probability that a weight is zeroed, the others growing by 1 / (1 - dropout_p).
+        return_weights: also return the weights.
+        return_lse: also return the log-sum-exp of each target's scores; softmax only.
+        backend: "auto", or the name of a kernel, which then runs or raises.
+
+    Edge tensors and returned weights are in the caller's order of edges: that of `pattern.edge_index`.
+
+    Returns:
+        out [*B, T, H, V] in the dtype of query; a target without edges gets zeros. Or a tuple of out, then weights
+        [*B, E, H] (after normalizing, before dropout), then lse [*B, T, H] (-inf for a target without edges), as
+        asked for.
+
+    Raises:
+        TypeError: a tensor has the wrong dtype, or an argument the wrong type.
+        ValueError: shapes, sizes, devices or names don't fit; the message has the value and the fix.
+        NotImplementedError: the named backend can't run this call.
+
+    Numerics:
+        float16 and bfloat16 are accumulated in float32, and their weights and lse are float32. Repeating a call, or
+        reordering the edges, changes no bit of the result on the same kernel.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0], [4.0]]).unsqueeze(1)
+        >>> edge_index = torch.tensor([[0, 1, 2], [1, 1, 0]])
+        >>> out, weights = attention(x, x, x, edge_index, normalizer="identity", return_weights=True)
+        >>> weights.squeeze(1)
+        tensor([2., 4., 4.])
+        >>> out.flatten()
+        tensor([16., 10.,  0.])
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017, for one head on the full pattern.
+    """
+    call = prepare(
+        "attention",
+        query,
+        key,
+        value,
+        pattern,
+        score=score,
+        normalizer=normalizer,
+        edge_bias=edge_bias,
+        edge_key=edge_key,
+        edge_value=edge_value,
+        dropout_p=dropout_p,
+        return_weights=return_weights,
+        return_lse=return_lse,
+    )
+    result = choose(call, backend).run(call)
+    asked = [result.out]
+    asked += [] if result.weights is None else [result.weights]
+    asked += [] if result.lse is None else [result.lse]
+    return asked[0] if len(asked) == 1 else tuple(asked)
+
+
+def explain_backend(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Any, *, backend: str = "auto", **options: Any
+) -> BackendReport:
+    """Say for each kernel whether it can run this call, at what estimated cost, and which one `attention` takes.
+
+    Arguments are those of `attention`. Printing the result shows one line per kernel.
+
+    Example:
+        >>> from graphattn import Window
+        >>> x = torch.zeros(5, 2, 8)
+        >>> explain_backend(x, x, x, Window(5, radius=1)).chosen
+        'scatter'
+    """
+    call = prepare("explain_backend", query, key, value, pattern, **options)
+    answers = {kernel.name: (kernel.why_not(call), kernel.cost(call)) for kernel in KERNELS}
+    return BackendReport(choose(call, backend).name, backend, answers)
+
+
+class BackendReport:
+    """Each kernel's answer to one call.
+
+    Attributes:
+        chosen: name of the kernel that runs.
+        answers: for each kernel's name, why it can't run the call (None if it can) and its estimated seconds.
+    """
+
+    def __init__(self, chosen: str, backend: str, answers: dict[str, tuple[str | None, float]]) -> None:
+        self.chosen = chosen
+        self.backend = backend
+        self.answers = answers
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.answers))
+        lines = [f"backend={self.backend!r} runs {self.chosen!r}"]
+        for name, (reason, seconds) in self.answers.items():
+            says = f"can run, estimated {seconds * 1e3:.3g} ms" if reason is None else f"cannot: {reason}"
+            lines.append(f"{'>' if name == self.chosen else ' '} {name:<{width}}  {says}")
+        return "\n".join(lines)
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Join softmax attention over two disjoint sets of edges into attention over their union, exactly.
+
+        lse = log(exp(lse_a) + exp(lse_b))
+        out = exp(lse_a - lse) * out_a + exp(lse_b - lse) * out_b
+
+    Args:
+        out_a: [*B, T, H, V], output of the first part.
+        lse_a: [*B, T, H], its lse.
+        out_b: output of the second part.
+        lse_b: its lse.
+
+    Returns:
+        out and lse of the union: parts may be joined one after another, in any order.
+
+    Raises:
+        ValueError: shapes don't fit.
+
+    References:
+        Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+    """
+    if out_a.shape != out_b.shape or lse_a.shape != lse_b.shape or out_a.shape[:-1] != lse_a.shape:
+        got = ", ".join(shape_of(x) for x in (out_a, lse_a, out_b, lse_b))
+        raise ValueError(message("merge", "parts", "must be out [*B, T, H, V] and lse [*B, T, H], twice", got))
+    top = torch.maximum(lse_a, lse_b).detach()
+    shift = torch.where(top == -torch.inf, 0, top)
+    part_a, part_b = (lse_a - shift).exp(), (lse_b - shift).exp()
+    total = part_a + part_b
+    is_empty = total == 0
+    safe = torch.where(is_empty, 1, total)
+    out = (part_a / safe).unsqueeze(-1) * out_a + (part_b / safe).unsqueeze(-1) * out_b
+    return out.to(out_a.dtype), torch.where(is_empty, -torch.inf, safe.log() + shift)
+
+
+def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> Pattern:
+    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet."""
+    if isinstance(pattern, list | tuple):
+        pattern = Pattern.join(pattern)
+    if not isinstance(pattern, Pattern):
+        return Edges.between(where, pattern, num_sources, num_targets)
+    sides = (
+        ("sources", "key", pattern.num_sources, num_sources),
+        ("targets", "query", pattern.num_targets, num_targets),
+    )
+    for side, argument, has, rows in sides:
+        if has != rows:
+            rule = f"must have as many {side} as {argument} has rows, {rows}"
+            raise ValueError(message(where, "pattern", rule, f"{has} in {pattern}"))
+    return pattern
+
+
+def prepare(
+    where: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Any,
+    *,
+    score: Score | ScoreFunction = DotProduct(),
+    normalizer: str | Normalizer | UserNormalizer = "softmax",
+    edge_bias: Tensor | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+) -> Call:
+    """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
+    _check_tensors(where, query, key, value)
+    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
+    _check_device(where, "pattern", pattern.device, query)
+    score = as_score(where, score)
+    score.check(where, query, key)
+    normalizer = as_normalizer(where, normalizer)
+    check_probability(where, "dropout_p", dropout_p)
+    if return_lse and not isinstance(normalizer, Softmax):
+        raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
+
+    heads, kv_heads = query.size(-2), key.size(-2)
+    edges = pattern.num_edges
+    key_width = None if isinstance(score, FunctionScore) else (kv_heads, query.size(-1))
+    return Call(
+        query,
+        key,
+        value,
+        pattern,
+        score,
+        normalizer,
+        _check_edge_tensor(where, "edge_bias", edge_bias, query, edges, (heads,)),
+        _check_edge_tensor(where, "edge_key", edge_key, query, edges, key_width),
+        _check_edge_tensor(where, "edge_value", edge_value, query, edges, (kv_heads, value.size(-1))),
+        float(dropout_p),
+        return_weights,
+        return_lse,
+    )
+
+
+def choose(call: Call, backend: str) -> Kernel:
+    """Return the named kernel, or the cheapest that can run the call for "auto".
+
+    Raises:
+        ValueError: no kernel has this name.
+        NotImplementedError: the named kernel can't run the call.
+    """
+    check_choice("attention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
+    able = [kernel for kernel in KERNELS if kernel.why_not(call) is None]
+    cheapest = min(able, key=lambda kernel: kernel.cost(call))
+    if backend == "auto":
+        return cheapest
+    named = next(kernel for kernel in KERNELS if kernel.name == backend)
+    reason = named.why_not(call)
+    if reason is not None:
+        fix = f"Use backend={cheapest.name!r} or 'auto'."
+        raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
+    return named
+
+
+def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    for argument, x in (("query", query), ("key", key), ("value", value)):
+        check_float_tensor(where, argument, x)
+        if x.dim() < 3:
+            raise ValueError(message(where, argument, "must have shape [*B, rows, heads, width]", shape_of(x)))
+        if x.dtype != query.dtype:
+            fix = f"Use {argument}.to({query.dtype})."
+            raise TypeError(message(where, argument, f"must have query's dtype, {query.dtype}", x.dtype, fix))
+        _check_device(where, argument, x.device, query)
+        if x.shape[:-3] != query.shape[:-3]:
+            rule = f"must have query's batch dimensions, {list(query.shape[:-3])}"
+            raise ValueError(message(where, argument, rule, f"{list(x.shape[:-3])} in shape {shape_of(x)}"))
+    if value.shape[-3] != key.shape[-3]:
+        raise ValueError(message(where, "value", f"must have as many rows as key, {key.size(-3)}", value.size(-3)))
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(message(where, "value", f"must have as many heads as key, {key.size(-2)}", value.size(-2)))
+    if key.size(-2) == 0 or query.size(-2) % key.size(-2):
+        rule = f"must divide the {query.size(-2)} heads of query"
+        raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))
+
+
+def _check_device(where: str, argument: str, device: torch.device, query: Tensor) -> None:
+    if device != query.device:
+        fix = f"Use {argument}.to('{query.device}')."
+        raise ValueError(message(where, argument, f"must be on query's device, {query.device}", device, fix))
+
+
+def _check_edge_tensor(
+    where: str, argument: str, x: Tensor | None, query: Tensor, edges: int, trailing: tuple[int, ...] | None
+) -> Tensor | None:
+    """Check shape and dtype; return the tensor with all leading batch dimensions, 1 where it had none."""
+    if x is None:
+        return None
+    batch = query.shape[:-3]
+    wanted = [edges] if trailing is None else [edges, *trailing]
+    has_batch = list(x.shape[: len(batch) + len(wanted)]) == [*batch, *wanted]
+    has_none = list(x.shape[: len(wanted)]) == wanted
+    if trailing is not None:
+        has_batch &= x.dim() == len(batch) + len(wanted)
+        has_none &= x.dim() == len(wanted)
+        check_float_tensor(where, argument, x)
+        is_wider = x.dtype == torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
+        if x.dtype != query.dtype and not is_wider:
+            fix = f"Use {argument}.to({query.dtype})."
+            raise TypeError(message(where, argument, f"must have query's dtype, {query.dtype}", x.dtype, fix))
+    if not (has_batch or has_none):
+        shapes = f"{wanted}" if not batch else f"{wanted}, with or without {list(batch)} in front"
+        raise ValueError(message(where, argument, f"must have shape {shapes}", shape_of(x)))
+    _check_device(where, argument, x.device, query)
+    return x if has_batch else x.view(*[1] * len(batch), *x.shape)

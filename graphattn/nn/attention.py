@@ -1,0 +1,222 @@
+"""Multi-head self-attention on the edges of a graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.nn import MessagePassing
+from torch_geometric.typing import OptTensor
+
+from ..errors import check_choice
+from ..functional import as_pattern, attention
+from ..kernels import KERNELS
+from ..normalizers import UserNormalizer
+from ..patterns import Pattern
+from ..patterns.edges import read_edges
+from ..random import draw_seed, keep_edges_of_heads, keep_scale
+from ..scores import Score, ScoreFunction, as_score, repeat_heads
+from .encodings import Encoding
+from .projections import Projections
+
+
+class GraphAttention(Projections, MessagePassing):
+    """Multi-head self-attention in which each node attends to the sources of its incoming edges.
+
+        out = W_o concat_h( sum over j -> i of weight_ij,h (W_v x_j)_h )
+        weight_ij,h = normalizer over j -> i of score((W_q x_i)_h, (W_k x_j)_h)
+
+    The heads share `out_channels` between them, as in a transformer. With the full pattern this is
+    `torch.nn.MultiheadAttention`.
+
+    Args:
+        in_channels: features per node, or a pair (source, target) for a bipartite graph; -1 is found at the first call.
+        out_channels: features of the output, split over the heads.
+        heads: H; must divide `out_channels`.
+        kv_heads: heads of key and value; must divide `heads`; as many as `heads` where left out.
+        score: "dot_product", "additive" (tanh), "gatv2" (leaky_relu); or a `Score` or a callable
+            `(query_i, key_j, edge_key) -> [*B, E, H]`, which may be a module with parameters.
+        normalizer: "softmax", "relu", "sigmoid", "identity", or an object as in `attention`.
+        edge_dim: features per edge; projected once, then added to the key and to the value of the edge.
+        dropout: probability with which a weight is dropped in training.
+        bias: let the projections of queries, keys, values and output have one.
+        add_self_loops: let every node attend to itself; new loops come after the given edges, with zero features.
+        encoding: a positional encoding.
+        backend: as in `attention`.
+
+    Raises:
+        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+
+    Example:
+        >>> layer = GraphAttention(8, 32, heads=4)
+        >>> layer(torch.randn(3, 8), torch.tensor([[0, 1, 2], [1, 2, 0]])).shape
+        torch.Size([3, 32])
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017; Shi et al., "Masked Label Prediction", 2021, for edge
+        features in key and value.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        *,
+        kv_heads: int | None = None,
+        score: str | Score | ScoreFunction = "dot_product",
+        normalizer: str | UserNormalizer = "softmax",
+        edge_dim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        add_self_loops: bool = False,
+        encoding: Encoding | None = None,
+        backend: str = "auto",
+    ) -> None:
+        MessagePassing.__init__(self, aggr="add", node_dim=-3)
+        check_choice("GraphAttention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
+        self.add_self_loops = add_self_loops
+        self.backend = backend
+        self._build(in_channels, out_channels, heads, kv_heads, score, normalizer, edge_dim, dropout, bias, encoding)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        Projections.reset_parameters(self)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        edge_index: Any,
+        edge_attr: OptTensor = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend along the edges.
+
+        Args:
+            x: [*B, N, in_channels], or a pair (x_source [*B, S, C_source], x_target [*B, T, C_target]).
+            edge_index: a `Pattern`, a list of patterns as a DataLoader hands them over, or anything that `Edges` takes.
+            edge_attr: [E, edge_dim] (also [E] for an edge_dim of 1), in the order of the edges; where left out, the
+                values of a sparse adjacency.
+            return_attention_weights: also return the weights.
+
+        Returns:
+            [*B, T, out_channels]; or that and a pair of the edges [2, E] and their weights [*B, E, H], which are
+            those of before dropout, in the order of the edges given.
+
+        Raises:
+            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        """
+        x_source, x_target = self._check_features(x)
+        if edge_attr is None and self.edge_dim is not None and not isinstance(edge_index, Pattern | list | tuple):
+            edge_attr = read_edges("GraphAttention", edge_index).values
+        pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2))
+        edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,))
+        if self.add_self_loops:
+            given, pattern = pattern.num_edges, pattern.keep("with_self_loops", pattern.with_self_loops)
+            if edge_attr is not None:
+                edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))
+
+        bias = None
+        if self.encoding is not None:
+            if x_source is x_target:
+                x_source = x_target = self.encoding.input(x_source, pattern)
+            bias = self.encoding.bias(pattern)
+        query = self._split(self.lin_query(x_target), self.heads)
+        key = self._split(self.lin_key(x_source), self.kv_heads)
+        value = self._split(self.lin_value(x_source), self.kv_heads)
+        if self.encoding is not None:
+            query, key = self.encoding.rotate(query, key, pattern)
+        edge = None
+        if self.lin_edge is not None and edge_attr is not None:
+            edge = self._split(self.lin_edge(edge_attr), self.kv_heads)
+
+        route = self._pass_messages if self._is_observed() else self._attend
+        out, weights = route(query, key, value, pattern, edge, bias, bool(return_attention_weights))
+        out = self.lin_out(out.flatten(-2))
+        return (out, (pattern.edge_index, weights)) if return_attention_weights else out
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pattern: Pattern,
+        edge: Tensor | None,
+        bias: Tensor | None,
+        return_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        result = attention(
+            query,
+            key,
+            value,
+            pattern,
+            score=self._own_score(),
+            normalizer=self.normalizer,
+            edge_bias=bias,
+            edge_key=edge,
+            edge_value=edge,
+            dropout_p=self.dropout if self.training else 0.0,
+            return_weights=return_weights,
+            backend=self.backend,
+        )
+        return result if return_weights else (result, None)
+
+    def _pass_messages(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        pattern: Pattern,
+        edge: Tensor | None,
+        bias: Tensor | None,
+        return_weights: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """PyG's own route, for hooks and explainers: the same result, by way of `message` and `aggregate`."""
+        dtype = query.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            query, key, value = query.float(), key.float(), value.float()
+            edge = None if edge is None else edge.float()
+        source, target = edge_index = pattern.edge_index
+        size = (pattern.num_sources, pattern.num_targets)
+        keep = None
+        if self.training and self.dropout > 0:
+            edges = (target, source, pattern.occurrence())
+            seed = draw_seed(query.device)
+            keep = keep_edges_of_heads(seed, self.dropout, query.shape[:-3], self.heads, *edges)
+        # edge_updater_type: (query: Tensor, key: Tensor, edge: OptTensor, bias: OptTensor)
+        alpha = self.edge_updater(edge_index, size=size, query=query, key=key, edge=edge, bias=bias)  # type: ignore[operator]
+        # propagate_type: (value: Tensor, alpha: Tensor, edge: OptTensor, keep: OptTensor)
+        out = self.propagate(edge_index, size=size, value=value, alpha=alpha, edge=edge, keep=keep)  # type: ignore[operator]
+        return out.to(dtype), alpha if return_weights else None
+
+    def edge_update(
+        self,
+        query_i: Tensor,
+        key_j: Tensor,
+        edge: OptTensor,
+        bias: OptTensor,
+        index: Tensor,
+        size_i: int,
+    ) -> Tensor:
+        """Weights before dropout, [*B, E, H]."""
+        if edge is not None:
+            edge = edge.view(*[1] * (key_j.dim() - edge.dim()), *edge.shape)
+        score = as_score("GraphAttention", self._own_score()).to(query_i.dtype).edgewise(query_i, key_j, edge)
+        if bias is not None:
+            score = score + bias
+        return self.normalizer.edgewise(score, index, size_i)
+
+    def message(self, value_j: Tensor, alpha: Tensor, edge: OptTensor, keep: OptTensor) -> Tensor:
+        """Weighted values, [*B, E, H, V]."""
+        if edge is not None:
+            value_j = value_j + edge
+        if keep is not None:
+            alpha = alpha * keep * keep_scale(self.dropout)
+        return repeat_heads(value_j, self.heads) * alpha.unsqueeze(-1)
+
+    def _is_observed(self) -> bool:
+        """Whether someone watches PyG's route: a hook on one of its steps, or an explainer."""
+        kinds = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
+        hooks = (getattr(self, f"_{kind}_forward{when}_hooks", None) for kind in kinds for when in ("_pre", ""))
+        return bool(self.explain) or any(hooks)

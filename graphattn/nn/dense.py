@@ -1,0 +1,152 @@
+"""The dense twin of GraphAttention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dense import attend_matrix
+from ..errors import message, shape_of
+from ..normalizers import UserNormalizer
+from ..patterns import Pattern
+from ..random import draw_seed, keep_edges
+from ..scores import Score, ScoreFunction, as_score
+from .encodings import Encoding
+from .projections import Projections
+
+
+class DenseGraphAttention(Projections):
+    """`GraphAttention` by matrices: the same parameters, the same result, memory in the order of T x S.
+
+    Arguments are those of `GraphAttention`, without `add_self_loops` and `backend`; `state_dict`s are interchangeable.
+
+    Example:
+        >>> from graphattn import Window
+        >>> from graphattn.nn import GraphAttention
+        >>> sparse, dense = GraphAttention(4, 4), DenseGraphAttention(4, 4)
+        >>> _ = dense.load_state_dict(sparse.state_dict())
+        >>> x, window = torch.randn(5, 4), Window(5, radius=1)
+        >>> torch.allclose(sparse(x, window), dense(x, window.mask()), atol=1e-6)
+        True
+    """
+
+    def __init__(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int = 1,
+        *,
+        kv_heads: int | None = None,
+        score: str | Score | ScoreFunction = "dot_product",
+        normalizer: str | UserNormalizer = "softmax",
+        edge_dim: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        encoding: Encoding | None = None,
+    ) -> None:
+        torch.nn.Module.__init__(self)
+        self._build(in_channels, out_channels, heads, kv_heads, score, normalizer, edge_dim, dropout, bias, encoding)
+
+    def forward(
+        self,
+        x: Tensor | tuple[Tensor, Tensor],
+        mask: Tensor | Pattern,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend where the mask allows it.
+
+        Args:
+            x: [*B, N, in_channels], or a pair (x_source [*B, S, C_source], x_target [*B, T, C_target]).
+            mask: boolean [T, S] or [*B, T, S], True where the target may attend to the source; or a pattern without
+                parallel edges. For graphs of different sizes padded to [B, N, C], with `valid` [B, N] from PyG's
+                `to_dense_batch`, that is `valid[:, :, None] & valid[:, None, :]`.
+            edge_attr: [T, S, edge_dim] with a mask, [E, edge_dim] with a pattern.
+            return_attention_weights: also return the weights.
+
+        Returns:
+            [*B, T, out_channels]; or that and the weights of before dropout, [*B, H, T, S].
+
+        Raises:
+            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        """
+        x_source, x_target = self._check_features(x)
+        pattern = mask if isinstance(mask, Pattern) else None
+        mask = self._check_mask(mask, x_source, x_target)
+        bias = None
+        if pattern is not None:
+            edge_attr = self._to_matrix(self._check_edge_dim(edge_attr, (pattern.num_edges,)), pattern)
+        else:
+            edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)))
+        if self.encoding is not None:
+            if pattern is None:
+                rule = "must be a pattern because the layer has an encoding"
+                raise TypeError(message("DenseGraphAttention", "mask", rule, "a tensor"))
+            if x_source is x_target:
+                x_source = x_target = self.encoding.input(x_source, pattern)
+            bias = self._to_matrix(self.encoding.bias(pattern), pattern)
+        query = self._split(self.lin_query(x_target), self.heads)
+        key = self._split(self.lin_key(x_source), self.kv_heads)
+        value = self._split(self.lin_value(x_source), self.kv_heads)
+        if self.encoding is not None and pattern is not None:
+            query, key = self.encoding.rotate(query, key, pattern)
+        edge = None
+        if self.lin_edge is not None and edge_attr is not None:
+            edge = self._split(self.lin_edge(edge_attr), self.kv_heads)
+            edge = edge.view(*[1] * (query.dim() + 1 - edge.dim()), *edge.shape)
+
+        dropout_p = self.dropout if self.training else 0.0
+        result = attend_matrix(
+            query,
+            key,
+            value,
+            mask if mask.dim() == 2 else mask.unsqueeze(-3),
+            as_score("DenseGraphAttention", self._own_score()),
+            self.normalizer,
+            pair_bias=bias,
+            pair_key=edge,
+            pair_value=edge,
+            keep=self._keep(query, key) if dropout_p > 0 else None,
+            dropout_p=dropout_p,
+        )
+        out = self.lin_out(result.out.flatten(-2))
+        return (out, result.weights) if return_attention_weights else out
+
+    def _check_mask(self, mask: Tensor | Pattern, x_source: Tensor, x_target: Tensor) -> Tensor:
+        where = "DenseGraphAttention"
+        if isinstance(mask, Pattern):
+            if mask.occurrence() is not None:
+                fix = "Use dense_attention or GraphAttention."
+                raise ValueError(message(where, "mask", "must not have parallel edges", mask, fix))
+            mask = mask.mask()
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(message(where, "mask", "must be a pattern or a boolean tensor", got, "Use mask.bool()."))
+        pairs = (x_target.size(-2), x_source.size(-2))
+        if mask.shape not in (pairs, (*x_target.shape[:-2], *pairs)):
+            rule = f"must have shape [T, S] = {list(pairs)}, with or without x's batch dimensions in front"
+            raise ValueError(message(where, "mask", rule, shape_of(mask)))
+        return mask
+
+    def _to_matrix(self, x: Tensor | None, pattern: Pattern) -> Tensor | None:
+        """Lay out one row per edge as a matrix [T, S, ...]."""
+        if x is None:
+            return None
+        source, target = pattern.edge_index
+        empty = x.new_zeros(pattern.num_targets, pattern.num_sources, *x.shape[1:])
+        return empty.index_put((target, source), x)
+
+    def _keep(self, query: Tensor, key: Tensor) -> Tensor:
+        device = query.device
+        batch = query.shape[:-3]
+        return keep_edges(
+            draw_seed(device),
+            self.dropout,
+            batch=torch.arange(batch.numel(), device=device).view(*batch, 1, 1, 1),
+            target=torch.arange(query.size(-3), device=device)[:, None],
+            source=torch.arange(key.size(-3), device=device),
+            occurrence=0,
+            head=torch.arange(self.heads, device=device)[:, None, None],
+        )

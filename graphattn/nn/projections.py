@@ -1,0 +1,172 @@
+"""The parameters that the sparse layer and its dense twin share, and how they are read from elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.nn.inits import glorot
+
+from ..errors import check_choice, check_float_tensor, check_int, check_probability, message, shape_of
+from ..normalizers import as_normalizer
+from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
+from .encodings import Encoding
+
+# What a layer calls its scores, and the activation of those whose vector it owns.
+ACTIVATIONS = {"additive": "tanh", "gatv2": "leaky_relu"}
+SCORE_NAMES = ("dot_product", *ACTIVATIONS)
+
+
+class Projections(torch.nn.Module):
+    """W_q, W_k, W_v, W_o, the projection of edge features, and the vector of additive scores."""
+
+    lin_query: Linear
+    lin_key: Linear
+    lin_value: Linear
+    lin_out: Linear
+    lin_edge: Linear | None
+    score_vector: Parameter | None
+
+    def _build(
+        self,
+        in_channels: int | tuple[int, int],
+        out_channels: int,
+        heads: int,
+        kv_heads: int | None,
+        score: str | Score | ScoreFunction,
+        normalizer: Any,
+        edge_dim: int | None,
+        dropout: float,
+        bias: bool,
+        encoding: Encoding | None,
+    ) -> None:
+        where = type(self).__name__
+        pair = in_channels if isinstance(in_channels, tuple | list) else (in_channels, in_channels)
+        if len(pair) != 2:
+            raise ValueError(
+                message(where, "in_channels", "must be one integer or a (source, target) pair", in_channels)
+            )
+        for channels in pair:
+            if check_int(where, "in_channels", channels, -1) == 0:
+                raise ValueError(
+                    message(where, "in_channels", "must be positive, or -1 to be found at the first call", 0)
+                )
+        self.in_channels = in_channels
+        self.out_channels = check_int(where, "out_channels", out_channels, 1)
+        self.heads = check_int(where, "heads", heads, 1)
+        self.kv_heads = self.heads if kv_heads is None else check_int(where, "kv_heads", kv_heads, 1)
+        self.edge_dim = None if edge_dim is None else check_int(where, "edge_dim", edge_dim, 1)
+        check_probability(where, "dropout", dropout)
+        self.dropout = float(dropout)
+        if self.out_channels % self.heads:
+            raise ValueError(message(where, "heads", f"must divide out_channels, {out_channels}", heads))
+        if self.heads % self.kv_heads:
+            raise ValueError(message(where, "kv_heads", f"must divide heads, {heads}", kv_heads))
+        if isinstance(score, str):
+            check_choice(where, "score", score, SCORE_NAMES)
+            self.score: Any = score
+        else:
+            # A module keeps its own parameters here; any other score is a plain attribute.
+            self.score = score if callable(score) else as_score(where, score)
+        self.normalizer = as_normalizer(where, normalizer)
+        self.encoding = encoding
+
+        width = self.out_channels // self.heads
+        source_channels, target_channels = pair
+        options = {"bias": bias, "weight_initializer": "glorot", "bias_initializer": "zeros"}
+        self.lin_query = Linear(target_channels, self.heads * width, **options)
+        self.lin_key = Linear(source_channels, self.kv_heads * width, **options)
+        self.lin_value = Linear(source_channels, self.kv_heads * width, **options)
+        self.lin_out = Linear(self.heads * width, self.out_channels, **options)
+        self.lin_edge = None
+        if self.edge_dim is not None:
+            self.lin_edge = Linear(self.edge_dim, self.kv_heads * width, **{**options, "bias": False})
+        self.score_vector = Parameter(torch.empty(self.heads, width)) if self.score in list(ACTIVATIONS) else None
+        self.reset_parameters()
+
+    @classmethod
+    def from_multihead_attention(cls, attention: torch.nn.MultiheadAttention, **options: Any) -> Self:
+        """Take over the weights of torch's layer: with a full pattern, both then compute the same.
+
+        Args:
+            attention: the layer to read; `options` go to the constructor.
+
+        Raises:
+            ValueError: the layer has `add_bias_kv`, `add_zero_attn`, or key and value of different widths.
+        """
+        if attention.bias_k is not None or attention.add_zero_attn or attention.kdim != attention.vdim:
+            rule = "must have no add_bias_kv, no add_zero_attn, and kdim == vdim"
+            raise ValueError(message(f"{cls.__name__}.from_multihead_attention", "attention", rule))
+        width = attention.embed_dim
+        in_channels = width if attention.kdim == width else (attention.kdim, width)
+        options = {"heads": attention.num_heads, "dropout": attention.dropout, **options}
+        layer = cls(in_channels, width, bias=attention.in_proj_bias is not None, **options)
+        if attention.in_proj_weight is not None:
+            weights = attention.in_proj_weight.chunk(3)
+        else:
+            weights = (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+        linears = (layer.lin_query, layer.lin_key, layer.lin_value, layer.lin_out)
+        layer.to(attention.out_proj.weight)
+        with torch.no_grad():
+            for linear, weight in zip(linears, (*weights, attention.out_proj.weight), strict=True):
+                linear.weight.copy_(weight)
+            if attention.in_proj_bias is not None:
+                for linear, bias in zip(
+                    linears, (*attention.in_proj_bias.chunk(3), attention.out_proj.bias), strict=True
+                ):
+                    linear.bias.copy_(bias)
+        return layer.train(attention.training)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for linear in (self.lin_query, self.lin_key, self.lin_value, self.lin_out, self.lin_edge):
+            if linear is not None:
+                linear.reset_parameters()
+        glorot(self.score_vector)
+
+    def _own_score(self) -> Score | ScoreFunction:
+        if self.score_vector is not None:
+            return Additive(self.score_vector, ACTIVATIONS[self.score])
+        return DotProduct() if self.score == "dot_product" else self.score
+
+    def _check_features(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Check the features of sources and targets, and return both."""
+        where = type(self).__name__
+        pair = tuple(x) if isinstance(x, tuple | list) else (x, x)
+        if len(pair) != 2 or pair[1] is None:
+            rule = "must be a tensor or a pair (x_source, x_target)"
+            raise ValueError(message(where, "x", rule, fix="Targets need features too: they make the queries."))
+        for side, linear in zip(pair, (self.lin_key, self.lin_query), strict=True):
+            check_float_tensor(where, "x", side)
+            if side.dim() < 2 or linear.in_channels not in (-1, side.size(-1)):
+                rule = f"must have shape [*B, N, {linear.in_channels}]"
+                raise ValueError(message(where, "x", rule.replace("-1", "C"), shape_of(side)))
+        return pair
+
+    def _check_edge_dim(self, edge_attr: Tensor | None, leading: tuple[int, ...]) -> Tensor | None:
+        """Check edge features against `edge_dim`; one-dimensional ones of an edge_dim of 1 get their last dimension."""
+        where = type(self).__name__
+        if self.edge_dim is None and edge_attr is not None:
+            fix = f"Use {where}(..., edge_dim={edge_attr.size(-1) if edge_attr.dim() > 1 else 1})."
+            raise ValueError(message(where, "edge_attr", "needs a layer with edge_dim", shape_of(edge_attr), fix))
+        if self.edge_dim is not None and edge_attr is None:
+            raise ValueError(message(where, "edge_attr", f"must be given because edge_dim is {self.edge_dim}", "None"))
+        if edge_attr is None:
+            return None
+        if self.edge_dim == 1 and edge_attr.shape == leading:
+            edge_attr = edge_attr.unsqueeze(-1)
+        if edge_attr.shape[-1 - len(leading) :] != (*leading, self.edge_dim):
+            rule = f"must have shape {[*leading, self.edge_dim]}"
+            raise ValueError(message(where, "edge_attr", rule, shape_of(edge_attr)))
+        check_float_tensor(where, "edge_attr", edge_attr)
+        return edge_attr
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        return x.unflatten(-1, (heads, self.out_channels // self.heads))
+
+    def __repr__(self) -> str:
+        kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads}{kv_heads})"

@@ -1,0 +1,9 @@
+"""Who attends to whom."""
+
+from .base import Pattern as Pattern
+from .edges import Edges as Edges
+from .grid import Grid as Grid
+from .sequence import Full as Full
+from .sequence import Window as Window
+
+PATTERNS = (Edges, Full, Window, Grid)

@@ -1,0 +1,167 @@
+"""What every pattern offers: sizes, edges, mask, CSR, on any device."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..csr import CSR, build_csr
+from ..errors import message
+
+T = TypeVar("T")
+
+
+class Pattern(ABC):
+    """The set of (source j, target i) pairs that may attend.
+
+    A pattern is immutable: what is derived from it (edges, CSR, CSC) is computed once, when first asked for, and kept.
+    Subclasses say how many sources, targets and edges there are, which pairs are allowed, and list the edges.
+
+    Attributes:
+        num_sources: S, rows of key and value.
+        num_targets: T, rows of query.
+    """
+
+    num_sources: int
+    num_targets: int
+
+    def __init__(self, num_sources: int, num_targets: int) -> None:
+        self.num_sources = num_sources
+        self.num_targets = num_targets
+        self._kept: dict[str, Any] = {}
+
+    @property
+    @abstractmethod
+    def num_edges(self) -> int:
+        """E. Structured patterns know it without listing their edges."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where edges, mask and CSR live."""
+
+    @abstractmethod
+    def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
+        """The definition: True where `target` may attend to `source`; both are indices that broadcast together."""
+
+    @abstractmethod
+    def with_self_loops(self) -> Pattern:
+        """Let every node attend to itself. Edges keep their order; new loops come after them, by node.
+
+        Raises:
+            ValueError: sources and targets aren't the same nodes.
+        """
+
+    @abstractmethod
+    def offsets(self) -> Tensor:
+        """Coordinates of the source relative to the target: [E, dimensions] int64, in the caller's order.
+
+        Raises:
+            NotImplementedError: the pattern has no coordinates.
+        """
+
+    @abstractmethod
+    def _list_edges(self) -> Tensor:
+        """[2, E] int64."""
+
+    @classmethod
+    @abstractmethod
+    def _join(cls, patterns: Sequence[Any]) -> Self:
+        """Disjoint union of patterns of this class."""
+
+    @abstractmethod
+    def __repr__(self) -> str: ...
+
+    @property
+    def edge_index(self) -> Tensor:
+        """[2, E] int64, sources above targets, in the caller's order (structured patterns: by target, then source)."""
+        return self.keep("edge_index", self._list_edges)
+
+    def mask(self) -> Tensor:
+        """[T, S] boolean, True where the target may attend to the source. Parallel edges are one entry."""
+        target = torch.arange(self.num_targets, device=self.device)
+        source = torch.arange(self.num_sources, device=self.device)
+        return self.allows(target[:, None], source)
+
+    def csr(self) -> CSR:
+        """Rows are targets, columns are sources."""
+        return self.keep("csr", lambda: self._sort(1, 0))
+
+    def csc(self) -> CSR:
+        """Rows are sources, columns are targets: the transposed pattern's CSR."""
+        return self.keep("csc", lambda: self._sort(0, 1))
+
+    def occurrence(self) -> Tensor | None:
+        """[E] int64 in the caller's order: how many edges of the same pair come before; None without parallel edges."""
+        return self.keep("occurrence", self._count_parallel)
+
+    def keep(self, name: str, build: Callable[[], T]) -> T:
+        """Return what `build` made when this name was first asked for. Kernels keep their own index structures here."""
+        if name not in self._kept:
+            # A tensor born in inference mode could never again take part in autograd.
+            with torch.inference_mode(False):
+                self._kept[name] = build()
+        return self._kept[name]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Return the pattern on another device, with everything it has computed so far."""
+        if torch.device(device) == self.device:
+            return self
+        other = copy.copy(self)
+        vars(other).update(_move(vars(self), device, non_blocking))
+        return other
+
+    @staticmethod
+    def join(patterns: Sequence[Pattern]) -> Pattern:
+        """Disjoint union of patterns of one class: the pattern of a batch.
+
+        Raises:
+            TypeError: the patterns are of different classes, or there are none.
+            ValueError: they differ in more than size (another radius, say).
+        """
+        classes = {type(pattern) for pattern in patterns}
+        if len(classes) != 1 or not issubclass(next(iter(classes)), Pattern):
+            names = sorted(cls.__name__ for cls in classes)
+            raise TypeError(message("join", "patterns", "must be one or more patterns of one class", names))
+        return patterns[0] if len(patterns) == 1 else patterns[0]._join(patterns)
+
+    def _sort(self, row: int, column: int) -> CSR:
+        sizes = (self.num_sources, self.num_targets)
+        return build_csr(self.edge_index[row], self.edge_index[column], sizes[row], sizes[column])
+
+    def _count_parallel(self) -> Tensor | None:
+        ptr, index, perm = self.csr()
+        position = torch.arange(index.numel(), device=index.device)
+        is_first = torch.ones_like(position, dtype=torch.bool)
+        is_first[1:] = index[1:] != index[:-1]
+        # A row without edges begins where the next one does; at E there is no position to mark.
+        begins = ptr[:-1]
+        is_first[begins[begins < index.numel()]] = True
+        if bool(is_first.all()):
+            return None
+        count = position - torch.where(is_first, position, 0).cummax(0).values
+        return count if perm is None else torch.empty_like(count).index_copy_(0, perm.to(torch.int64), count)
+
+
+def check_square(pattern: Pattern) -> None:
+    """Raise ValueError unless sources and targets can be the same nodes."""
+    if pattern.num_sources != pattern.num_targets:
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        raise ValueError(message("with_self_loops", "pattern", "must have as many sources as targets", got))
+
+
+def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, dict):
+        return {key: _move(item, device, non_blocking) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_move(item, device, non_blocking) for item in value))
+    if isinstance(value, tuple):
+        return tuple(_move(item, device, non_blocking) for item in value)
+    return value

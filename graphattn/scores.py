@@ -1,0 +1,226 @@
+"""How strongly a target attends to a source, before normalizing.
+
+Each score has two forms, written separately and tested against each other: one number per edge, and the matrix of all
+pairs that the oracle and the dense layers use.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import check_choice, check_finite, check_float_tensor, message, shape_of
+
+ScoreFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Score(ABC):
+    """A score of (query, key) pairs. H query heads share H_kv key heads evenly."""
+
+    @abstractmethod
+    def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score each edge.
+
+        Args:
+            query_i: [*B, E, H, D] query of each edge's target.
+            key_j: [*B, E, H_kv, D] key of each edge's source.
+            edge_key: [*B, E, H_kv, D], added to the key, or None.
+
+        Returns:
+            [*B, E, H].
+        """
+
+    @abstractmethod
+    def dense(self, query: Tensor, key: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score all pairs.
+
+        Args:
+            query: [*B, T, H, D].
+            key: [*B, S, H_kv, D].
+            edge_key: [*B, T or 1, S, H_kv, D], added to the key of each pair, or None.
+
+        Returns:
+            [*B, H, T, S].
+        """
+
+    def check(self, where: str, query: Tensor, key: Tensor) -> None:
+        """Raise ValueError or TypeError where these shapes or dtypes can't be scored."""
+        if query.size(-1) != key.size(-1):
+            rule = f"must be as wide as query, {query.size(-1)}"
+            raise ValueError(message(where, "key", rule, f"{key.size(-1)} in shape {shape_of(key)}"))
+
+    def to(self, dtype: torch.dtype) -> Score:
+        """Return the score with its own tensors, if any, in another dtype."""
+        return self
+
+
+class DotProduct(Score):
+    """Scaled dot product: `scale * <query_i, key_j>`.
+
+    Args:
+        scale: factor; 1 / sqrt(D) where left out.
+
+    Raises:
+        TypeError: `scale` is not a number.
+        ValueError: `scale` is infinite or NaN.
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017, equation 1.
+    """
+
+    def __init__(self, scale: float | None = None) -> None:
+        if scale is not None:
+            check_finite("DotProduct", "scale", scale)
+        self.scale = scale
+
+    def factor(self, width: int) -> float:
+        """The factor for keys of this width."""
+        return width**-0.5 if self.scale is None else float(self.scale)
+
+    def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score each edge, see `Score.edgewise`."""
+        key_j = key_j if edge_key is None else key_j + edge_key
+        return (query_i * repeat_heads(key_j, query_i.size(-2))).sum(-1) * self.factor(query_i.size(-1))
+
+    def dense(self, query: Tensor, key: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score all pairs, see `Score.dense`."""
+        heads = query.size(-2)
+        score = torch.einsum("...thd,...shd->...hts", query, repeat_heads(key, heads))
+        if edge_key is not None:
+            of_pairs = torch.einsum("...thd,...tshd->...hts", query, _per_target(repeat_heads(edge_key, heads), query))
+            score = score + of_pairs
+        return score * self.factor(query.size(-1))
+
+    def __repr__(self) -> str:
+        return "DotProduct()" if self.scale is None else f"DotProduct(scale={self.scale})"
+
+
+class Additive(Score):
+    """Additive attention: `<vector, activation(query_i + key_j)>`, per head.
+
+    With tanh this is Bahdanau's score, with leaky_relu that of GATv2; of width D = 1, leaky_relu gives GAT, whose
+    halves `<a, W x_i>` and `<a, W x_j>` are the query and the key.
+
+    Args:
+        vector: [H, D] float.
+        activation: "tanh" or "leaky_relu".
+        negative_slope: slope of leaky_relu below zero.
+
+    Raises:
+        TypeError: `vector` is not a floating-point tensor.
+        ValueError: `vector` is not a matrix, or `activation` is another name.
+
+    References:
+        Bahdanau et al., 2015; Velickovic et al., "Graph Attention Networks", 2018; Brody et al., "How Attentive are
+        Graph Attention Networks?", 2022.
+    """
+
+    def __init__(self, vector: Tensor, activation: str = "tanh", negative_slope: float = 0.2) -> None:
+        check_float_tensor("Additive", "vector", vector)
+        check_choice("Additive", "activation", activation, ("tanh", "leaky_relu"))
+        check_finite("Additive", "negative_slope", negative_slope)
+        if vector.dim() != 2:
+            raise ValueError(message("Additive", "vector", "must have shape [H, D]", shape_of(vector)))
+        self.vector = vector
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def check(self, where: str, query: Tensor, key: Tensor) -> None:
+        """Raise ValueError or TypeError where these shapes or dtypes can't be scored."""
+        super().check(where, query, key)
+        if self.vector.shape != query.shape[-2:]:
+            rule = f"must have shape [H, D] = {list(query.shape[-2:])} like query"
+            raise ValueError(message(where, "score.vector", rule, shape_of(self.vector)))
+
+    def to(self, dtype: torch.dtype) -> Additive:
+        """Return the score with its vector in another dtype."""
+        return Additive(self.vector.to(dtype), self.activation, self.negative_slope)
+
+    def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score each edge, see `Score.edgewise`."""
+        key_j = key_j if edge_key is None else key_j + edge_key
+        return (self._activate(query_i + repeat_heads(key_j, query_i.size(-2))) * self.vector).sum(-1)
+
+    def dense(self, query: Tensor, key: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score all pairs, see `Score.dense`."""
+        pairs = repeat_heads(key, query.size(-2)).unsqueeze(-4)
+        if edge_key is not None:
+            pairs = pairs + repeat_heads(edge_key, query.size(-2))
+        hidden = self._activate(query.unsqueeze(-3) + pairs)
+        return torch.einsum("...tshd,hd->...hts", hidden, self.vector)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return x.tanh() if self.activation == "tanh" else torch.nn.functional.leaky_relu(x, self.negative_slope)
+
+    def __repr__(self) -> str:
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "leaky_relu" else ""
+        return f"Additive({list(self.vector.shape)}, {self.activation!r}{slope})"
+
+
+class FunctionScore(Score):
+    """A user's own score: any callable `(query_i, key_j, edge_key) -> [*B, E, H]`, pairwise.
+
+    The callable sees every head's key, [*B, E, H, D], and `edge_key` as the user gave it, [*B or nothing, E, ...].
+    """
+
+    def __init__(self, function: ScoreFunction) -> None:
+        self.function = function
+
+    def check(self, where: str, query: Tensor, key: Tensor) -> None:
+        """A function may combine a query and a key of different widths."""
+
+    def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score each edge, see `Score.edgewise`."""
+        score = self.function(query_i, repeat_heads(key_j, query_i.size(-2)), edge_key)
+        if not isinstance(score, Tensor) or score.shape != query_i.shape[:-1]:
+            got = shape_of(score) if isinstance(score, Tensor) else type(score).__name__
+            rule = f"must return [*B, E, H] = {list(query_i.shape[:-1])}"
+            raise ValueError(
+                message("attention", "score", rule, got, "Reduce the last dimension, for example by sum(-1).")
+            )
+        return score
+
+    def dense(self, query: Tensor, key: Tensor, edge_key: Tensor | None) -> Tensor:
+        """Score all pairs, as one long list of edges."""
+        targets, sources = query.size(-3), key.size(-3)
+        query_i = query.repeat_interleave(sources, -3)
+        key_j = key.repeat(*[1] * (key.dim() - 3), targets, 1, 1)
+        if edge_key is not None:
+            pair_dim = query.dim() - 3
+            edge_key = edge_key.expand(*edge_key.shape[:pair_dim], targets, *edge_key.shape[pair_dim + 1 :])
+            edge_key = edge_key.flatten(pair_dim, pair_dim + 1)
+        score = self.edgewise(query_i, key_j, edge_key)
+        return score.unflatten(-2, (targets, sources)).movedim(-1, -3)
+
+    def __repr__(self) -> str:
+        return f"FunctionScore({getattr(self.function, '__name__', type(self.function).__name__)})"
+
+
+SCORES = (DotProduct, Additive, FunctionScore)
+
+
+def as_score(where: str, score: Any) -> Score:
+    """Return a Score as it is and any other callable as a `FunctionScore`.
+
+    Raises:
+        TypeError: `score` is neither.
+    """
+    if isinstance(score, Score):
+        return score
+    if callable(score) and not isinstance(score, type):
+        return FunctionScore(score)
+    rule = "must be DotProduct(), Additive(vector) or a callable (query_i, key_j, edge_key) -> [*B, E, H]"
+    raise TypeError(message(where, "score", rule, repr(score)))
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Give each of `heads` query heads its key or value head: [..., H_kv, D] to [..., H, D]."""
+    return x if x.size(-2) == heads else x.repeat_interleave(heads // x.size(-2), -2)
+
+
+def _per_target(edge_key: Tensor, query: Tensor) -> Tensor:
+    return edge_key.expand(*edge_key.shape[:-4], query.size(-3), *edge_key.shape[-3:])

@@ -1,0 +1,86 @@
+"""Every kernel equals the oracle, over the zoo, in values and all gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from graphattn import Additive, DotProduct
+from graphattn.kernels import KERNELS
+from graphattn.normalizers import NORMALIZERS
+from graphattn.scores import SCORES, FunctionScore, Score
+from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
+
+PATTERNS = pattern_zoo()
+HEADS, WIDTH = 4, 3
+
+
+def distance(query_i, key_j, edge_key):
+    """A score of the user's own: minus the squared distance."""
+    score = -(query_i - key_j).square().sum(-1)
+    return score if edge_key is None else score + edge_key.sum((-1, -2)).unsqueeze(-1)
+
+
+def examples(cls: type[Score]) -> list[Score]:
+    vector = torch.randn(HEADS, WIDTH, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    made = {
+        DotProduct: [DotProduct(), DotProduct(scale=-2.0)],
+        Additive: [Additive(vector), Additive(vector, "leaky_relu", negative_slope=0.1)],
+        FunctionScore: [FunctionScore(distance)],
+    }
+    return made[cls]
+
+
+ALL_SCORES = [score for cls in SCORES for score in examples(cls)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("score", ALL_SCORES, ids=repr)
+@pytest.mark.parametrize("name", PATTERNS)
+def test_kernel_matches_oracle(name, score, normalizer, kernel):
+    pattern = PATTERNS[name]
+    tensors = random_call(pattern, heads=HEADS, kv_heads=2, width=WIDTH, value_width=5)
+    assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize("score", ALL_SCORES, ids=repr)
+@pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
+def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, batch, kernel):
+    pattern = PATTERNS[name]
+    tensors = random_call(pattern, batch=batch, heads=HEADS, kv_heads=2, width=WIDTH, edge_tensors=True)
+    assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("name", ["hub", "unsorted edges", "parallel edges", "window ragged"])
+def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtype, kernel):
+    pattern = PATTERNS[name]
+    tensors = random_call(pattern, width=8, dtype=dtype, edge_tensors=name != "hub")
+    score = Additive(torch.ones(2, 8)) if normalizer.name == "relu" else DotProduct()
+    assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_edge_tensors_may_have_batch_dimensions_of_their_own(kernel):
+    pattern = PATTERNS["parallel edges"]
+    tensors = random_call(pattern, batch=(2,), edge_tensors=True)
+    for name in ("edge_bias", "edge_key", "edge_value"):
+        tensors[name] = torch.stack([tensors[name], -tensors[name]]).detach().requires_grad_()
+    assert_matches_dense(tensors, pattern, backend=kernel.name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
+    pattern = PATTERNS["unsorted edges"]
+    for normalizer in NORMALIZERS:
+        tensors = random_call(pattern, edge_tensors=True)
+        bias = tensors["edge_bias"].detach().clone()
+        bias[::3] = -torch.inf
+        bias[pattern.edge_index[1] == 2] = -torch.inf
+        tensors["edge_bias"] = bias
+        assert_matches_dense(tensors, pattern, normalizer=normalizer.name, backend=kernel.name)
