@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .ambiguous import AmbiguousWords as AmbiguousWords
+from .digits import digits_graph as digits_graph
 from .grammar import generate_ambiguous_words as generate_ambiguous_words
 from .graphs import GRAPHS as GRAPHS
 from .graphs import load_graph as load_graph
 from .roots import dataset_root as dataset_root
 
-__all__ = ["GRAPHS", "AmbiguousWords", "dataset_root", "generate_ambiguous_words", "load_graph"]
+__all__ = ["GRAPHS", "AmbiguousWords", "dataset_root", "digits_graph", "generate_ambiguous_words", "load_graph"]

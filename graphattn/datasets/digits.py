@@ -1,0 +1,42 @@
+"""The handwritten digits that ship with scikit-learn, joined to a graph of nearest neighbors."""
+
+from __future__ import annotations
+
+import torch
+from torch_geometric.data import Data
+
+from ..errors import check_int, message
+from ..patterns import Edges
+
+
+def digits_graph(neighbors: int = 8) -> Data:
+    """1,797 images of 8 x 8 pixels; each is joined, both ways, to those nearest to it in pixel space, and to itself.
+
+    Args:
+        neighbors: how many nearest images each one names, itself not counted.
+
+    Returns:
+        `Data` with x [1797, 64] float in [0, 1], the pixels row by row; y [1797] long, the digit; edge_index [2, E].
+
+    Raises:
+        ImportError: scikit-learn is missing.
+
+    References:
+        E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
+    """
+    check_int("digits_graph", "neighbors", neighbors, 1)
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.neighbors import kneighbors_graph
+    except ImportError as error:
+        fix = "Use pip install 'graphattn[examples]'."
+        raise ImportError(message("digits_graph", "scikit-learn", "must be installed", fix=fix)) from error
+    pixels, digit = load_digits(return_X_y=True)
+    # Each image is among its own nearest ones: hence one more.
+    nearest = kneighbors_graph(pixels, neighbors + 1, include_self=True)
+    edges = Edges(nearest.maximum(nearest.T))
+    return Data(
+        x=torch.from_numpy(pixels / 16).to(torch.float32),
+        y=torch.from_numpy(digit).to(torch.int64),
+        edge_index=edges.edge_index,
+    )

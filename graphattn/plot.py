@@ -1,0 +1,187 @@
+"""Pictures of attention: Matplotlib axes in, axes out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import message, shape_of
+from .patterns import Pattern
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Paul Tol's "muted" scheme, which color-blind readers can tell apart; names beside the nodes say the same again.
+COLORS = (
+    "#332288",
+    "#88CCEE",
+    "#117733",
+    "#DDCC77",
+    "#CC6677",
+    "#44AA99",
+    "#882255",
+    "#999933",
+    "#AA4499",
+    "#666666",
+)
+
+
+def draw_graph(
+    axes: Axes,
+    pattern: Pattern,
+    position: Tensor,
+    label: Tensor,
+    *,
+    wrong: Tensor | None = None,
+    names: Sequence[str] | None = None,
+    most_edges: int = 20_000,
+) -> Axes:
+    """Draw nodes, colored and named by label, and the edges between them.
+
+    Args:
+        axes: Matplotlib axes to draw into.
+        pattern: of N nodes.
+        position: [N, 2] coordinates.
+        label: [N] integers; the color of each node, in turn from `COLORS`.
+        wrong: [N] boolean, nodes to ring in black.
+        names: one per label, written where its nodes are densest; the numbers themselves where left out.
+        most_edges: a larger graph shows an even selection of this many edges.
+
+    Returns:
+        `axes`.
+
+    Raises:
+        ValueError: position or label has another number of rows than the pattern has nodes.
+    """
+    from matplotlib import patheffects
+    from matplotlib.collections import LineCollection
+
+    for argument, x, shape in (
+        ("position", position, (pattern.num_targets, 2)),
+        ("label", label, (pattern.num_targets,)),
+    ):
+        if x.shape != shape:
+            raise ValueError(message("draw_graph", argument, f"must have shape {list(shape)}", shape_of(x)))
+    position, label = position.detach().cpu(), label.cpu()
+    edge_index = pattern.edge_index.cpu()
+    edge_index = edge_index[:, edge_index[0] < edge_index[1]]
+    edge_index = edge_index[:, :: math.ceil(edge_index.size(1) / most_edges) or 1]
+    axes.add_collection(LineCollection(position[edge_index.t()].numpy(), colors="#777777", linewidths=0.3, alpha=0.25))
+    colors = [COLORS[number % len(COLORS)] for number in label.tolist()]
+    axes.scatter(*position.t().numpy(), s=13, c=colors, linewidths=0, zorder=2)
+    if wrong is not None and bool(wrong.any()):
+        ringed = position[wrong.cpu()].t().numpy()
+        axes.scatter(*ringed, s=26, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
+    outline = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+    for number in label.unique().tolist():
+        x, y = _densest(position[label == number]).tolist()
+        name = str(number) if names is None else names[number]
+        axes.text(x, y, name, fontsize=17, weight="bold", ha="center", va="center", zorder=4, path_effects=outline)
+    axes.set_axis_off()
+    return axes
+
+
+def mark_node(axes: Axes, position: Tensor, text: str, away_from: Tensor) -> Axes:
+    """Point at one node of a drawn graph with a short text beside it.
+
+    Args:
+        axes: Matplotlib axes to draw into.
+        position: [2] coordinates of the node.
+        text: what to write.
+        away_from: [2] the point on whose far side the text stands.
+
+    Returns:
+        `axes`.
+    """
+    direction = torch.nn.functional.normalize(position - away_from, dim=0)
+    axes.annotate(
+        text,
+        position.tolist(),
+        xytext=(36 * direction).tolist(),
+        textcoords="offset points",
+        fontsize=13,
+        weight="bold",
+        ha="center",
+        va="center",
+        zorder=6,
+        bbox={"boxstyle": "circle,pad=0.25", "facecolor": "white", "edgecolor": "black"},
+        arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 1.2},
+    )
+    return axes
+
+
+def draw_neighborhood(
+    axes: Axes,
+    target: int,
+    source: Tensor,
+    weight: Tensor,
+    captions: Sequence[str],
+    *,
+    label: Tensor,
+    images: Any = None,
+    most: int = 8,
+) -> Axes:
+    """Draw whom one node attends to: itself in the middle, its sources around it, edges as thick as their weights.
+
+    Args:
+        axes: Matplotlib axes to draw into.
+        target: the node.
+        source: [n] the sources of its edges.
+        weight: [n] their weights, at least 0.
+        captions: a short text for every node of the graph, written below it.
+        label: [N] integers, the color of every node's frame, in turn from `COLORS`.
+        images: what `imshow` takes, for every node of the graph; discs where left out.
+        most: draw only this many sources, those of the largest weights; a line says what the others add up to.
+
+    Returns:
+        `axes`.
+    """
+    order = weight.argsort(descending=True, stable=True).tolist()
+    own = sum(float(weight[edge]) for edge in order if int(source[edge]) == target)
+    around = [edge for edge in order if int(source[edge]) != target]
+    shown, hidden = around[:most], around[most:]
+    strongest = max([float(weight[edge]) for edge in shown], default=1.0) or 1.0
+
+    def draw_node(node: int, x: float, y: float, half: float) -> None:
+        color = COLORS[int(label[node]) % len(COLORS)]
+        _draw_node(axes, None if images is None else images[node], captions[node], (x, y), half, color)
+
+    for place, edge in enumerate(shown):
+        angle = math.pi / 2 - 2 * math.pi * place / len(shown)
+        # Panels are wider than high: an ellipse gives the pictures room.
+        x, y = 1.8 * math.cos(angle), 1.15 * math.sin(angle)
+        share = float(weight[edge])
+        axes.plot([0, x], [0, y], color="#4477AA", linewidth=0.5 + 7 * share / strongest, alpha=0.85, zorder=1)
+        box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.9}
+        axes.text(0.5 * x, 0.5 * y, f"{share:.0%}", fontsize=9, ha="center", va="center", zorder=3, bbox=box)
+        draw_node(int(source[edge]), x, y, 0.19)
+    draw_node(target, 0, 0, 0.24)
+    notes = [f"itself {own:.0%}"] if own else []
+    notes += [f"{len(hidden)} more {float(weight[hidden].sum()):.0%}"] if hidden else []
+    axes.text(2.1, -1.5, ", ".join(notes), fontsize=9, ha="right", va="center", color="#444444")
+    axes.set(xlim=(-2.2, 2.2), ylim=(-1.6, 1.4), aspect="equal")
+    axes.set_axis_off()
+    return axes
+
+
+def _draw_node(axes: Axes, image: Any, caption: str, center: tuple[float, float], half: float, color: str) -> None:
+    from matplotlib.patches import Circle, Rectangle
+
+    x, y = center
+    if image is None:
+        axes.add_patch(Circle(center, half, facecolor=color, edgecolor="black", zorder=4))
+    else:
+        axes.imshow(image, cmap="gray_r", extent=(x - half, x + half, y - half, y + half), zorder=4)
+        corner = (x - half, y - half)
+        axes.add_patch(Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, linewidth=2, zorder=5))
+    box = {"boxstyle": "round,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    axes.text(x, y - half - 0.05, caption, fontsize=8, ha="center", va="top", zorder=5, bbox=box)
+
+
+def _densest(points: Tensor) -> Tensor:
+    """The point that lies nearest to all others: unlike the mean, it lies among them."""
+    return points[torch.cdist(points, points).sum(1).argmin()]
