@@ -1,5 +1,6 @@
 """Sparse self-attention on the edges of any graph, for PyTorch Geometric."""
 
+from . import nn as nn
 from .dense import dense_attention as dense_attention
 from .functional import attention as attention
 from .functional import explain_backend as explain_backend
@@ -25,4 +26,5 @@ __all__ = [
     "dense_attention",
     "explain_backend",
     "merge",
+    "nn",
 ]

@@ -50,13 +50,14 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
 
 def stable_order(key: Tensor, num_keys: int) -> Tensor:
     """Stable argsort of keys in [0, num_keys): [E] int64."""
-    if key.device.type != "cpu":
+    count = key.numel()
+    # Counting takes memory in the order of the keys, sorting in that of the edges.
+    if key.device.type != "cpu" or num_keys > 16 * count + 2**20:
         return torch.sort(key, stable=True).indices
     # One row per edge, one entry per row: turning that matrix into columns is a counting pass in compiled code,
     # two to three times as fast as torch's sort.
     from scipy.sparse import csr_array
 
-    count = key.numel()
     width = np.int32 if max(count, num_keys) < 2**31 - 1 else np.int64
     entries = (np.ones(count, np.int8), key.numpy().astype(width), np.arange(count + 1, dtype=width))
     by_key = csr_array(entries, shape=(count, num_keys)).tocsc()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -249,8 +250,10 @@ def choose(call: Call, backend: str) -> Kernel:
         NotImplementedError: the named kernel can't run the call.
     """
     check_choice("attention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
-    able = [kernel for kernel in KERNELS if kernel.why_not(call) is None]
-    cheapest = min(able, key=lambda kernel: kernel.cost(call))
+    cheapest, lowest = KERNELS[0], math.inf
+    for kernel in KERNELS:
+        if kernel.why_not(call) is None and kernel.cost(call) < lowest:
+            cheapest, lowest = kernel, kernel.cost(call)
     if backend == "auto":
         return cheapest
     named = next(kernel for kernel in KERNELS if kernel.name == backend)

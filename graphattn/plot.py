@@ -175,6 +175,7 @@ def _draw_node(axes: Axes, image: Any, caption: str, center: tuple[float, float]
     if image is None:
         axes.add_patch(Circle(center, half, facecolor=color, edgecolor="black", zorder=4))
     else:
+        image = image.cpu().numpy() if isinstance(image, Tensor) else image
         axes.imshow(image, cmap="gray_r", extent=(x - half, x + half, y - half, y + half), zorder=4)
         corner = (x - half, y - half)
         axes.add_patch(Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, linewidth=2, zorder=5))

@@ -246,9 +246,10 @@ def _check_index(where: str, edge_index: Tensor) -> Tensor:
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         fix = "Use edge_index.t()." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
         raise ValueError(message(where, "edge_index", "must have shape [2, E]", shape_of(edge_index), fix))
-    if edge_index.is_inference() and not torch.is_inference_mode_enabled():
-        edge_index = edge_index.clone()
-    return edge_index.to(torch.int64)
+    # Patterns outlive inference mode, and its tensors could never take part in autograd.
+    with torch.inference_mode(False):
+        edge_index = edge_index.clone() if edge_index.is_inference() else edge_index
+        return edge_index.to(torch.int64).contiguous()
 
 
 def _check_sorted(where: str, edge_index: EdgeIndex) -> Tensor:

@@ -1,0 +1,147 @@
+"""Rooms, public names, imports and the wheel."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import graphattn
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "graphattn"
+
+# Imports point to the same level or downward, except among kernels, which don't know each other.
+LEVELS = {
+    "errors": 0,
+    "memory": 0,
+    "random": 0,
+    "csr": 1,
+    "segments": 1,
+    "patterns": 2,
+    "scores": 2,
+    "normalizers": 2,
+    "dense": 3,
+    "kernels": 3,
+    "functional": 4,
+    "nn": 5,
+    "compare": 6,
+    "testing": 6,
+    "datasets": 6,
+    "plot": 6,
+    "cli": 7,
+    "__main__": 7,
+}
+
+
+def imports(path: Path) -> list[str]:
+    """Modules of the package that a file imports, as dotted names below graphattn."""
+    folder = list(path.relative_to(PACKAGE).parts[:-1])
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = folder[: len(folder) - node.level + 1]
+            module = node.module.split(".") if node.module else []
+            found += [".".join(base + module)] if module else [".".join([*base, alias.name]) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "graphattn":
+            found.append((node.module or "").removeprefix("graphattn").removeprefix("."))
+        elif isinstance(node, ast.Import):
+            found += [a.name.removeprefix("graphattn.") for a in node.names if a.name.startswith("graphattn.")]
+    return found
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_downward(path):
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for module in imports(path):
+        other = module.split(".")[0]
+        assert LEVELS[other] <= LEVELS[room], f"{room} imports {module}"
+        if room == "kernels":
+            assert other != "dense", "a kernel must not know its judge"
+            is_list = path.name in ("__init__.py", "base.py")
+            assert is_list or other != "kernels" or module == "kernels.base", f"{path.name} imports {module}"
+        if room == "dense":
+            assert other != "kernels", "the judge must not know a kernel"
+
+
+def test_public_names_are_pinned():
+    assert graphattn.__all__ == [
+        "Additive",
+        "DotProduct",
+        "Edges",
+        "Full",
+        "Grid",
+        "Pattern",
+        "Window",
+        "attention",
+        "dense_attention",
+        "explain_backend",
+        "merge",
+        "nn",
+    ]
+    assert all(hasattr(graphattn, name) for name in graphattn.__all__)
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_loads_nothing_heavy():
+    code = """
+import sys, torch_geometric
+before = set(sys.modules)
+import graphattn
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(names & {"numba", "llvmlite", "triton", "matplotlib", "sklearn", "pandas", "networkx"}))
+"""
+    assert run_python(code) == "[]"
+
+
+def test_everything_but_its_kernel_works_without_numba():
+    code = """
+import sys
+sys.modules.update({name: None for name in ("numba", "triton", "matplotlib", "sklearn")})
+import torch, graphattn, graphattn.datasets, graphattn.plot, graphattn.testing
+layer = graphattn.nn.GraphAttention(4, 4)
+print(list(layer(torch.zeros(3, 4), graphattn.Window(3, radius=1)).shape))
+"""
+    assert run_python(code) == "[3, 4]"
+
+
+def test_wheel_holds_the_package_alone(tmp_path):
+    build = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
+    # A copy, so that nothing is built into the checkout.
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    for folder in ("graphattn", "tests", "examples", "datasets"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in {".py", ".typed", ".txt", ".md"} and "processed" not in path.parts:
+                copy = source / path.relative_to(ROOT)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+    done = subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    inside = {name for name in held if not name.startswith(f"graphattn-{graphattn.__version__}.dist-info/")}
+    assert inside == {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in {".py", ".typed"}}
+
+
+def test_the_datasets_folder_holds_no_code():
+    assert not list((ROOT / "datasets").rglob("*.py"))
+
+
+def test_version_is_the_same_everywhere():
+    assert f'version = "{graphattn.__version__}"' in (ROOT / "pyproject.toml").read_text()
+    assert graphattn.__version__ in (ROOT / "CHANGELOG.md").read_text()

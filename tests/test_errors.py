@@ -1,0 +1,435 @@
+"""Bad input gets one clear line: the argument, the value, the fix."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch_geometric import EdgeIndex
+
+from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, attention, explain_backend
+from graphattn.kernels import KERNELS, Call, Kernel, Result
+from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
+from graphattn.testing import graph_zoo
+
+X = torch.randn(5, 2, 4)
+EDGES = torch.tensor([[0, 1, 4], [1, 2, 0]])
+
+
+def call(query=X, key=X, value=X, pattern=EDGES, **options):
+    return attention(query, key, value, pattern, **options)
+
+
+BAD_CALLS = {
+    "index out of range": (
+        lambda: call(pattern=torch.tensor([[0, 1, 9], [1, 2, 0]])),
+        ValueError,
+        "attention: edge_index[0] must lie in [0, 5) because key has 5 rows, got 9 at edge 2.",
+    ),
+    "negative index": (
+        lambda: call(pattern=torch.tensor([[0, 1], [1, -2]])),
+        ValueError,
+        "attention: edge_index[1] must lie in [0, 5) because query has 5 rows, got -2 at edge 1.",
+    ),
+    "rows swapped": (
+        lambda: call(query=torch.randn(7, 2, 4), pattern=torch.tensor([[6, 0], [1, 2]])),
+        ValueError,
+        "attention: edge_index[0] must lie in [0, 5) because key has 5 rows, got 6 at edge 0. Were the rows swapped?",
+    ),
+    "float edges": (
+        lambda: call(pattern=EDGES.float()),
+        TypeError,
+        "attention: edge_index must have an integer dtype, got torch.float32. Use edge_index.long().",
+    ),
+    "bool edges": (
+        lambda: call(pattern=torch.ones(5, 5, dtype=torch.bool)),
+        TypeError,
+        "attention: edge_index must have an integer dtype, got torch.bool. Use Edges.from_mask(mask).",
+    ),
+    "transposed edges": (
+        lambda: call(pattern=EDGES.t()),
+        ValueError,
+        "attention: edge_index must have shape [2, E], got [3, 2]. Use edge_index.t().",
+    ),
+    "not a container": (
+        lambda: call(pattern="edges"),
+        TypeError,
+        "attention: edge_index must be a [2, E] tensor, EdgeIndex, sparse adjacency, scipy.sparse matrix, "
+        "networkx graph or pattern, got str.",
+    ),
+    "wrongly declared sort order": (
+        lambda: call(pattern=EdgeIndex(EDGES, sort_order="col")),
+        ValueError,
+        "attention: edge_index declares sort_order='col' and must be sorted by it, got a fall at edge 2. "
+        "Drop sort_order, or use edge_index.sort_by(...).",
+    ),
+    "container of another size": (
+        lambda: call(pattern=EdgeIndex(EDGES, sparse_size=(6, 5))),
+        ValueError,
+        "attention: edge_index must have as many sources as key has rows, 5, got a container with 6.",
+    ),
+    "pattern of another size": (
+        lambda: call(pattern=Window(4, radius=1)),
+        ValueError,
+        "attention: pattern must have as many sources as key has rows, 5, got 4 in Window(4, radius=1).",
+    ),
+    "pattern with other targets": (
+        lambda: call(pattern=Full(3, 5)),
+        ValueError,
+        "attention: pattern must have as many targets as query has rows, 5, got 3 in Full(3, source_sizes=5).",
+    ),
+    "integer query": (
+        lambda: call(query=torch.ones(5, 2, 4, dtype=torch.int64)),
+        TypeError,
+        "attention: query must have a floating-point dtype, got torch.int64. Use query.float().",
+    ),
+    "no tensor": (lambda: call(key=[1.0]), TypeError, "attention: key must be a tensor, got list."),
+    "too few dimensions": (
+        lambda: call(query=torch.randn(5, 4)),
+        ValueError,
+        "attention: query must have shape [*B, rows, heads, width], got [5, 4].",
+    ),
+    "another dtype": (
+        lambda: call(key=X.double()),
+        TypeError,
+        "attention: key must have query's dtype, torch.float32, got torch.float64. Use key.to(torch.float32).",
+    ),
+    "another device": (
+        lambda: call(value=X.to("meta")),
+        ValueError,
+        "attention: value must be on query's device, cpu, got meta. Use value.to('cpu').",
+    ),
+    "pattern on another device": (
+        lambda: call(pattern=Edges(EDGES, 5).to("meta")),
+        ValueError,
+        "attention: pattern must be on query's device, cpu, got meta. Use pattern.to('cpu').",
+    ),
+    "another batch": (
+        lambda: call(key=X.expand(3, 5, 2, 4)),
+        ValueError,
+        "attention: key must have query's batch dimensions, [], got [3] in shape [3, 5, 2, 4].",
+    ),
+    "another width": (
+        lambda: call(key=torch.randn(5, 2, 3)),
+        ValueError,
+        "attention: key must be as wide as query, 4, got 3 in shape [5, 2, 3].",
+    ),
+    "values of other rows": (
+        lambda: call(value=torch.randn(6, 2, 4)),
+        ValueError,
+        "attention: value must have as many rows as key, 5, got 6.",
+    ),
+    "values of other heads": (
+        lambda: call(value=torch.randn(5, 1, 4)),
+        ValueError,
+        "attention: value must have as many heads as key, 2, got 1.",
+    ),
+    "heads that don't divide": (
+        lambda: call(query=torch.randn(5, 3, 4)),
+        ValueError,
+        "attention: key's number of heads must divide the 3 heads of query, got 2.",
+    ),
+    "scale that makes NaN": (
+        lambda: DotProduct(float("nan")),
+        ValueError,
+        "DotProduct: scale must be finite, or every score becomes NaN, got nan.",
+    ),
+    "scale that is no number": (
+        lambda: DotProduct("1"),
+        TypeError,
+        "DotProduct: scale must be a number, got '1' (str).",
+    ),
+    "vector of another shape": (
+        lambda: call(score=Additive(torch.ones(2, 3))),
+        ValueError,
+        "attention: score.vector must have shape [H, D] = [2, 4] like query, got [2, 3].",
+    ),
+    "vector that is no matrix": (
+        lambda: Additive(torch.ones(4)),
+        ValueError,
+        "Additive: vector must have shape [H, D], got [4].",
+    ),
+    "unknown activation": (
+        lambda: Additive(torch.ones(2, 4), "leakyrelu"),
+        ValueError,
+        "Additive: activation must be one of 'tanh', 'leaky_relu', got 'leakyrelu'. Did you mean 'leaky_relu'?",
+    ),
+    "score that is no callable": (
+        lambda: call(score="dot"),
+        TypeError,
+        "attention: score must be DotProduct(), Additive(vector) or a callable "
+        "(query_i, key_j, edge_key) -> [*B, E, H], got 'dot'.",
+    ),
+    "score of another shape": (
+        lambda: call(score=lambda query, key, edge: query * key),
+        ValueError,
+        "attention: score must return [*B, E, H] = [3, 2], got [3, 2, 4]. "
+        "Reduce the last dimension, for example by sum(-1).",
+    ),
+    "unknown normalizer": (
+        lambda: call(normalizer="sofmax"),
+        ValueError,
+        "attention: normalizer must be one of 'softmax', 'relu', 'sigmoid', 'identity', got 'sofmax'. "
+        "Did you mean 'softmax'?",
+    ),
+    "normalizer without its forms": (
+        lambda: call(normalizer=torch.softmax),
+        TypeError,
+        "attention: normalizer must be a name or have edgewise(score, target, num_targets) and dense(score, mask), got",
+    ),
+    "unknown backend": (
+        lambda: call(backend="Scater"),
+        ValueError,
+        "attention: backend must be one of 'auto', 'scatter', got 'Scater'. Did you mean 'scatter'?",
+    ),
+    "dropout above one": (lambda: call(dropout_p=1.5), ValueError, "attention: dropout_p must lie in [0, 1], got 1.5."),
+    "dropout NaN": (
+        lambda: call(dropout_p=float("nan")),
+        ValueError,
+        "attention: dropout_p must lie in [0, 1], got nan.",
+    ),
+    "lse of another normalizer": (
+        lambda: call(normalizer="relu", return_lse=True),
+        ValueError,
+        "attention: return_lse needs normalizer='softmax', got 'relu'.",
+    ),
+    "edge_bias of another shape": (
+        lambda: call(edge_bias=torch.randn(3, 1)),
+        ValueError,
+        "attention: edge_bias must have shape [3, 2], got [3, 1].",
+    ),
+    "edge_key in a batch": (
+        lambda: call(X[None], X[None], X[None], edge_key=torch.randn(2, 3, 2, 4)),
+        ValueError,
+        "attention: edge_key must have shape [3, 2, 4], with or without [1] in front, got [2, 3, 2, 4].",
+    ),
+    "edge_value of another dtype": (
+        lambda: call(edge_value=torch.randn(3, 2, 4).double()),
+        TypeError,
+        "attention: edge_value must have query's dtype, torch.float32, got torch.float64. "
+        "Use edge_value.to(torch.float32).",
+    ),
+    "explain_backend names itself": (
+        lambda: explain_backend(X, X, X, EDGES.float()),
+        TypeError,
+        "explain_backend: edge_index must have an integer dtype, got torch.float32. Use edge_index.long().",
+    ),
+    "sizes given twice": (
+        lambda: Edges(EDGES, 5, num_sources=5),
+        ValueError,
+        "Edges: num_nodes excludes num_sources and num_targets, got 5.",
+    ),
+    "half of the sizes": (
+        lambda: Edges(EDGES, num_sources=5),
+        ValueError,
+        "Edges: num_sources and num_targets must be given together.",
+    ),
+    "too few nodes": (
+        lambda: Edges(EDGES, 3),
+        ValueError,
+        "Edges: edge_index[0] must lie in [0, 3) because num_sources is 3, got 4 at edge 2.",
+    ),
+    "falling pointers": (
+        lambda: Edges.from_csr(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 2])),
+        ValueError,
+        "Edges.from_csr: ptr must rise from 0 to the 3 entries of index, got 0 to 3.",
+    ),
+    "mask of numbers": (
+        lambda: Edges.from_mask(torch.ones(2, 2)),
+        TypeError,
+        "Edges.from_mask: mask must be boolean of shape [T, S], got torch.float32 of shape [2, 2].",
+    ),
+    "negative radius": (lambda: Window(5, radius=-1), ValueError, "Window: radius must be at least 0, got -1."),
+    "fractional size": (lambda: Window([4, 2.5], 1), TypeError, "Window: sizes must be an integer, got 2.5 (float)."),
+    "negative size": (lambda: Full([3, -1]), ValueError, "Full: sizes must be at least 0, got -1."),
+    "float sizes": (
+        lambda: Full(torch.ones(3)),
+        TypeError,
+        "Full: sizes must be one-dimensional and of an integer dtype, got torch.float32 of shape [3].",
+    ),
+    "other components": (
+        lambda: Full([3, 2], [4]),
+        ValueError,
+        "Full: source_sizes must name as many components as sizes, got 1 for 2 sizes.",
+    ),
+    "four axes": (
+        lambda: Grid((2, 2, 2, 2), 1),
+        ValueError,
+        "Grid: shape must have one to three axes, the same number for all arrays, got [[2, 2, 2, 2]].",
+    ),
+    "radii of other axes": (
+        lambda: Grid((4, 4), (1, 2, 3)),
+        ValueError,
+        "Grid: radius must be one integer or 2, one per axis, got (1, 2, 3).",
+    ),
+    "no shape": (
+        lambda: Grid(5, 1),
+        TypeError,
+        "Grid: shape must be a tuple of extents or a list of such tuples, got 5.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls(name):
+    function, error, text = BAD_CALLS[name]
+    with pytest.raises(error) as caught:
+        function()
+    line = str(caught.value)
+    assert line == text or (text[-1] not in ".?" and line.startswith(text))
+    assert "\n" not in line
+
+
+def forward(layer, x=None, edge_index=EDGES, *args):
+    return layer(torch.randn(5, 4) if x is None else x, edge_index, *args)
+
+
+BAD_LAYERS = {
+    "heads that don't divide": (
+        lambda: GraphAttention(4, 10, heads=4),
+        ValueError,
+        "GraphAttention: heads must divide out_channels, 10, got 4.",
+    ),
+    "kv_heads that don't divide": (
+        lambda: GraphAttention(4, 12, heads=4, kv_heads=3),
+        ValueError,
+        "GraphAttention: kv_heads must divide heads, 4, got 3.",
+    ),
+    "no heads": (lambda: GraphAttention(4, 8, heads=0), ValueError, "GraphAttention: heads must be at least 1, got 0."),
+    "no channels": (
+        lambda: GraphAttention(0, 8),
+        ValueError,
+        "GraphAttention: in_channels must be positive, or -1 to be found at the first call, got 0.",
+    ),
+    "three sides": (
+        lambda: GraphAttention((4, 4, 4), 8),
+        ValueError,
+        "GraphAttention: in_channels must be one integer or a (source, target) pair, got (4, 4, 4).",
+    ),
+    "unknown score": (
+        lambda: DenseGraphAttention(4, 8, score="gat2"),
+        ValueError,
+        "DenseGraphAttention: score must be one of 'dot_product', 'additive', 'gatv2', got 'gat2'. "
+        "Did you mean 'gatv2'?",
+    ),
+    "unknown backend": (
+        lambda: GraphAttention(4, 8, backend="scattr"),
+        ValueError,
+        "GraphAttention: backend must be one of 'auto', 'scatter', got 'scattr'. Did you mean 'scatter'?",
+    ),
+    "dropout": (
+        lambda: GraphAttention(4, 8, dropout=2),
+        ValueError,
+        "GraphAttention: dropout must lie in [0, 1], got 2.",
+    ),
+    "edge_attr without edge_dim": (
+        lambda: forward(GraphAttention(4, 8), None, EDGES, torch.randn(3, 2)),
+        ValueError,
+        "GraphAttention: edge_attr needs a layer with edge_dim, got [3, 2]. Use GraphAttention(..., edge_dim=2).",
+    ),
+    "edge_dim without edge_attr": (
+        lambda: forward(GraphAttention(4, 8, edge_dim=2)),
+        ValueError,
+        "GraphAttention: edge_attr must be given because edge_dim is 2, got None.",
+    ),
+    "edge_attr of another shape": (
+        lambda: forward(GraphAttention(4, 8, edge_dim=2), None, EDGES, torch.randn(4, 2)),
+        ValueError,
+        "GraphAttention: edge_attr must have shape [3, 2], got [4, 2].",
+    ),
+    "other features": (
+        lambda: forward(GraphAttention(3, 8)),
+        ValueError,
+        "GraphAttention: x must have shape [*B, N, 3], got [5, 4].",
+    ),
+    "sources without targets": (
+        lambda: forward(GraphAttention((4, 4), 8), (torch.randn(5, 4), None)),
+        ValueError,
+        "GraphAttention: x must be a tensor or a pair (x_source, x_target). "
+        "Targets need features too: they make the queries.",
+    ),
+    "edges out of range": (
+        lambda: forward(GraphAttention(4, 8), torch.randn(3, 4)),
+        ValueError,
+        "GraphAttention: edge_index[0] must lie in [0, 3) because key has 3 rows, got 4 at edge 2.",
+    ),
+    "loops on a bipartite graph": (
+        lambda: forward(GraphAttention((4, 4), 8, add_self_loops=True), (torch.randn(5, 4), torch.randn(3, 4)), EDGES),
+        ValueError,
+        "with_self_loops: pattern must have as many sources as targets, got 5 sources and 3 targets.",
+    ),
+    "mask of numbers": (
+        lambda: forward(DenseGraphAttention(4, 8), None, torch.ones(5, 5)),
+        TypeError,
+        "DenseGraphAttention: mask must be a pattern or a boolean tensor, got torch.float32. Use mask.bool().",
+    ),
+    "mask of another shape": (
+        lambda: forward(DenseGraphAttention(4, 8), None, torch.ones(5, 4, dtype=torch.bool)),
+        ValueError,
+        "DenseGraphAttention: mask must have shape [T, S] = [5, 5], with or without x's batch dimensions in front, "
+        "got [5, 4].",
+    ),
+    "parallel edges in the twin": (
+        lambda: forward(DenseGraphAttention(4, 8), torch.randn(3, 4), graph_zoo()["parallel edges"]),
+        ValueError,
+        "DenseGraphAttention: mask must not have parallel edges, got Edges(num_nodes=3, num_edges=6). "
+        "Use dense_attention or GraphAttention.",
+    ),
+    "encoding with a mask": (
+        lambda: forward(DenseGraphAttention(4, 8, encoding=Encoding()), None, torch.ones(5, 5, dtype=torch.bool)),
+        TypeError,
+        "DenseGraphAttention: mask must be a pattern because the layer has an encoding, got a tensor.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LAYERS)
+def test_bad_layers(name):
+    function, error, text = BAD_LAYERS[name]
+    with pytest.raises(error) as caught:
+        function()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("name", ["empty graph", "no edges", "one node", "one edge"])
+def test_small_graphs_are_no_error(name):
+    pattern = graph_zoo()[name]
+    x = torch.randn(pattern.num_targets, 4, requires_grad=True)
+    out, (edges, weights) = GraphAttention(4, 8, heads=2)(x, pattern.edge_index, return_attention_weights=True)
+    assert out.shape == (pattern.num_targets, 8)
+    assert weights.shape == (edges.size(1), 2) == (pattern.num_edges, 2)
+    out.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+class Never(Kernel):
+    """A kernel that can't run anything, and would be the cheapest."""
+
+    name = "never"
+
+    def why_not(self, call: Call) -> str | None:
+        return "it never can"
+
+    def cost(self, call: Call) -> float:
+        return 0.0
+
+    def run(self, call: Call) -> Result:
+        raise AssertionError
+
+
+def test_a_named_backend_never_falls_back(monkeypatch):
+    monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
+    with pytest.raises(NotImplementedError) as caught:
+        call(backend="never")
+    expected = "attention: backend='never' cannot run this call: it never can. Use backend='scatter' or 'auto'."
+    assert str(caught.value) == expected
+    assert call(backend="auto").shape == (5, 2, 4)
+
+
+def test_explain_backend_shows_each_kernels_answer(monkeypatch):
+    monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
+    report = explain_backend(X, X, X, EDGES)
+    assert report.chosen == "scatter"
+    first, never, scatter = str(report).splitlines()
+    assert first == "backend='auto' runs 'scatter'"
+    assert never == "  never    cannot: it never can"
+    assert scatter.startswith("> scatter  can run, estimated ")
