@@ -1,0 +1,27 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def test_the_example_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    for name in ("on_a_graph", "on_sentences", "in_a_window", "on_pixels"):
+        assert names[name].shape == (12, 32) and names[name].isfinite().all()
+    assert names["sparse"].shape == names["dense"].shape == (12, 4, 8)
+    assert not torch.equal(names["on_a_graph"], names["on_pixels"])
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    root = Path(__file__).resolve().parents[1]
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 3
+    assert all(link.startswith("https://") or (root / link).exists() for link in links)
