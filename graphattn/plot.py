@@ -70,12 +70,14 @@ def draw_graph(
     edge_index = pattern.edge_index.cpu()
     edge_index = edge_index[:, edge_index[0] < edge_index[1]]
     edge_index = edge_index[:, :: math.ceil(edge_index.size(1) / most_edges) or 1]
-    axes.add_collection(LineCollection(position[edge_index.t()].numpy(), colors="#777777", linewidths=0.3, alpha=0.25))
+    axes.add_collection(
+        LineCollection(list(position[edge_index.t()].numpy()), colors="#777777", linewidths=0.3, alpha=0.25)
+    )
     colors = [COLORS[number % len(COLORS)] for number in label.tolist()]
-    axes.scatter(*position.t().numpy(), s=13, c=colors, linewidths=0, zorder=2)
+    axes.scatter(position[:, 0].numpy(), position[:, 1].numpy(), s=13, c=colors, linewidths=0, zorder=2)
     if wrong is not None and bool(wrong.any()):
-        ringed = position[wrong.cpu()].t().numpy()
-        axes.scatter(*ringed, s=26, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
+        ringed = position[wrong.cpu()].numpy()
+        axes.scatter(ringed[:, 0], ringed[:, 1], s=26, facecolors="none", edgecolors="black", linewidths=0.9, zorder=3)
     outline = [patheffects.withStroke(linewidth=3.5, foreground="white")]
     for number in label.unique().tolist():
         x, y = _densest(position[label == number]).tolist()
@@ -100,8 +102,8 @@ def mark_node(axes: Axes, position: Tensor, text: str, away_from: Tensor) -> Axe
     direction = torch.nn.functional.normalize(position - away_from, dim=0)
     axes.annotate(
         text,
-        position.tolist(),
-        xytext=(36 * direction).tolist(),
+        (float(position[0]), float(position[1])),
+        xytext=(36 * float(direction[0]), 36 * float(direction[1])),
         textcoords="offset points",
         fontsize=13,
         weight="bold",
