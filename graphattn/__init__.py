@@ -1,6 +1,7 @@
 """Sparse self-attention on the edges of any graph, for PyTorch Geometric."""
 
 from . import nn as nn
+from .bias import OffsetBias as OffsetBias
 from .dense import dense_attention as dense_attention
 from .functional import attention as attention
 from .functional import explain_backend as explain_backend
@@ -20,6 +21,7 @@ __all__ = [
     "Edges",
     "Full",
     "Grid",
+    "OffsetBias",
     "Pattern",
     "Window",
     "attention",

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .bias import OffsetBias
 from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
 from .patterns import Pattern
 from .random import draw_seed, keep_edges, keep_scale
@@ -34,7 +35,7 @@ def dense_attention(
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
-    edge_bias: Tensor | None = None,
+    edge_bias: Tensor | OffsetBias | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -59,6 +60,8 @@ def dense_attention(
                 [0.5000, 0.5000]])
     """
     dims = query.dim() - 3
+    if isinstance(edge_bias, OffsetBias):
+        edge_bias = edge_bias.table[pattern.offset_index()]
     source, target = pattern.edge_index
     targets = torch.arange(pattern.num_targets, device=query.device)
     occurrence: Tensor | int = 0
@@ -90,7 +93,8 @@ def dense_attention(
             occurrence=occurrence,
             head=torch.arange(query.size(-2), device=query.device)[:, None, None],
         )
-    result = attend_matrix(
+    attend = attend_matrix if _is_finite(query, key, value) else _attend_row_by_row
+    result = attend(
         query,
         key,
         value,
@@ -158,6 +162,51 @@ def attend_matrix(
             out = out + torch.einsum("...hts,...tshv->...thv", kept, repeat_heads(pair_value, heads))
         lse = normalizer.lse_dense(scores, mask) if isinstance(normalizer, Softmax) else None
     return DenseResult(out.to(dtype), weights, lse)
+
+
+def _attend_row_by_row(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    score: Score,
+    normalizer: Normalizer,
+    *,
+    pair_bias: Tensor | None = None,
+    pair_key: Tensor | None = None,
+    keep: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> DenseResult:
+    """`attend_matrix` for inputs that aren't finite: each target meets its own sources alone.
+
+    In a matrix product a NaN times the zero of a non-edge is NaN, and would spread over rows that never see it.
+    """
+    outs, weights, lses = [], [], []
+    for row in range(query.size(-3)):
+        columns = mask[row].nonzero().flatten()
+        pick = lambda x, dim, columns=columns: None if x is None else x.index_select(dim, columns)
+        result = attend_matrix(
+            query[..., row : row + 1, :, :],
+            key.index_select(-3, columns),
+            value.index_select(-3, columns),
+            torch.ones(1, len(columns), dtype=torch.bool, device=mask.device),
+            score,
+            normalizer,
+            pair_bias=pick(pair_bias, -2),
+            pair_key=pick(pair_key, query.dim() - 2),
+            keep=pick(None if keep is None else keep[..., row : row + 1, :], -1),
+            dropout_p=dropout_p,
+        )
+        outs.append(result.out)
+        spread = result.weights.new_zeros(*result.weights.shape[:-1], mask.size(1))
+        weights.append(spread.index_copy(-1, columns, result.weights))
+        lses.append(result.lse)
+    lse = torch.cat([x for x in lses if x is not None], -1) if isinstance(normalizer, Softmax) and lses else None
+    return DenseResult(torch.cat(outs, -3), torch.cat(weights, -2), lse)
+
+
+def _is_finite(*tensors: Tensor) -> bool:
+    return all(bool(x.isfinite().all()) for x in tensors)
 
 
 def _is_batched(x: Tensor, query: Tensor, edges: int) -> bool:

@@ -72,6 +72,22 @@ def check_float_tensor(where: str, argument: str, value: object) -> None:
         raise TypeError(message(where, argument, "must have a floating-point dtype", value.dtype, fix))
 
 
+def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float32: bool = False) -> None:
+    """Raise unless `x` has the dtype and device of `query`; beside a half type, float32 may be allowed too."""
+    is_wider = or_float32 and x.dtype == torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
+    if x.dtype != query.dtype and not is_wider:
+        fix = f"Use {argument}.to({query.dtype})."
+        raise TypeError(message(where, argument, f"must have query's dtype, {query.dtype}", x.dtype, fix))
+    check_device(where, argument, x.device, query)
+
+
+def check_device(where: str, argument: str, device: torch.device, query: Tensor) -> None:
+    """Raise ValueError unless `device` is that of `query`."""
+    if device != query.device:
+        fix = f"Use {argument}.to('{query.device}')."
+        raise ValueError(message(where, argument, f"must be on query's device, {query.device}", device, fix))
+
+
 def shape_of(tensor: Tensor) -> str:
     """Write a shape the way the documentation does: `[5, 2, 8]`."""
     return str(list(tensor.shape))

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import check_choice, check_float_tensor, check_probability, message, shape_of
+from .bias import OffsetBias
+from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .kernels import KERNELS, Call, Kernel
 from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
@@ -23,7 +24,7 @@ def attention(
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
-    edge_bias: Tensor | None = None,
+    edge_bias: Tensor | OffsetBias | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -47,7 +48,7 @@ def attention(
         score: `DotProduct()`, `Additive(vector)` or a callable `(query_i, key_j, edge_key) -> [*B, E, H]`.
         normalizer: "softmax", "relu", "sigmoid", "identity", or an object with `edgewise(score, target, num_targets)`
             and `dense(score, mask)`.
-        edge_bias: [*B or nothing, E, H], added to the score last; -inf removes the edge.
+        edge_bias: [*B or nothing, E, H], added to the score last; -inf removes the edge. Or an `OffsetBias` table.
         edge_key: [*B or nothing, E, H_kv, D], added to the key; of any trailing shape for a callable score.
         edge_value: [*B or nothing, E, H_kv, V], added to the value.
         dropout_p: probability that a weight is zeroed, the others growing by 1 / (1 - dropout_p).
@@ -205,7 +206,7 @@ def prepare(
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
-    edge_bias: Tensor | None = None,
+    edge_bias: Tensor | OffsetBias | None = None,
     edge_key: Tensor | None = None,
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -215,7 +216,7 @@ def prepare(
     """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
     _check_tensors(where, query, key, value)
     pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
-    _check_device(where, "pattern", pattern.device, query)
+    check_device(where, "pattern", pattern.device, query)
     score = as_score(where, score)
     score.check(where, query, key)
     normalizer = as_normalizer(where, normalizer)
@@ -223,9 +224,10 @@ def prepare(
     if return_lse and not isinstance(normalizer, Softmax):
         raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
 
-    heads, kv_heads = query.size(-2), key.size(-2)
-    edges = pattern.num_edges
-    key_width = None if isinstance(score, FunctionScore) else (kv_heads, query.size(-1))
+    kv_heads, edges = key.size(-2), pattern.num_edges
+    is_own = isinstance(score, FunctionScore)
+    key_shape = [edges] if is_own else [edges, kv_heads, query.size(-1)]
+    value_shape = [edges, kv_heads, value.size(-1)]
     return Call(
         query,
         key,
@@ -233,9 +235,9 @@ def prepare(
         pattern,
         score,
         normalizer,
-        _check_edge_tensor(where, "edge_bias", edge_bias, query, edges, (heads,)),
-        _check_edge_tensor(where, "edge_key", edge_key, query, edges, key_width),
-        _check_edge_tensor(where, "edge_value", edge_value, query, edges, (kv_heads, value.size(-1))),
+        _check_edge_bias(where, edge_bias, query, pattern),
+        _check_edge_tensor(where, "edge_key", edge_key, query, key_shape, or_more=is_own),
+        _check_edge_tensor(where, "edge_value", edge_value, query, value_shape),
         float(dropout_p),
         return_weights,
         return_lse,
@@ -269,10 +271,7 @@ def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> Non
         check_float_tensor(where, argument, x)
         if x.dim() < 3:
             raise ValueError(message(where, argument, "must have shape [*B, rows, heads, width]", shape_of(x)))
-        if x.dtype != query.dtype:
-            fix = f"Use {argument}.to({query.dtype})."
-            raise TypeError(message(where, argument, f"must have query's dtype, {query.dtype}", x.dtype, fix))
-        _check_device(where, argument, x.device, query)
+        check_like(where, argument, x, query)
         if x.shape[:-3] != query.shape[:-3]:
             rule = f"must have query's batch dimensions, {list(query.shape[:-3])}"
             raise ValueError(message(where, argument, rule, f"{list(x.shape[:-3])} in shape {shape_of(x)}"))
@@ -285,32 +284,35 @@ def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> Non
         raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))
 
 
-def _check_device(where: str, argument: str, device: torch.device, query: Tensor) -> None:
-    if device != query.device:
-        fix = f"Use {argument}.to('{query.device}')."
-        raise ValueError(message(where, argument, f"must be on query's device, {query.device}", device, fix))
+def _check_edge_bias(
+    where: str, bias: Tensor | OffsetBias | None, query: Tensor, pattern: Pattern
+) -> Tensor | OffsetBias | None:
+    if not isinstance(bias, OffsetBias):
+        return _check_edge_tensor(where, "edge_bias", bias, query, [pattern.num_edges, query.size(-2)])
+    bias.check(where, query, pattern)
+    return bias
 
 
 def _check_edge_tensor(
-    where: str, argument: str, x: Tensor | None, query: Tensor, edges: int, trailing: tuple[int, ...] | None
+    where: str, argument: str, x: Tensor | None, query: Tensor, shape: list[int], *, or_more: bool = False
 ) -> Tensor | None:
-    """Check shape and dtype; return the tensor with all leading batch dimensions, 1 where it had none."""
+    """Check shape, dtype and device; return the tensor with all leading batch dimensions, 1 where it had none.
+
+    With `or_more`, any dimensions may follow those of `shape`, and any dtype will do.
+    """
     if x is None:
         return None
-    batch = query.shape[:-3]
-    wanted = [edges] if trailing is None else [edges, *trailing]
-    has_batch = list(x.shape[: len(batch) + len(wanted)]) == [*batch, *wanted]
-    has_none = list(x.shape[: len(wanted)]) == wanted
-    if trailing is not None:
-        has_batch &= x.dim() == len(batch) + len(wanted)
-        has_none &= x.dim() == len(wanted)
-        check_float_tensor(where, argument, x)
-        is_wider = x.dtype == torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
-        if x.dtype != query.dtype and not is_wider:
-            fix = f"Use {argument}.to({query.dtype})."
-            raise TypeError(message(where, argument, f"must have query's dtype, {query.dtype}", x.dtype, fix))
+    batch = list(query.shape[:-3])
+    found = list(x.shape)
+    has_batch, has_none = (
+        found[: len(wanted)] == wanted and (or_more or len(found) == len(wanted)) for wanted in (batch + shape, shape)
+    )
     if not (has_batch or has_none):
-        shapes = f"{wanted}" if not batch else f"{wanted}, with or without {list(batch)} in front"
-        raise ValueError(message(where, argument, f"must have shape {shapes}", shape_of(x)))
-    _check_device(where, argument, x.device, query)
+        rule = f"must have shape {shape}" + (f", with or without {batch} in front" if batch else "")
+        raise ValueError(message(where, argument, rule, found))
+    if or_more:
+        check_device(where, argument, x.device, query)
+    else:
+        check_float_tensor(where, argument, x)
+        check_like(where, argument, x, query, or_float32=True)
     return x if has_batch else x.view(*[1] * len(batch), *x.shape)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import check_choice, check_finite, check_float_tensor, message, shape_of
+from .errors import check_choice, check_finite, check_float_tensor, check_like, message, shape_of
 
 ScoreFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -135,6 +135,7 @@ class Additive(Score):
         if self.vector.shape != query.shape[-2:]:
             rule = f"must have shape [H, D] = {list(query.shape[-2:])} like query"
             raise ValueError(message(where, "score.vector", rule, shape_of(self.vector)))
+        check_like(where, "score.vector", self.vector, query, or_float32=True)
 
     def to(self, dtype: torch.dtype) -> Additive:
         """Return the score with its vector in another dtype."""

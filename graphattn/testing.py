@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .bias import OffsetBias
 from .dense import dense_attention
 from .functional import attention
 from .patterns import Edges, Full, Grid, Pattern, Window
@@ -76,6 +77,7 @@ def random_call(
     width: int = 4,
     value_width: int | None = None,
     edge_tensors: bool = False,
+    offset_table: bool = False,
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -90,12 +92,13 @@ def random_call(
         width: D.
         value_width: V; D where left out.
         edge_tensors: also draw edge_bias, edge_key and edge_value, without batch dimensions.
+        offset_table: draw the table of an `OffsetBias` in place of edge_bias.
         dtype: of all tensors.
         device: of all tensors.
         seed: the same seed draws the same numbers for every dtype.
 
     Returns:
-        Keyword arguments of `attention`; every tensor requires a gradient.
+        Keyword arguments of `attention`, but for "edge_bias.table"; every tensor requires a gradient.
     """
     kv_heads = heads if kv_heads is None else kv_heads
     value_width = width if value_width is None else value_width
@@ -108,6 +111,9 @@ def random_call(
         shapes["edge_bias"] = (pattern.num_edges, heads)
         shapes["edge_key"] = (pattern.num_edges, kv_heads, width)
         shapes["edge_value"] = (pattern.num_edges, kv_heads, value_width)
+    if offset_table:
+        shapes.pop("edge_bias", None)
+        shapes["edge_bias.table"] = (pattern.num_offsets, heads)
     generator = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
     return {name: x.to(device, dtype).requires_grad_() for name, x in drawn.items()}
@@ -167,8 +173,10 @@ def assert_matches_dense(
             raise AssertionError(
                 f"{backend} on {pattern}: {name} is {got}, the oracle's {theirs.dtype} {list(truth.shape)}"
             )
-        if not torch.equal(ours.isneginf(), truth.isneginf()) or bool(_finite(ours).isnan().any()):
-            raise AssertionError(f"{backend} on {pattern}: {name} is NaN or infinite where the oracle is not")
+        for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+            if not torch.equal(kind(ours), kind(truth)):
+                where = f"in {int(kind(ours).sum())} places, the oracle in {int(kind(truth).sum())}"
+                raise AssertionError(f"{backend} on {pattern}: {name} {kind.__name__} {where}")
         budget = error_budget(truth, theirs)
         error = _largest(_finite(ours).double() - _finite(truth))
         if error > budget:
@@ -191,8 +199,11 @@ def _run(
         score = Additive(leaves["score.vector"], score.activation, score.negative_slope)
     if score is not None:
         options = {**options, "score": score}
+    if "edge_bias.table" in leaves:
+        options = {**options, "edge_bias": OffsetBias(leaves["edge_bias.table"])}
+    arguments = {name: x for name, x in leaves.items() if "." not in name}
     torch.manual_seed(seed)
-    results = function(pattern=pattern, **{name: x for name, x in leaves.items() if name != "score.vector"}, **options)
+    results = function(pattern=pattern, **arguments, **options)
     named = dict(zip(("out", "weights", "lse"), results, strict=False))
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=pattern.device)
@@ -206,8 +217,8 @@ def _run(
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Zero in place of -inf, which lse is for a target without edges."""
-    return torch.where(x == -torch.inf, 0, x)
+    """Zero in place of NaN and the infinities: lse is -inf for a target without edges."""
+    return torch.where(x.isfinite(), x, 0)
 
 
 def _largest(x: Tensor) -> float:

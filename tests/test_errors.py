@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, attention, explain_backend
+from graphattn import Additive, DotProduct, Edges, Full, Grid, OffsetBias, Window, attention, explain_backend
 from graphattn.kernels import KERNELS, Call, Kernel, Result
 from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
 from graphattn.testing import graph_zoo
@@ -207,6 +207,22 @@ BAD_CALLS = {
         TypeError,
         "attention: edge_value must have query's dtype, torch.float32, got torch.float64. "
         "Use edge_value.to(torch.float32).",
+    ),
+    "offsets of another pattern": (
+        lambda: call(pattern=Window(5, radius=1), edge_bias=OffsetBias(torch.zeros(5, 2))),
+        ValueError,
+        "attention: edge_bias.table must have shape [R, H] = [3, 2] for Window(5, radius=1), got [5, 2].",
+    ),
+    "offsets of an edge list": (
+        lambda: call(edge_bias=OffsetBias(torch.zeros(5, 2))),
+        NotImplementedError,
+        "num_offsets: pattern must have coordinates, got Edges. Use Full, Window or Grid.",
+    ),
+    "vector of another dtype": (
+        lambda: call(score=Additive(torch.ones(2, 4).double())),
+        TypeError,
+        "attention: score.vector must have query's dtype, torch.float32, got torch.float64. "
+        "Use score.vector.to(torch.float32).",
     ),
     "explain_backend names itself": (
         lambda: explain_backend(X, X, X, EDGES.float()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graphattn import Additive, DotProduct
+from graphattn import Additive, DotProduct, Edges
 from graphattn.kernels import KERNELS
 from graphattn.normalizers import NORMALIZERS
 from graphattn.scores import SCORES, FunctionScore, Score
@@ -84,3 +84,20 @@ def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
         bias[pattern.edge_index[1] == 2] = -torch.inf
         tensors["edge_bias"] = bias
         assert_matches_dense(tensors, pattern, normalizer=normalizer.name, backend=kernel.name)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("name", [name for name, pattern in PATTERNS.items() if not isinstance(pattern, Edges)])
+def test_a_table_of_offsets_is_a_bias(name, kernel):
+    tensors = random_call(PATTERNS[name], batch=(2,), offset_table=True)
+    assert_matches_dense(tensors, PATTERNS[name], backend=kernel.name, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("culprit", ["query", "key", "value"])
+def test_nan_goes_where_the_oracle_has_it(culprit, normalizer, kernel):
+    pattern = PATTERNS["unsorted edges"]
+    tensors = {name: x.detach() for name, x in random_call(pattern).items()}
+    tensors[culprit][3, 0] = torch.nan
+    assert_matches_dense(tensors, pattern, normalizer=normalizer.name, backend=kernel.name)

@@ -115,6 +115,27 @@ def test_offsets_are_source_minus_target_coordinates(name):
     assert torch.equal(pattern.offsets(), coordinates[0][source] - coordinates[1][target])
 
 
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_offsets_are_numbered_row_major_from_the_lowest(name):
+    pattern = ZOO[name]
+    offsets, index = pattern.offsets(), pattern.offset_index()
+    assert len(index) == 0 or (0 <= int(index.min()) and int(index.max()) < pattern.num_offsets)
+    number = {}
+    for offset, place in zip(offsets.tolist(), index.tolist(), strict=True):
+        assert number.setdefault(tuple(offset), place) == place
+    assert len(set(number.values())) == len(number)
+    assert sorted(number) == sorted(number, key=number.get)
+
+
+def test_numbers_of_offsets():
+    assert Window(100, radius=2).num_offsets == 5
+    assert Window(2, radius=2).num_offsets == 5
+    assert Window(100, radius=2, causal=True).num_offsets == 3
+    assert Grid((9, 9), (1, 2)).num_offsets == 15
+    assert (Full(4).num_offsets, Full(4, causal=True).num_offsets, Full([2, 3], [5, 1]).num_offsets) == (7, 4, 7)
+    assert Full([]).num_offsets == 0
+
+
 def test_a_large_window_lists_nothing():
     window = Window(1_000_000, radius=64)
     assert window.num_edges == 1_000_000 * 129 - 64 * 65
@@ -214,6 +235,23 @@ def test_sparse_adjacencies_keep_their_own_order_of_edges():
     assert Edges(repeated).num_edges == 2
 
 
+def test_a_sparse_tensor_is_read_where_torch_sparse_is_installed(monkeypatch):
+    class SparseTensor:
+        """What torch-sparse's class offers, as far as it is used."""
+
+        def coo(self):
+            return torch.tensor([0, 2, 2]), torch.tensor([1, 0, 3]), torch.tensor([0.5, 1.5, 2.5])
+
+        def size(self, dim):
+            return (3, 4)[dim]
+
+    monkeypatch.setattr("torch_geometric.typing.WITH_TORCH_SPARSE", True)
+    monkeypatch.setattr("torch_geometric.typing.SparseTensor", SparseTensor)
+    pattern = Edges(SparseTensor())
+    assert pattern.edge_index.tolist() == [[1, 0, 3], [0, 2, 2]]
+    assert (pattern.num_sources, pattern.num_targets) == (4, 3)
+
+
 def test_an_undirected_graph_counts_both_ways_and_loops_once():
     graph = networkx.Graph([("a", "b"), ("b", "b")])
     assert Edges(graph).edge_index.tolist() == [[0, 1, 1], [1, 1, 0]]
@@ -240,6 +278,8 @@ def test_self_loops_come_last_and_only_where_there_is_none():
 def test_edge_lists_have_no_coordinates():
     with pytest.raises(NotImplementedError, match="Use Full, Window or Grid"):
         ZOO["chain"].offsets()
+    with pytest.raises(NotImplementedError, match="offset_index: pattern must have coordinates, got Edges."):
+        ZOO["chain"].offset_index()
 
 
 @pytest.mark.parametrize("name", ZOO)

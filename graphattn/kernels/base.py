@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..bias import OffsetBias
 from ..normalizers import Normalizer
 from ..patterns import Pattern
 from ..scores import Score
@@ -27,7 +28,7 @@ class Call:
     pattern: Pattern
     score: Score
     normalizer: Normalizer
-    edge_bias: Tensor | None = None
+    edge_bias: Tensor | OffsetBias | None = None
     edge_key: Tensor | None = None
     edge_value: Tensor | None = None
     dropout_p: float = 0.0

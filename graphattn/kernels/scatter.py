@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..bias import OffsetBias
 from ..normalizers import Softmax
 from ..patterns import Pattern
 from ..random import draw_seed, keep_edges_of_heads, keep_scale
@@ -71,8 +72,10 @@ class Scatter(Kernel):
             value_j = value_j + layout.from_caller(call.edge_value, -3).to(dtype)
 
         score = call.score.to(dtype).edgewise(query_i, key_j, edge_key)
-        if call.edge_bias is not None:
-            score = score + layout.from_caller(call.edge_bias, -2).to(dtype)
+        bias = call.edge_bias
+        if bias is not None:
+            bias = bias.of_edges(call.pattern) if isinstance(bias, OffsetBias) else bias
+            score = score + layout.from_caller(bias, -2).to(dtype)
         weight = call.normalizer.on_rows(score, layout.targets)
         kept = weight
         if call.dropout_p > 0:

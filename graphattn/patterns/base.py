@@ -65,6 +65,23 @@ class Pattern(ABC):
             NotImplementedError: the pattern has no coordinates.
         """
 
+    @property
+    @abstractmethod
+    def num_offsets(self) -> int:
+        """R, how many offsets the pattern can have: rows of an `OffsetBias` table.
+
+        Raises:
+            NotImplementedError: the pattern has no coordinates.
+        """
+
+    @abstractmethod
+    def offset_index(self) -> Tensor:
+        """Which of the `num_offsets` offsets each edge has: [E] int64, in the caller's order.
+
+        Raises:
+            NotImplementedError: the pattern has no coordinates.
+        """
+
     @abstractmethod
     def _list_edges(self) -> Tensor:
         """[2, E] int64."""

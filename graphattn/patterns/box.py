@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -39,6 +40,10 @@ class Box(Pattern):
     def _is_near(self, offset: Tensor) -> Tensor:
         """Whether an offset, source minus target, may be attended to along each dimension: [..., n] boolean."""
 
+    @abstractmethod
+    def _offset_bounds(self) -> tuple[list[int], list[int]]:
+        """Lowest and highest offset that the pattern can have along each dimension."""
+
     @property
     def device(self) -> torch.device:
         """Where edges, mask and CSR live."""
@@ -68,6 +73,21 @@ class Box(Pattern):
         _, position = _locate(target, self.ptr, self.shape)
         _, source_position = _locate(source, self.source_ptr, self.source_shape)
         return source_position - position
+
+    @property
+    def num_offsets(self) -> int:
+        """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""
+        lowest, highest = self._offset_bounds()
+        return math.prod(max(high - low + 1, 0) for low, high in zip(lowest, highest, strict=True))
+
+    def offset_index(self) -> Tensor:
+        """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset."""
+        lowest, highest = self._offset_bounds()
+        offsets = self.offsets()
+        index = torch.zeros_like(offsets[:, 0])
+        for dim, (low, high) in enumerate(zip(lowest, highest, strict=True)):
+            index = index * (high - low + 1) + offsets[:, dim] - low
+        return index
 
     def _spans(self) -> tuple[Tensor, Tensor, Tensor]:
         """Component of each target, [T]; its first source coordinate and its number of sources, [T, n]."""

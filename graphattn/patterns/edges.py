@@ -159,14 +159,17 @@ class Edges(Pattern):
         return Edges(edge_index, self.num_targets)
 
     def offsets(self) -> Tensor:
-        """Nodes of an edge list have no coordinates.
+        """Nodes of an edge list have no coordinates: raises NotImplementedError."""
+        raise _no_coordinates("offsets")
 
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(
-            message("offsets", "pattern", "must have coordinates", "Edges", "Use Full, Window or Grid.")
-        )
+    @property
+    def num_offsets(self) -> int:
+        """Nodes of an edge list have no coordinates: raises NotImplementedError."""
+        raise _no_coordinates("num_offsets")
+
+    def offset_index(self) -> Tensor:
+        """Nodes of an edge list have no coordinates: raises NotImplementedError."""
+        raise _no_coordinates("offset_index")
 
     def _list_edges(self) -> Tensor:
         raise AssertionError("an edge list is kept from the start")
@@ -216,6 +219,11 @@ def read_edges(where: str, container: Any) -> EdgeList:
         return _read_networkx(container)
     rule = "must be a [2, E] tensor, EdgeIndex, sparse adjacency, scipy.sparse matrix, networkx graph or pattern"
     raise TypeError(message(where, "edge_index", rule, type(container).__name__))
+
+
+def _no_coordinates(where: str) -> NotImplementedError:
+    fix = "Use Full, Window or Grid."
+    return NotImplementedError(message(where, "pattern", "must have coordinates", "Edges", fix))
 
 
 def _check_indices(

@@ -53,6 +53,9 @@ class Grid(Box):
     def _is_near(self, offset: Tensor) -> Tensor:
         return offset.abs() <= torch.tensor(self.radius, device=offset.device)
 
+    def _offset_bounds(self) -> tuple[list[int], list[int]]:
+        return [-reach for reach in self.radius], list(self.radius)
+
     @classmethod
     def _join(cls, patterns: Sequence[Grid]) -> Self:
         if any(pattern.radius != patterns[0].radius for pattern in patterns):

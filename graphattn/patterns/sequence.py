@@ -70,6 +70,12 @@ class Full(Box):
     def _is_near(self, offset: Tensor) -> Tensor:
         return offset <= 0 if self.causal else torch.ones_like(offset, dtype=torch.bool)
 
+    def _offset_bounds(self) -> tuple[list[int], list[int]]:
+        if not self.shape.numel():
+            return [0], [-1]
+        last = 0 if self.causal else int(self.source_shape.max()) - 1
+        return [1 - int(self.shape.max())], [last]
+
     @classmethod
     def _join(cls, patterns: Sequence[Full]) -> Self:
         _check_same("causal", patterns)
@@ -126,6 +132,9 @@ class Window(Box):
     def _is_near(self, offset: Tensor) -> Tensor:
         near = offset.abs() <= self.radius
         return near & (offset <= 0) if self.causal else near
+
+    def _offset_bounds(self) -> tuple[list[int], list[int]]:
+        return [-self.radius], [0 if self.causal else self.radius]
 
     @classmethod
     def _join(cls, patterns: Sequence[Window]) -> Self:
