@@ -31,6 +31,7 @@ LEVELS = {
     "functional": 4,
     "nn": 5,
     "compare": 6,
+    "comparison": 6,
     "testing": 6,
     "datasets": 6,
     "plot": 6,

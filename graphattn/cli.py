@@ -1,0 +1,195 @@
+"""The command line: `python -m graphattn COMMAND`. Each command is one function that adds it and one that runs it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from .compare import Comparison, compare
+from .errors import check_choice, check_int, message
+from .kernels import KERNELS
+from .memory import parse_bytes
+from .normalizers import NORMALIZERS
+from .patterns import Edges, Full, Grid, Pattern, Window
+from .scores import Additive, DotProduct, Score
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, or 2 with one line on stderr where the input is wrong.
+
+    Args:
+        argv: arguments without the program's name; those of the process where left out.
+
+    Example:
+        >>> main(["compare", "--sizes", "0"])
+        2
+    """
+    parser = _Parser(prog="python -m graphattn", description="Sparse attention on graphs.", allow_abbrev=False)
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_compare(commands)
+    try:
+        arguments = parser.parse_args(argv)
+        if arguments.run is None:
+            parser.print_help()
+            return 0
+        return arguments.run(arguments)
+    except (ValueError, NotImplementedError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+class _Parser(argparse.ArgumentParser):
+    # argparse has no other way to keep it from printing its usage before every error.
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.prog}: {message}. Use --help for the options.")
+
+
+class Choice(NamedTuple):
+    """A pattern of the command line: how it is called, its default sizes, its one option, how it is made."""
+
+    name: str
+    sizes: Sequence[int]
+    option: str | None
+    default: int
+    make: Callable[[int, int], Pattern]
+
+
+def random_edges(size: int, degree: int) -> Edges:
+    """Let every node attend to `degree` nodes, none of them twice, drawn at random but always the same.
+
+    Raises:
+        ValueError: there are fewer nodes than `degree`.
+
+    Example:
+        >>> random_edges(100, 3).mask().sum(1).unique()
+        tensor([3])
+    """
+    if degree > size:
+        raise ValueError(message("compare", "--degree", f"must be at most {size}, the number of nodes", degree))
+    generator = torch.Generator().manual_seed(size)
+    # Sorted draws from fewer nodes, spread by their rank, are distinct.
+    draws = torch.randint(size - degree + 1, (size, degree), generator=generator).sort(1).values
+    source = draws + torch.arange(degree)
+    target = torch.arange(size).repeat_interleave(degree)
+    return Edges(torch.stack([source.flatten(), target]), size)
+
+
+def square_grid(pixels: int, radius: int) -> Grid:
+    """Make the square grid whose number of pixels is nearest."""
+    return Grid([max(1, round(math.sqrt(pixels)))] * 2, radius)
+
+
+FEW = (32, 64, 128, 256)
+MANY = (256, 512, 1024, 2048, 4096, 8192)
+PATTERNS = {
+    "full": Choice("full pattern", FEW, None, 0, lambda size, _: Full(size)),
+    "causal": Choice("causal pattern", FEW, None, 0, lambda size, _: Full(size, causal=True)),
+    "window": Choice("window of radius {}", MANY, "radius", 16, Window),
+    "grid": Choice("square grid of radius {}", MANY, "radius", 2, square_grid),
+    "random": Choice("random edges of in-degree {}", MANY, "degree", 16, random_edges),
+}
+SCORES = ("dot_product", "tanh", "leaky_relu")
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def _add_compare(commands: Any) -> None:
+    normalizers = [cls.name for cls in NORMALIZERS]
+    backends = ["auto", *(kernel.name for kernel in KERNELS)]
+    about = "Compare sparse with dense attention: errors, time and peak memory, as a table and a picture."
+    example = "example: python -m graphattn compare --pattern grid --radius 3 --sizes 256 1024 4096"
+    parser = commands.add_parser("compare", help=about, description=about, epilog=example, allow_abbrev=False)
+    parser.set_defaults(run=_compare)
+    add = parser.add_argument
+    add("--pattern", default="window", metavar="NAME", help=f"{', '.join(PATTERNS)}; window where left out")
+    add("--radius", type=int, metavar="R", help="reach of a window (default 16) or of a grid (default 2)")
+    add("--degree", type=int, metavar="K", help="edges into each node of random edges (default 16)")
+    sizes = "numbers of nodes; a grid takes the nearest square (default 256 to 8192; 32 to 256 if full or causal)"
+    add("--sizes", type=int, nargs="+", metavar="N", help=sizes)
+    add("--heads", type=int, default=4, metavar="H", help="number of heads (default 4)")
+    add("--width", type=int, default=32, metavar="D", help="width of query, key and value per head (default 32)")
+    add("--score", default="dot_product", metavar="NAME", help=f"{', '.join(SCORES)} (default dot_product)")
+    add("--normalizer", default="softmax", metavar="NAME", help=f"{', '.join(normalizers)} (default softmax)")
+    add("--backend", default="auto", metavar="NAME", help=f"of the sparse side: {', '.join(backends)} (default auto)")
+    add("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
+    add("--memory-limit", default="2GiB", metavar="BYTES", help="the dense side stops there (default 2GiB)")
+    add("--repeats", type=int, default=3, metavar="COUNT", help="timed runs, the median counts (default 3)")
+    picture = f"picture to write, {', '.join(PICTURES)} (default outputs/compare_PATTERN.png)"
+    add("--output", type=Path, metavar="PATH", help=picture)
+    add("--no-picture", action="store_true", help="print the table alone")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    check_choice("compare", "--pattern", arguments.pattern, PATTERNS)
+    check_choice("compare", "--backend", arguments.backend, ["auto", *(kernel.name for kernel in KERNELS)])
+    check_choice("compare", "--device", arguments.device, ("cpu", "cuda"))
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(message("compare", "--device", "needs a GPU that torch sees", "'cuda'", "Use --device cpu."))
+    for option in ("heads", "width", "repeats"):
+        check_int("compare", f"--{option}", getattr(arguments, option), 1)
+    choice = PATTERNS[arguments.pattern]
+    reach = _read_option(arguments, choice)
+    sizes = sorted({check_int("compare", "--sizes", size, 1) for size in arguments.sizes or choice.sizes})
+    output = arguments.output or Path("outputs", f"compare_{arguments.pattern}.png")
+    check_choice("compare", "ending of --output", output.suffix, PICTURES)
+
+    comparison = compare(
+        lambda size: choice.make(size, reach).to(arguments.device),
+        sizes,
+        heads=arguments.heads,
+        width=arguments.width,
+        score=_make_score(arguments.score, arguments.heads, arguments.width),
+        normalizer=arguments.normalizer,
+        backend=arguments.backend,
+        memory_limit=parse_bytes("compare", "--memory-limit", arguments.memory_limit),
+        repeats=arguments.repeats,
+        name=choice.name.format(reach),
+        progress=True,
+    )
+    print(comparison)
+    for row in comparison.rows:
+        if row.size != row.targets:
+            print(f"--sizes {row.size} became N = {row.targets:,}, the nearest square.")
+    if not arguments.no_picture:
+        _save_picture(comparison, output)
+    return 0
+
+
+def _save_picture(comparison: Comparison, output: Path) -> None:
+    try:
+        figure: Any = comparison.plot()[0].figure
+    except ImportError as error:
+        print(f"No picture. {error}")
+        return
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(output)
+    except OSError as error:
+        got = f"{str(output)!r} ({error.strerror})"
+        raise ValueError(message("compare", "--output", "must be a path that can be written", got)) from error
+    print(f"Picture: {output}")
+
+
+def _read_option(arguments: argparse.Namespace, choice: Choice) -> int:
+    """Return the pattern's own option, radius or degree, and refuse one that it doesn't have."""
+    for option in ("radius", "degree"):
+        number = getattr(arguments, option)
+        if number is not None and option != choice.option:
+            rule = f"does not apply to --pattern {arguments.pattern}"
+            raise ValueError(message("compare", f"--{option}", rule, number, f"Leave --{option} out."))
+    number = choice.default if choice.option is None else getattr(arguments, choice.option)
+    return choice.default if number is None else check_int("compare", f"--{choice.option}", number, 0)
+
+
+def _make_score(name: str, heads: int, width: int) -> Score:
+    check_choice("compare", "--score", name, SCORES)
+    if name == "dot_product":
+        return DotProduct()
+    vector = torch.randn(heads, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
+    return Additive(vector, name)
