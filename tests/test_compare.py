@@ -154,7 +154,7 @@ def test_the_estimate_of_dense_memory_is_within_a_factor_of_two(name, score, nor
 
 
 def test_memory_of_a_comparison_is_that_of_one_forward_and_backward():
-    row = compare(Full, 64, heads=2, width=16, repeats=1).rows[0]
+    row = compare(Full, 64, heads=2, width=16, repeats=1, backend="scatter").rows[0]
     assert 0.5 <= dense_memory(Full(64), 2, 16, dtype=torch.float32) / row.dense.memory <= 2
     # The scatter kernel gathers query, key and value for each edge, all in float32.
     assert row.sparse.memory > 3 * 64 * 64 * 2 * 16 * 4

@@ -15,6 +15,16 @@ X = torch.randn(5, 2, 4)
 EDGES = torch.tensor([[0, 1, 4], [1, 2, 0]])
 
 
+class Relu6:
+    """A normalizer of the user's own."""
+
+    def edgewise(self, score, target, num_targets):
+        return score.clamp(0, 6)
+
+    def dense(self, score, mask):
+        return torch.where(mask, score.clamp(0, 6), 0)
+
+
 def call(query=X, key=X, value=X, pattern=EDGES, **options):
     return attention(query, key, value, pattern, **options)
 
@@ -179,7 +189,7 @@ BAD_CALLS = {
     "unknown backend": (
         lambda: call(backend="Scater"),
         ValueError,
-        "attention: backend must be one of 'auto', 'scatter', got 'Scater'. Did you mean 'scatter'?",
+        "attention: backend must be one of 'auto', 'numba', 'scatter', got 'Scater'. Did you mean 'scatter'?",
     ),
     "dropout above one": (lambda: call(dropout_p=1.5), ValueError, "attention: dropout_p must lie in [0, 1], got 1.5."),
     "dropout NaN": (
@@ -330,7 +340,7 @@ BAD_LAYERS = {
     "unknown backend": (
         lambda: GraphAttention(4, 8, backend="scattr"),
         ValueError,
-        "GraphAttention: backend must be one of 'auto', 'scatter', got 'scattr'. Did you mean 'scatter'?",
+        "GraphAttention: backend must be one of 'auto', 'numba', 'scatter', got 'scattr'. Did you mean 'scatter'?",
     ),
     "dropout": (
         lambda: GraphAttention(4, 8, dropout=2),
@@ -436,7 +446,7 @@ def test_a_named_backend_never_falls_back(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     with pytest.raises(NotImplementedError) as caught:
         call(backend="never")
-    expected = "attention: backend='never' cannot run this call: it never can. Use backend='scatter' or 'auto'."
+    expected = "attention: backend='never' cannot run this call: it never can. Use backend='numba' or 'auto'."
     assert str(caught.value) == expected
     assert call(backend="auto").shape == (5, 2, 4)
 
@@ -444,8 +454,37 @@ def test_a_named_backend_never_falls_back(monkeypatch):
 def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     report = explain_backend(X, X, X, EDGES)
-    assert report.chosen == "scatter"
-    first, never, scatter = str(report).splitlines()
-    assert first == "backend='auto' runs 'scatter'"
+    assert report.chosen == "numba"
+    first, never, numba, scatter = str(report).splitlines()
+    assert first == "backend='auto' runs 'numba'"
     assert never == "  never    cannot: it never can"
-    assert scatter.startswith("> scatter  can run, estimated ")
+    assert numba.startswith("> numba    can run, estimated ") and scatter.startswith("  scatter  can run, estimated ")
+
+
+@pytest.mark.parametrize(
+    "options, reason",
+    [
+        (dict(score=lambda query, key, edge: (query * key).sum(-1)), "it has no score like FunctionScore(<lambda>)"),
+        (dict(normalizer=Relu6()), "it has no normalizer like "),
+    ],
+    ids=["score", "normalizer"],
+)
+def test_the_fused_kernel_says_what_it_has_not(options, reason):
+    with pytest.raises(NotImplementedError) as caught:
+        call(backend="numba", **options)
+    assert str(caught.value).startswith(f"attention: backend='numba' cannot run this call: {reason}")
+    assert str(caught.value).endswith("Use backend='scatter' or 'auto'.")
+    assert explain_backend(X, X, X, EDGES, **options).chosen == "scatter"
+
+
+@pytest.mark.parametrize("mode", ["second order", "forward mode"])
+def test_fused_kernels_refuse_derivatives_that_they_lack(mode):
+    x = torch.randn(5, 2, 4, requires_grad=True)
+    pattern = Edges(EDGES, 5)
+    (gradient,) = torch.autograd.grad(call(x, pattern=pattern, backend="numba").sum(), x, create_graph=True)
+    if mode == "second order":
+        with pytest.raises(NotImplementedError, match="have no derivatives of second order. Use backend='scatter'."):
+            gradient.sum().backward()
+    else:
+        with pytest.raises(NotImplementedError, match="have no forward-mode derivatives. Use backend='scatter'."):
+            torch.func.jvp(lambda x: call(x, pattern=pattern, backend="numba"), (x.detach(),), (X,))

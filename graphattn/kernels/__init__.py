@@ -1,8 +1,9 @@
-"""The kernels, cheapest to explain first. Ties of the cost model go to the earlier one."""
+"""The kernels, fastest first. Ties of the cost model go to the earlier one."""
 
 from .base import Call as Call
 from .base import Kernel as Kernel
 from .base import Result as Result
+from .numba_csr import NumbaCSR as NumbaCSR
 from .scatter import Scatter as Scatter
 
-KERNELS: tuple[Kernel, ...] = (Scatter(),)
+KERNELS: tuple[Kernel, ...] = (NumbaCSR(), Scatter())

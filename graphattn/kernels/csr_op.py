@@ -1,0 +1,206 @@
+"""The operators that all fused kernels over compressed rows register for, with their derivatives.
+
+Each operator takes plain tensors. `rows` and `columns` are lists: the CSR or CSC's ptr, index and perm (empty where
+the caller's order is the sorted one), then whatever the kernel has planned for it. Optional edge tensors have one
+leading batch dimension, of the batch's size or 1; query, key and value have exactly one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..bias import OffsetBias
+from ..csr import CSR
+from ..normalizers import Identity, Relu, Sigmoid, Softmax
+from ..random import draw_seed
+from ..scores import Additive, DotProduct
+from .base import Call, Result
+
+# The codes that the operators take.
+NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
+SCORE_CODES = {"dot_product": 0, "tanh": 1, "leaky_relu": 2}
+
+_SHARED = "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? edge_bias, Tensor? edge_key, "
+_SHARED += "Tensor? edge_value, Tensor? seed, "
+_MODE = "int score, int normalizer, float scale, float slope, float dropout_p"
+
+library = torch.library.Library("graphattn", "DEF")
+library.define(f"csr_forward({_SHARED}Tensor[] rows, {_MODE}) -> (Tensor, Tensor)")
+library.define(f"csr_weights({_SHARED}Tensor lse, Tensor[] rows, {_MODE}) -> Tensor")
+library.define(
+    f"csr_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, {_SHARED}Tensor out, Tensor lse, "
+    f"Tensor[] rows, Tensor[] columns, bool[] needs, {_MODE}) -> Tensor[]"
+)
+
+
+@torch.library.register_fake("graphattn::csr_forward", lib=library)
+def _fake_forward(query, key, value, *_):  # type: ignore[no-untyped-def]
+    out = query.new_empty(*query.shape[:-1], value.size(-1))
+    return out, query.new_empty(query.shape[:-1], dtype=accumulate_dtype(query.dtype))
+
+
+@torch.library.register_fake("graphattn::csr_weights", lib=library)
+def _fake_weights(query, key, value, vector, bias, edge_key, edge_value, seed, lse, rows, *_):  # type: ignore[no-untyped-def]
+    return lse.new_empty(query.size(0), rows[1].size(0), query.size(2))
+
+
+@torch.library.register_fake("graphattn::csr_backward", lib=library)
+def _fake_backward(  # type: ignore[no-untyped-def]
+    grad_out, grad_lse, grad_weights, query, key, value, vector, edge_bias, edge_key, edge_value, *rest
+):
+    needs = rest[5]
+    inputs = (query, key, value, vector, edge_bias, edge_key, edge_value)
+    return [torch.empty_like(x) if need else query.new_empty(0) for x, need in zip(inputs, needs, strict=True)]
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for half types, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+class _Attend(torch.autograd.Function):
+    """Output, lse and, if asked for, weights (else an empty tensor)."""
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        vector: Tensor | None,
+        edge_bias: Tensor | None,
+        edge_key: Tensor | None,
+        edge_value: Tensor | None,
+        seed: Tensor | None,
+        rows: list[Tensor],
+        columns: list[Tensor],
+        mode: tuple[int, int, float, float, float],
+        return_weights: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shared = (query, key, value, vector, edge_bias, edge_key, edge_value, seed)
+        out, lse = torch.ops.graphattn.csr_forward(*shared, rows, *mode)
+        if not return_weights:
+            return out, lse, lse.new_empty(0)
+        return out, lse, torch.ops.graphattn.csr_weights(*shared, lse, rows, *mode)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        *shared, rows, columns, mode, return_weights = inputs
+        out, lse, _ = output
+        ctx.mode, ctx.return_weights = mode, return_weights
+        ctx.splits = (len(rows), len(columns))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*shared, out, lse, *rows, *columns)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        saved = ctx.saved_tensors
+        shared, (out, lse), lists = saved[:8], saved[8:10], saved[10:]
+        rows, columns = list(lists[: ctx.splits[0]]), list(lists[ctx.splits[0] :])
+        needs = list(ctx.needs_input_grad[:7])
+        grad_out, grad_lse, grad_weights = grads
+        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+        grad_weights = grad_weights if ctx.return_weights else None
+        # What is compiled has no second derivative anyway.
+        function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
+        gradients = function(grad_out, grad_lse, grad_weights, *shared, out, lse, rows, columns, needs, ctx.mode)
+        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
+
+
+class _AttendWithTangent(_Attend):
+    # torch.compile refuses a Function that has a jvp: hence this one, outside of compile alone.
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        raise _only_scatter("forward-mode derivatives")
+
+
+class _Gradients(torch.autograd.Function):
+    """The backward pass, which has no derivative of its own."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        *tensors, rows, columns, needs, mode = inputs
+        return tuple(torch.ops.graphattn.csr_backward(*tensors, rows, columns, needs, *mode))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        raise _only_scatter("derivatives of second order")
+
+
+def _only_scatter(what: str) -> NotImplementedError:
+    return NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")
+
+
+def needs_grad(call: Call) -> bool:
+    """Whether a gradient of this call can be asked for, so that the columns are worth having."""
+    if not torch.is_grad_enabled():
+        return False
+    own = call.score.vector if isinstance(call.score, Additive) else None
+    bias = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
+    tensors = (call.query, call.key, call.value, own, bias, call.edge_key, call.edge_value)
+    return any(x is not None and x.requires_grad for x in tensors)
+
+
+def why_not_fused(call: Call) -> str | None:
+    """Why no fused kernel can run the call, whatever the device."""
+    if not isinstance(call.score, DotProduct | Additive):
+        return f"it has no score like {call.score}"
+    if type(call.normalizer) not in NORMALIZER_CODES:
+        return f"it has no normalizer like {call.normalizer}"
+    return None
+
+
+def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
+    """Run a call on whichever kernel is registered for its device."""
+    batch, dims = call.batch_shape, len(call.batch_shape)
+    flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
+    bias = call.edge_bias
+    if isinstance(bias, OffsetBias):
+        bias = bias.of_edges(call.pattern).unsqueeze(0)
+    elif bias is not None:
+        bias = flat(_same_or_one(bias, batch))
+    edge_key, edge_value = (x if x is None else flat(_same_or_one(x, batch)) for x in (call.edge_key, call.edge_value))
+    score = call.score
+    vector = score.vector.to(call.accumulate_dtype) if isinstance(score, Additive) else None
+    kind = score.activation if isinstance(score, Additive) else "dot_product"
+    scale = score.factor(call.query.size(-1)) if isinstance(score, DotProduct) else 1.0
+    slope = score.negative_slope if isinstance(score, Additive) else 0.0
+    seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
+    mode = (SCORE_CODES[kind], NORMALIZER_CODES[type(call.normalizer)], scale, slope, call.dropout_p)
+    function = _Attend if torch.compiler.is_compiling() else _AttendWithTangent
+    out, lse, weights = function.apply(
+        flat(call.query),
+        flat(call.key),
+        flat(call.value),
+        vector,
+        bias,
+        edge_key,
+        edge_value,
+        seed,
+        rows,
+        columns,
+        mode,
+        call.return_weights,
+    )
+    return Result(
+        out.view(*batch, *out.shape[1:]),
+        weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,
+        lse.view(*batch, *lse.shape[1:]) if call.return_lse else None,
+    )
+
+
+def list_of(csr: CSR) -> list[Tensor]:
+    """The operators' form of a CSR: an empty perm stands for none."""
+    return [csr.ptr, csr.index, csr.index.new_empty(0) if csr.perm is None else csr.perm]
+
+
+def _same_or_one(x: Tensor, batch: torch.Size) -> Tensor:
+    """Leading batch dimensions that are all 1, or expanded to the batch's where they are mixed."""
+    leading = x.shape[: len(batch)]
+    return x if leading == batch or leading.numel() == 1 else x.expand(*batch, *x.shape[len(batch) :])

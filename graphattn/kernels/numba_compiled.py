@@ -1,0 +1,640 @@
+"""Attention over compressed rows in loops that Numba compiles.
+
+A task is a run of rows that have some hundred edges together, or a piece of one row that has more. Each task goes
+through its edges in phases: all scores into a small scratch, the normalizer over the scratch, then the weighted sums.
+Tasks depend on the graph alone, so neither the threads nor their number change a bit of the result.
+
+Arrays are flat; `shape` is (T, S, H, H_kv, D, V, E); the strides of edge tensors between batch elements count edges.
+"""
+
+# fmt: off  (twenty arguments a line each would hide the loops)
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .numba_vector import OPTIONS, axpy, dot, exponential, prefetch, put, read, tanh
+
+# Edges per task: the scratch of twice as many stays in the second-level cache.
+TASK_EDGES = 512
+# How many edges ahead a row is asked for.
+AHEAD = 8
+
+# The codes of `csr_op`.
+SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
+DOT, TANH, LEAKY_RELU = range(3)
+
+
+@njit(**OPTIONS)
+def mix(word):
+    """The mixer of `graphattn.random`, on 32 bits in a 64-bit word."""
+    word &= np.uint64(0xFFFFFFFF)
+    word ^= word >> np.uint64(16)
+    word = (word * np.uint64(0x7FEB352D)) & np.uint64(0xFFFFFFFF)
+    word ^= word >> np.uint64(15)
+    word = (word * np.uint64(0x846CA68B)) & np.uint64(0xFFFFFFFF)
+    return word ^ (word >> np.uint64(16))
+
+
+@njit(**OPTIONS)
+def fold(index):
+    """Indices of 2^32 and more fold their upper half in."""
+    word = np.uint64(index)
+    return (word ^ ((word >> np.uint64(32)) * np.uint64(0x9E3779B9))) & np.uint64(0xFFFFFFFF)
+
+
+@njit(**OPTIONS)
+def hash_target(seed, batch, target):
+    """State of the dropout hash after seed, batch and target."""
+    state = mix((np.uint64(seed) & np.uint64(0xFFFFFFFF)) ^ np.uint64(0x9E3779B9))
+    state = mix(state ^ (np.uint64(seed) >> np.uint64(32)))
+    return mix(mix(state ^ fold(batch)) ^ fold(target))
+
+
+@njit(**OPTIONS)
+def hash_source(state, source, occurrence):
+    """State of the dropout hash after the edge."""
+    word = fold(source) + np.uint64(occurrence) * np.uint64(0x9E3779B9)
+    return mix(state ^ (word & np.uint64(0xFFFFFFFF)))
+
+
+@njit(**OPTIONS)
+def edge_at(perm, position):
+    """Caller's edge at a position."""
+    if perm is None:
+        return np.int64(position)
+    return np.int64(perm[position])
+
+
+@njit(**OPTIONS)
+def count_parallel(index, first, position):
+    """How many edges of the same pair lie before `position` in the row that begins at `first`."""
+    count = np.int64(0)
+    while position - count > first and index[position - count - 1] == index[position]:
+        count += 1
+    return count
+
+
+@njit(**OPTIONS)
+def plan_tasks(ptr):
+    """Cut rows into tasks: [tasks, 5] of first row, last row + 1, first edge, last edge + 1, and slot.
+
+    A row of more than TASK_EDGES edges is cut into pieces, each a task with a slot of its own for its partial sums;
+    the slot of whole rows is -1. The second result lists the cut rows: [rows, 3] of row, first slot, last slot + 1.
+    """
+    rows = ptr.size - 1
+    bound = ptr[rows] // TASK_EDGES + 1
+    tasks = np.empty((4 * bound + rows // TASK_EDGES + 2, 5), np.int64)
+    cut = np.empty((bound, 3), np.int64)
+    count, cuts, slots, begin = 0, 0, 0, 0
+    for row in range(rows):
+        degree = ptr[row + 1] - ptr[row]
+        is_long = degree > TASK_EDGES
+        # Rows without edges take time too.
+        is_full = ptr[row] - ptr[begin] + row - begin >= TASK_EDGES
+        if (is_long or is_full) and row > begin:
+            tasks[count, 0], tasks[count, 1], tasks[count, 4] = begin, row, -1
+            tasks[count, 2], tasks[count, 3] = ptr[begin], ptr[row]
+            count += 1
+            begin = row
+        if is_long:
+            pieces = (degree + TASK_EDGES - 1) // TASK_EDGES
+            cut[cuts, 0], cut[cuts, 1], cut[cuts, 2] = row, slots, slots + pieces
+            cuts += 1
+            for piece in range(pieces):
+                low = ptr[row] + piece * TASK_EDGES
+                tasks[count, 0], tasks[count, 1], tasks[count, 4] = row, row + 1, slots
+                tasks[count, 2], tasks[count, 3] = low, min(low + TASK_EDGES, ptr[row + 1])
+                count += 1
+                slots += 1
+            begin = row + 1
+    if rows > begin:
+        tasks[count, 0], tasks[count, 1], tasks[count, 4] = begin, rows, -1
+        tasks[count, 2], tasks[count, 3] = ptr[begin], ptr[rows]
+        count += 1
+    return tasks[:count].copy(), cut[:cuts].copy()
+
+
+@njit(**OPTIONS)
+def score_edge(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale):
+    """Score of one edge and head; query, key and edge are offsets."""
+    if kind == DOT:
+        total = dot(q, query, k, key, width)
+        if ek is not None:
+            total += dot(q, query, ek, edge, width)
+        return total * scale
+    total = scale - scale
+    for d in range(width):
+        x = read(q, query + d) + read(k, key + d)
+        if ek is not None:
+            x += read(ek, edge + d)
+        a = tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope)
+        total += a * vector[h * width + d]
+    return total
+
+
+@njit(**OPTIONS)
+def add_slope(to, at, ds, q, query, k, key, ek, edge, vector, h, width, kind, slope):
+    """Add ds times the derivative of an additive score by its query, which is that by its key too."""
+    if to is None:
+        return
+    for d in range(width):
+        x = read(q, query + d) + read(k, key + d)
+        if ek is not None:
+            x += read(ek, edge + d)
+        a = tanh(x, vector)
+        slant = 1 - a * a if kind == TANH else (x - x + 1 if x > 0 else slope)
+        to[at + d] += ds * vector[h * width + d] * slant
+
+
+@njit(**OPTIONS)
+def add_activation(to, at, ds, q, query, k, key, ek, edge, vector, width, kind, slope):
+    """Add ds times the derivative of an additive score by its vector."""
+    for d in range(width):
+        x = read(q, query + d) + read(k, key + d)
+        if ek is not None:
+            x += read(ek, edge + d)
+        to[at + d] += ds * (tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope))
+
+
+@njit(**OPTIONS)
+def weigh(s, normalizer):
+    """Turn scores into weights in place; those of softmax come shifted, and leave without their row's factor."""
+    if normalizer == SOFTMAX:
+        exponential(s)
+    elif normalizer == RELU:
+        for t in range(s.size):
+            s[t] = s[t] if not s[t] <= 0 else 0
+    elif normalizer == SIGMOID:
+        for t in range(s.size):
+            s[t] = -s[t]
+        exponential(s)
+        for t in range(s.size):
+            s[t] = 1 / (1 + s[t])
+    else:
+        for t in range(s.size):
+            s[t] = s[t] if s[t] != -np.inf else 0
+
+
+@njit(**OPTIONS)
+def weigh_with_gradient(s, g, normalizer):
+    """Turn scores into weights, and gradients by the weights into gradients by the scores, in place."""
+    if normalizer == RELU:
+        for t in range(s.size):
+            g[t] = g[t] if not s[t] <= 0 else 0
+    elif normalizer == IDENTITY:
+        for t in range(s.size):
+            g[t] = g[t] if s[t] != -np.inf else 0
+    weigh(s, normalizer)
+    if normalizer == SOFTMAX:
+        for t in range(s.size):
+            g[t] = s[t] * g[t]
+    elif normalizer == SIGMOID:
+        for t in range(s.size):
+            g[t] = s[t] * (1 - s[t]) * g[t]
+
+
+@njit(**OPTIONS)
+def score_heads(s, at, b, i, j, edge, shape, data, edges, mode):
+    """Score all heads of one edge into s[at:]."""
+    targets, sources, heads, kv_heads, width, _, count = shape
+    q, k, _, vector = data
+    eb, eb_stride, ek, ek_stride, _, _ = edges
+    kind, _, slope, scale = mode
+    group = heads // kv_heads
+    query, key = (b * targets + i) * heads * width, (b * sources + j) * kv_heads * width
+    of_edge = (b * ek_stride + edge) * kv_heads * width
+    for h in range(heads):
+        place = (h // group) * width
+        x = score_edge(q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale)
+        if eb is not None:
+            x += read(eb, (b * eb_stride + edge) * heads + h)
+        s[at + h] = x
+
+
+@njit(**OPTIONS)
+def differentiate_heads(s, g, f, at, b, i, j, edge, state, shape, data, edges, mode, dropout, grads):
+    """Score all heads of one edge, with gradients by the weights into g and dropout's factors into f."""
+    score_heads(s, at, b, i, j, edge, shape, data, edges, mode)
+    targets, sources, heads, kv_heads, _, width, _ = shape
+    _, _, v, _ = data
+    _, _, _, _, ev, ev_stride = edges
+    _, threshold, keep_scale = dropout
+    grad_out, lse, delta, grad_weights = grads
+    group = heads // kv_heads
+    value, of_edge = (b * sources + j) * kv_heads * width, (b * ev_stride + edge) * kv_heads * width
+    row = (b * targets + i) * heads
+    for h in range(heads):
+        place = (h // group) * width
+        x = dot(grad_out, (row + h) * width, v, value + place, width)
+        if ev is not None:
+            x += dot(grad_out, (row + h) * width, ev, of_edge + place, width)
+        if threshold > 0:
+            f[at + h] = keep_scale if mix(state ^ np.uint64(h)) >= threshold else 0
+            x *= f[at + h]
+        if grad_weights is not None:
+            x += read(grad_weights, (b * shape[6] + edge) * heads + h)
+        if mode[1] == SOFTMAX:
+            # An empty row has lse = -inf, and no weights.
+            shift = lse[row + h]
+            s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
+            x -= delta[row + h]
+        g[at + h] = x
+
+
+@njit(**OPTIONS)
+def forward_tasks(
+    begin, end, tasks, slots, csr, shape, data, edges, mode, dropout, out, lse, part_out, part_top, part_sum
+):
+    """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
+    ptr, index, perm = csr
+    targets, sources, heads, kv_heads, width, value_width, _ = shape
+    _, k, v, vector = data
+    _, _, _, _, ev, ev_stride = edges
+    _, normalizer, _, scale = mode
+    seed, threshold, keep_scale = dropout
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, vector.dtype)
+    total, top = np.empty(heads, vector.dtype), np.empty(heads, vector.dtype)
+    acc = np.empty(heads * value_width, vector.dtype)
+    key_row, value_row = kv_heads * width, kv_heads * value_width
+    for t in range(begin, end):
+        b = t // count
+        task = t - b * count
+        row_begin, row_end, first, stop, slot = (
+            tasks[task, 0],
+            tasks[task, 1],
+            tasks[task, 2],
+            tasks[task, 3],
+            tasks[task, 4],
+        )
+        s = scratch[: (stop - first) * heads]
+        for i in range(row_begin, row_end):
+            low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+            for e in range(low, high):
+                prefetch(k, (b * sources + np.int64(index[min(e + AHEAD, last)])) * key_row, key_row)
+                edge = edge_at(perm, e)
+                score_heads(s, (e - first) * heads, b, i, np.int64(index[e]), edge, shape, data, edges, mode)
+            if normalizer == SOFTMAX:
+                for h in range(heads):
+                    top[h] = -np.inf
+                for e in range(low - first, high - first):
+                    for h in range(heads):
+                        x = s[e * heads + h]
+                        top[h] = x if x > top[h] else top[h]
+                for h in range(heads):
+                    if slot < 0:
+                        lse[(b * targets + i) * heads + h] = top[h]
+                    else:
+                        part_top[(b * slots + slot) * heads + h] = top[h]
+                    top[h] = top[h] if top[h] > -np.inf else 0
+                for e in range(low - first, high - first):
+                    for h in range(heads):
+                        s[e * heads + h] -= top[h]
+        weigh(s, normalizer)
+        for i in range(row_begin, row_end):
+            low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+            for d in range(acc.size):
+                acc[d] = 0
+            for h in range(heads):
+                total[h] = 0
+            state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
+            for e in range(low, high):
+                prefetch(v, (b * sources + np.int64(index[min(e + AHEAD, last)])) * value_row, value_row)
+                value = (b * sources + np.int64(index[e])) * value_row
+                edge = edge_at(perm, e)
+                of_edge = (b * ev_stride + edge) * value_row
+                kept = state
+                if threshold > 0:
+                    kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
+                for h in range(heads):
+                    w = s[(e - first) * heads + h]
+                    total[h] += w
+                    if threshold > 0:
+                        w = w * keep_scale if mix(kept ^ np.uint64(h)) >= threshold else scale - scale
+                    place = (h // group) * value_width
+                    axpy(acc, np.int64(h * value_width), w, v, value + place, value_width)
+                    if ev is not None:
+                        axpy(acc, np.int64(h * value_width), w, ev, of_edge + place, value_width)
+            for h in range(heads):
+                row = (b * targets + i) * heads + h
+                if slot >= 0:
+                    row = (b * slots + slot) * heads + h
+                    part_sum[row] = total[h]
+                    for d in range(value_width):
+                        part_out[row * value_width + d] = acc[h * value_width + d]
+                    continue
+                factor = scale - scale + 1
+                if normalizer == SOFTMAX:
+                    is_empty = total[h] == 0
+                    factor = factor * 0 if is_empty else 1 / total[h]
+                    lse[row] = -np.inf if is_empty else lse[row] + np.log(total[h])
+                for d in range(value_width):
+                    out[row * value_width + d] = acc[h * value_width + d] * factor
+
+
+@njit(**OPTIONS)
+def merge_forward(batches, cut, slots, shape, mode, out, lse, part_out, part_top, part_sum):
+    """Join the pieces of cut rows, in their order."""
+    targets, heads, width = shape[0], shape[2], shape[5]
+    one = mode[3] - mode[3] + 1
+    for b in range(batches):
+        for c in range(cut.shape[0]):
+            for h in range(heads):
+                row = (b * targets + cut[c, 0]) * heads + h
+                top, total = -np.inf * one, one * 0
+                for d in range(width):
+                    out[row * width + d] = 0
+                if mode[1] == SOFTMAX:
+                    for slot in range(cut[c, 1], cut[c, 2]):
+                        top = max(top, part_top[(b * slots + slot) * heads + h])
+                for slot in range(cut[c, 1], cut[c, 2]):
+                    part = (b * slots + slot) * heads + h
+                    factor = one
+                    if mode[1] == SOFTMAX:
+                        factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else factor * 0
+                        # A piece of NaN alone has no largest score, and must not vanish.
+                        factor = factor if part_sum[part] == part_sum[part] else part_sum[part]
+                        total += factor * part_sum[part]
+                    for d in range(width):
+                        out[row * width + d] += factor * part_out[part * width + d]
+                if mode[1] == SOFTMAX:
+                    is_empty = total == 0
+                    lse[row] = -np.inf if is_empty else (top if top > -np.inf else one * 0) + np.log(total)
+                    factor = one * 0 if is_empty else 1 / total
+                    for d in range(width):
+                        out[row * width + d] *= factor
+
+
+@njit(**OPTIONS)
+def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights):
+    """Weights of all edges, before dropout, in the caller's order."""
+    ptr, index, perm = csr
+    targets, _, heads, _, _, _, edge_count = shape
+    count = tasks.shape[0]
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, data[3].dtype)
+    for t in range(begin, end):
+        b = t // count
+        task = t - b * count
+        first, stop = tasks[task, 2], tasks[task, 3]
+        s = scratch[: (stop - first) * heads]
+        for i in range(tasks[task, 0], tasks[task, 1]):
+            for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
+                edge = edge_at(perm, e)
+                at = (e - first) * heads
+                score_heads(s, at, b, i, np.int64(index[e]), edge, shape, data, edges, mode)
+                if mode[1] == SOFTMAX:
+                    for h in range(heads):
+                        shift = lse[(b * targets + i) * heads + h]
+                        s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
+        weigh(s, mode[1])
+        for e in range(first, stop):
+            edge = edge_at(perm, e)
+            for h in range(heads):
+                weights[(b * edge_count + edge) * heads + h] = s[(e - first) * heads + h]
+
+
+@njit(**OPTIONS)
+def target_gradient_tasks(
+    begin,
+    end,
+    tasks,
+    slots,
+    csr,
+    shape,
+    data,
+    edges,
+    mode,
+    dropout,
+    grads,
+    grad_query,
+    part_query,
+    part_vector,
+    grad_bias,
+    grad_edge_key,
+    grad_edge_value,
+):
+    """Gradients of the query, of edge tensors, and per task of the vector; rows are targets."""
+    ptr, index, perm = csr
+    targets, sources, heads, kv_heads, width, value_width, edge_count = shape
+    q, k, v, vector = data
+    _, _, ek, ek_stride, _, _ = edges
+    kind, normalizer, slope, scale = mode
+    seed, threshold, _ = dropout
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    size = 2 * (TASK_EDGES + 1) * heads
+    scratch, slopes, factors = np.empty(size, vector.dtype), np.empty(size, vector.dtype), np.empty(size, vector.dtype)
+    acc = np.empty(heads * width, vector.dtype)
+    key_row, value_row = kv_heads * width, kv_heads * value_width
+    for t in range(begin, end):
+        b = t // count
+        task = t - b * count
+        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        for i in range(tasks[task, 0], tasks[task, 1]):
+            state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
+            for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
+                soon = b * sources + np.int64(index[min(e + AHEAD, last)])
+                prefetch(k, soon * key_row, key_row)
+                prefetch(v, soon * value_row, value_row)
+                edge = edge_at(perm, e)
+                kept = state
+                if threshold > 0:
+                    kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
+                differentiate_heads(
+                    s,
+                    g,
+                    factors,
+                    (e - first) * heads,
+                    b,
+                    i,
+                    np.int64(index[e]),
+                    edge,
+                    kept,
+                    shape,
+                    data,
+                    edges,
+                    mode,
+                    dropout,
+                    grads,
+                )
+        weigh_with_gradient(s, g, normalizer)
+        for i in range(tasks[task, 0], tasks[task, 1]):
+            for d in range(acc.size):
+                acc[d] = 0
+            query = (b * targets + i) * heads * width
+            for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
+                key = (b * sources + np.int64(index[e])) * key_row
+                edge = edge_at(perm, e)
+                of_edge = (b * ek_stride + edge) * key_row
+                for h in range(heads):
+                    ds, place = g[(e - first) * heads + h], (h // group) * width
+                    at = np.int64(h * width)
+                    if kind == DOT:
+                        axpy(acc, at, ds * scale, k, key + place, width)
+                        if ek is not None:
+                            axpy(acc, at, ds * scale, ek, of_edge + place, width)
+                    else:
+                        add_slope(
+                            acc,
+                            at,
+                            ds,
+                            q,
+                            query + at,
+                            k,
+                            key + place,
+                            ek,
+                            of_edge + place,
+                            vector,
+                            h,
+                            width,
+                            kind,
+                            slope,
+                        )
+                        add_activation(
+                            part_vector,
+                            t * heads * width + at,
+                            ds,
+                            q,
+                            query + at,
+                            k,
+                            key + place,
+                            ek,
+                            of_edge + place,
+                            vector,
+                            width,
+                            kind,
+                            slope,
+                        )
+                    if grad_bias is not None:
+                        put(grad_bias, (b * edge_count + edge) * heads + h, ds)
+                    if grad_edge_key is not None:
+                        to = (b * edge_count + edge) * key_row + place
+                        if kind == DOT:
+                            axpy(grad_edge_key, to, ds * scale, q, query + at, width)
+                        else:
+                            add_slope(
+                                grad_edge_key,
+                                to,
+                                ds,
+                                q,
+                                query + at,
+                                k,
+                                key + place,
+                                ek,
+                                of_edge + place,
+                                vector,
+                                h,
+                                width,
+                                kind,
+                                slope,
+                            )
+                    if grad_edge_value is not None:
+                        w = s[(e - first) * heads + h]
+                        w = w * factors[(e - first) * heads + h] if threshold > 0 else w
+                        to = (b * edge_count + edge) * value_row + (h // group) * value_width
+                        row = ((b * targets + i) * heads + h) * value_width
+                        axpy(grad_edge_value, to, w, grads[0], row, value_width)
+            for d in range(acc.size):
+                if slot < 0:
+                    grad_query[query + d] = acc[d]
+                else:
+                    part_query[(b * slots + slot) * acc.size + d] = acc[d]
+
+
+@njit(**OPTIONS)
+def source_gradient_tasks(
+    begin, end, tasks, slots, csc, shape, data, edges, mode, dropout, grads, grad_key, grad_value, part_key, part_value
+):
+    """Gradients of key and value; rows are sources."""
+    ptr, index, perm = csc
+    targets, sources, heads, kv_heads, width, value_width, _ = shape
+    q, k, v, vector = data
+    _, _, ek, ek_stride, _, _ = edges
+    kind, normalizer, slope, scale = mode
+    seed, threshold, _ = dropout
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    size = 2 * (TASK_EDGES + 1) * heads
+    scratch, slopes, factors = np.empty(size, vector.dtype), np.empty(size, vector.dtype), np.empty(size, vector.dtype)
+    key_acc, value_acc = np.empty(kv_heads * width, vector.dtype), np.empty(kv_heads * value_width, vector.dtype)
+    query_row, out_row = heads * width, heads * value_width
+    for t in range(begin, end):
+        b = t // count
+        task = t - b * count
+        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                soon = b * targets + np.int64(index[min(e + AHEAD, last)])
+                prefetch(q, soon * query_row, query_row)
+                prefetch(grads[0], soon * out_row, out_row)
+                edge = edge_at(perm, e)
+                i = np.int64(index[e])
+                kept = np.uint64(0)
+                if threshold > 0:
+                    kept = hash_source(hash_target(seed, b, i), j, count_parallel(index, ptr[j], e))
+                differentiate_heads(
+                    s, g, factors, (e - first) * heads, b, i, j, edge, kept, shape, data, edges, mode, dropout, grads
+                )
+        weigh_with_gradient(s, g, normalizer)
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            for d in range(key_acc.size):
+                key_acc[d] = 0
+            for d in range(value_acc.size):
+                value_acc[d] = 0
+            key = (b * sources + j) * kv_heads * width
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                row = (b * targets + np.int64(index[e])) * heads
+                edge = edge_at(perm, e)
+                of_edge = (b * ek_stride + edge) * kv_heads * width
+                for h in range(heads):
+                    ds, w = g[(e - first) * heads + h], s[(e - first) * heads + h]
+                    w = w * factors[(e - first) * heads + h] if threshold > 0 else w
+                    place = np.int64((h // group) * width)
+                    if kind == DOT:
+                        axpy(key_acc, place, ds * scale, q, (row + h) * width, width)
+                    else:
+                        add_slope(
+                            key_acc,
+                            place,
+                            ds,
+                            q,
+                            (row + h) * width,
+                            k,
+                            key + place,
+                            ek,
+                            of_edge + place,
+                            vector,
+                            h,
+                            width,
+                            kind,
+                            slope,
+                        )
+                    axpy(
+                        value_acc,
+                        np.int64((h // group) * value_width),
+                        w,
+                        grads[0],
+                        (row + h) * value_width,
+                        value_width,
+                    )
+            row = b * sources + j if slot < 0 else b * slots + slot
+            to_key, to_value = (grad_key, grad_value) if slot < 0 else (part_key, part_value)
+            for d in range(key_acc.size):
+                to_key[row * key_acc.size + d] = key_acc[d]
+            for d in range(value_acc.size):
+                to_value[row * value_acc.size + d] = value_acc[d]
+
+
+@njit(**OPTIONS)
+def merge_sums(batches, rows, cut, slots, width, whole, part):
+    """Add up the pieces of cut rows, in their order."""
+    for b in range(batches):
+        for c in range(cut.shape[0]):
+            row = (b * rows + cut[c, 0]) * width
+            for d in range(width):
+                whole[row + d] = 0
+            for slot in range(cut[c, 1], cut[c, 2]):
+                for d in range(width):
+                    whole[row + d] += part[(b * slots + slot) * width + d]

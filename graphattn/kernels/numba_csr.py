@@ -1,0 +1,310 @@
+"""Fused rows on the CPU: runs what `numba_compiled` compiles, for the operators of `csr_op`.
+
+Numba is loaded when the first call arrives.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..csr import CSR
+from ..normalizers import Softmax
+from ..random import keep_scale, threshold
+from ..segments import Rows, segment_sum
+from .base import Call, Kernel, Result
+from .csr_op import NORMALIZER_CODES, accumulate_dtype, library, list_of, needs_grad, run_fused, why_not_fused
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+_pool: ThreadPoolExecutor | None = None
+
+
+class NumbaCSR(Kernel):
+    """See the module."""
+
+    name = "numba"
+
+    def why_not(self, call: Call) -> str | None:
+        """Tensors elsewhere, a score or normalizer that isn't built in, or Numba missing."""
+        if call.query.device.type != "cpu":
+            return f"tensors are on {call.query.device.type}"
+        if not HAS_NUMBA:
+            return "Numba is not installed (pip install numba)"
+        return why_not_fused(call)
+
+    def cost(self, call: Call) -> float:
+        """Count one pass over the gathered keys and values at 10 GB/s, and 50 microseconds for the call."""
+        width = call.query.size(-1) + call.value.size(-1)
+        elements = call.batch_shape.numel() * call.pattern.num_edges * call.heads * width
+        return 5e-5 + elements * call.query.dtype.itemsize / 1e10
+
+    def run(self, call: Call) -> Result:
+        """Compute the call."""
+        pattern = call.pattern
+        rows = pattern.keep("numba rows", lambda: _plan(pattern.csr()))
+        columns = pattern.keep("numba columns", lambda: _plan(pattern.csc())) if needs_grad(call) else []
+        return run_fused(call, rows, columns)
+
+
+@functools.cache
+def _compiled() -> Any:
+    """Load Numba and what it compiles, with a folder for the compiled code that can be written."""
+    import numba
+
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    config.CACHE_DIR = before or str(_cache_folder())
+    try:
+        return importlib.import_module(".numba_compiled", __package__)
+    finally:
+        config.CACHE_DIR = before
+
+
+def _cache_folder() -> Path:
+    """Beside the sources, else in the user's cache, else temporary; named by a hash of the sources.
+
+    Numba looks at the file of a function alone, and would miss a change in one that it calls.
+    """
+    here = Path(__file__).parent
+    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("compiled", "vector"))
+    name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    for parent in (here / "__pycache__", cache / "graphattn"):
+        try:
+            (parent / name).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=parent / name).close()
+        except OSError:
+            continue
+        return parent / name
+    return Path(tempfile.mkdtemp(prefix="graphattn-"))
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+# A forked child has none of its parent's threads.
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def _plan(csr: CSR) -> list[Tensor]:
+    """A CSR with its tasks and its cut rows."""
+    tasks, cut = _compiled().plan_tasks(csr.ptr.numpy())
+    return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
+
+
+def run_tasks(function: Callable[..., None], total: int, *arguments: Any) -> None:
+    """Run tasks 0 to `total` on as many threads as torch uses.
+
+    Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork
+    or to change torch's own.
+    """
+    threads = min(torch.get_num_threads(), total // 4)
+    if threads <= 1:
+        function(0, total, *arguments)
+        return
+    global _pool
+    if _pool is None or _pool._max_workers < threads - 1:
+        _pool = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="graphattn")
+    grain = max(1, total // (8 * threads))
+    begins = itertools.count(0, grain)
+
+    def work() -> None:
+        for begin in begins:
+            if begin >= total:
+                return
+            function(begin, min(begin + grain, total), *arguments)
+
+    helpers = [_pool.submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
+        if not helper.cancel():
+            helper.result()
+
+
+def _flat(x: Tensor | None) -> np.ndarray | None:
+    """A flat array of the tensor's own memory; half types as the integers that stand for them."""
+    if x is None:
+        return None
+    x = x.detach().contiguous()
+    if x.dtype == torch.bfloat16:
+        return x.view(torch.int16).numpy().reshape(-1)
+    if x.dtype == torch.float16:
+        return x.view(torch.int16).numpy().view(np.uint16).reshape(-1)
+    return x.numpy().reshape(-1)
+
+
+def _zeros(like: Tensor, *shape: int) -> Tensor:
+    return like.new_zeros(shape, dtype=accumulate_dtype(like.dtype))
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=accumulate_dtype(like.dtype))
+
+
+class _Operands:
+    """What all compiled functions take, in their order: csr, shape, data, edges, mode, dropout."""
+
+    def __init__(self, shared: Sequence[Any], edges: int, mode: tuple[int, int, float, float, float]) -> None:
+        query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
+        kind, normalizer, scale, slope, dropout_p = mode
+        self.batches: int = query.size(0)
+        number = np.float64 if query.dtype == torch.float64 else np.float32
+        own = np.empty(0, number) if vector is None else _flat(vector)
+        self.shape = (query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), value.size(3), edges)
+        self.data = (_flat(query), _flat(key), _flat(value), own)
+        stride = lambda x: 0 if x is None or x.size(0) == 1 else edges
+        optional = ((_flat(x), stride(x)) for x in (edge_bias, edge_key, edge_value))
+        self.edges: tuple[Any, ...] = tuple(itertools.chain.from_iterable(optional))
+        self.mode = (kind, normalizer, number(slope), number(scale))
+        bound = np.uint64(threshold(dropout_p)) if seed is not None else np.uint64(0)
+        self.dropout = (0 if seed is None else int(seed), bound, number(keep_scale(dropout_p)))
+
+    def common(self) -> tuple:
+        return self.shape, self.data, self.edges, self.mode
+
+
+def _read_list(rows: list[Tensor]) -> tuple[tuple, np.ndarray, np.ndarray, int]:
+    ptr, index, perm, tasks, cut = rows
+    csr = (ptr.numpy(), index.numpy(), perm.numpy() if perm.numel() else None)
+    slots = int(cut[-1, 2]) if cut.numel() else 0
+    return csr, tasks.numpy(), cut.numpy(), slots
+
+
+def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """`csr_forward` on the CPU."""
+    query: Tensor = inputs[0]
+    value: Tensor = inputs[2]
+    compiled = _compiled()
+    *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    csr, tasks, cut, slots = _read_list(rows)
+    operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
+    (batches, targets, heads), width = query.shape[:3], value.size(3)
+    out = _empty(query, batches, targets, heads, width)
+    lse = _empty(query, batches, targets, heads)
+    part_out, part_top, part_sum = (_empty(query, batches * slots * heads * w) for w in (width, 1, 1))
+    results = [_flat(x) for x in (out, lse, part_out, part_top, part_sum)]
+    run_tasks(
+        compiled.forward_tasks, batches * len(tasks), tasks, slots, csr, *operands.common(), operands.dropout, *results
+    )
+    if slots:
+        compiled.merge_forward(batches, cut, slots, operands.shape, operands.mode, *results)
+    return out.to(query.dtype), lse
+
+
+def weights(*inputs: Any) -> Tensor:
+    """`csr_weights` on the CPU."""
+    compiled = _compiled()
+    *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    csr, tasks, _, _ = _read_list(rows)
+    operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
+    query = shared[0]
+    found = _empty(query, query.size(0), len(csr[1]), query.size(2))
+    total = operands.batches * len(tasks)
+    run_tasks(compiled.weight_tasks, total, tasks, csr, *operands.common(), _flat(lse), _flat(found))
+    return found
+
+
+def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
+    """`csr_backward` on the CPU."""
+    compiled = _compiled()
+    *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
+    mode = (kind, normalizer, scale, slope, dropout_p)
+    query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
+    csr, tasks, cut, slots = _read_list(rows)
+    edges = len(csr[1])
+    operands = _Operands(shared, edges, mode)
+    batches, heads, width = operands.batches, query.size(2), query.size(3)
+    delta = lse
+    if normalizer == NORMALIZER_CODES[Softmax]:
+        delta = torch.linalg.vecdot(grad_out.to(lse.dtype), out.to(lse.dtype))
+        if grad_weights is not None:
+            weighed = weights(*shared, lse, rows, *mode) * grad_weights
+            perm = rows[2].to(torch.int64) if rows[2].numel() else None
+            delta = delta + segment_sum(weighed, Rows(rows[1], rows[0], perm), -2)
+        if grad_lse is not None:
+            delta = delta - grad_lse
+    grads = (_flat(grad_out), _flat(lse), _flat(delta), _flat(grad_weights))
+    found: dict[str, Tensor] = {}
+
+    if needs[0] or any(needs[3:]):
+        found["query"] = _empty(query, *query.shape)
+        per_task = batches * len(tasks) if vector is not None else 0
+        part_vector = _zeros(query, per_task, heads, width)
+        part_query = _empty(query, batches * slots * heads * width)
+        for name, x, need in (
+            ("edge_bias", edge_bias, needs[4]),
+            ("edge_key", edge_key, needs[5]),
+            ("edge_value", edge_value, needs[6]),
+        ):
+            if x is not None and need:
+                found[name] = _zeros(query, batches, *x.shape[1:])
+        optional = [_flat(found.get(name)) for name in ("edge_bias", "edge_key", "edge_value")]
+        results = [_flat(found["query"]), _flat(part_query), _flat(part_vector), *optional]
+        run_tasks(
+            compiled.target_gradient_tasks,
+            batches * len(tasks),
+            tasks,
+            slots,
+            csr,
+            *operands.common(),
+            operands.dropout,
+            grads,
+            *results,
+        )
+        if slots:
+            compiled.merge_sums(batches, query.size(1), cut, slots, heads * width, results[0], results[1])
+        if vector is not None:
+            found["vector"] = part_vector.sum(0, dtype=torch.float64)
+    if needs[1] or needs[2]:
+        csc, tasks, cut, slots = _read_list(columns)
+        found["key"], found["value"] = _empty(query, *key.shape), _empty(query, *value.shape)
+        sizes = (key.size(2) * width, value.size(2) * value.size(3))
+        parts = [_empty(query, batches * slots * size) for size in sizes]
+        results = [_flat(x) for x in (found["key"], found["value"], *parts)]
+        run_tasks(
+            compiled.source_gradient_tasks,
+            batches * len(tasks),
+            tasks,
+            slots,
+            csc,
+            *operands.common(),
+            operands.dropout,
+            grads,
+            *results,
+        )
+        if slots:
+            for size, whole, part in zip(sizes, results[:2], results[2:], strict=True):
+                compiled.merge_sums(batches, key.size(1), cut, slots, size, whole, part)
+
+    names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
+    gradients: list[Tensor] = []
+    for name, x, need in zip(names, shared, needs, strict=False):
+        if not need:
+            gradients.append(query.new_empty(0))
+            continue
+        gradient = found[name]
+        if name.startswith("edge") and x.size(0) == 1 and batches > 1:
+            gradient = gradient.sum(0, keepdim=True)
+        gradients.append(gradient.to(x.dtype))
+    return gradients
+
+
+library.impl("csr_forward", forward, "CPU")
+library.impl("csr_weights", weights, "CPU")
+library.impl("csr_backward", backward, "CPU")
