@@ -160,6 +160,8 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
     parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
     args = parser.parse_args()
+    if args.seeds < 1 or args.epochs < 1:
+        parser.error("--seeds and --epochs must be at least 1")
     if args.smoke:
         args.seeds, args.epochs = 1, 2
 
@@ -170,7 +172,7 @@ def main():
     print(f"{args.dataset}: {graph.num_nodes:,} nodes, {pattern.num_edges:,} edges, {args.seeds} seeds and splits")
 
     results = {"with the graph": [], "without edges": []}
-    with tqdm(total=2 * args.seeds * args.epochs, desc="training", unit=" epochs") as bar:
+    with tqdm(total=2 * args.seeds * args.epochs, desc="training", unit=" epochs", mininterval=1) as bar:
         for seed in range(args.seeds):
             data = split(graph, seed)
             networks = [Network(GraphAttention, *sizes) for _ in results]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .errors import check_float_tensor, check_like, message, shape_of
-from .patterns import Pattern
+from .patterns import Edges, Pattern
 from .segments import Rows, gather
 
 
@@ -46,6 +46,9 @@ class OffsetBias:
 
     def check(self, where: str, query: Tensor, pattern: Pattern) -> None:
         """Raise ValueError or TypeError unless the table has a row per offset and a column per head, like `query`."""
+        if isinstance(pattern, Edges):
+            rule = "as a table needs a pattern with coordinates: Full, Window or Grid"
+            raise ValueError(message(where, "edge_bias", rule, pattern))
         shape = [pattern.num_offsets, query.size(-2)]
         if list(self.table.shape) != shape:
             rule = f"must have shape [R, H] = {shape} for {pattern}"

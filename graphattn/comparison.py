@@ -160,7 +160,7 @@ def _plot(comparison: Comparison, axes: Sequence[Axes] | None) -> Sequence[Axes]
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator
     except ImportError as error:
-        fix = "Run: pip install 'graphattn[plot]'"
+        fix = "Use pip install 'graphattn[plot]'"
         raise ImportError(message("plot", "matplotlib", "must be installed", fix=fix)) from error
     if axes is None:
         figure = Figure(figsize=(11, 5.2), dpi=150, layout="constrained")

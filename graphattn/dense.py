@@ -7,16 +7,16 @@ edge tensors or parallel edges), so it is for verification, not for training.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
-from .patterns import Pattern
+from .call import prepare
+from .normalizers import Normalizer, Softmax, UserNormalizer
 from .random import draw_seed, keep_edges, keep_scale
-from .scores import DotProduct, Score, ScoreFunction, as_score, repeat_heads
+from .scores import DotProduct, Score, ScoreFunction, repeat_heads
 
 
 class DenseResult(NamedTuple):
@@ -31,7 +31,7 @@ def dense_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern,
+    pattern: Any,
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
@@ -43,7 +43,7 @@ def dense_attention(
     return_lse: bool = False,
     seed: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    """What `attention` must return, computed densely. Arguments and results are those of `attention`.
+    """What `attention` must return, computed densely. Arguments, results and errors are those of `attention`.
 
     Edge tensors and parallel edges go through the incidence form: each edge becomes a source of its own, which only
     the edge's target may attend to.
@@ -59,16 +59,31 @@ def dense_attention(
         tensor([[0.5000, 0.5000],
                 [0.5000, 0.5000]])
     """
+    call = prepare(
+        "dense_attention",
+        query,
+        key,
+        value,
+        pattern,
+        score=score,
+        normalizer=normalizer,
+        edge_bias=edge_bias,
+        edge_key=edge_key,
+        edge_value=edge_value,
+        dropout_p=dropout_p,
+        return_weights=return_weights,
+        return_lse=return_lse,
+    )
+    pattern, edge_key, edge_value = call.pattern, call.edge_key, call.edge_value
     dims = query.dim() - 3
-    if isinstance(edge_bias, OffsetBias):
-        edge_bias = edge_bias.table[pattern.offset_index()]
+    edge_bias = (
+        call.edge_bias.table[pattern.offset_index()] if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
+    )
+    if edge_bias is not None and edge_bias.dim() == 2:
+        edge_bias = edge_bias.view(*[1] * dims, *edge_bias.shape)
     source, target = pattern.edge_index
     targets = torch.arange(pattern.num_targets, device=query.device)
     occurrence: Tensor | int = 0
-    edge_bias, edge_key, edge_value = (
-        x if x is None or _is_batched(x, query, len(source)) else x.view(*[1] * dims, *x.shape)
-        for x in (edge_bias, edge_key, edge_value)
-    )
 
     mask = pattern.mask()
     columns = torch.arange(pattern.num_sources, device=query.device)
@@ -99,8 +114,8 @@ def dense_attention(
         key,
         value,
         mask,
-        as_score("dense_attention", score),
-        as_normalizer("dense_attention", normalizer),
+        call.score,
+        call.normalizer,
         pair_bias=None if edge_bias is None else edge_bias.unsqueeze(-3),
         pair_key=None if edge_key is None else edge_key.unsqueeze(dims),
         keep=keep,
@@ -207,8 +222,3 @@ def _attend_row_by_row(
 
 def _is_finite(*tensors: Tensor) -> bool:
     return all(bool(x.isfinite().all()) for x in tensors)
-
-
-def _is_batched(x: Tensor, query: Tensor, edges: int) -> bool:
-    dims = query.dim() - 3
-    return x.dim() > dims and x.shape[: dims + 1] == (*query.shape[:dims], edges)

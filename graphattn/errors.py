@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -32,7 +33,7 @@ def check_choice(where: str, argument: str, value: object, choices: Iterable[str
     if value in choices:
         return
     lower = {choice.lower(): choice for choice in choices}
-    near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.4)]
+    near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.6)]
     fix = f"Did you mean {near[0]!r}?" if near else ""
     raise ValueError(message(where, argument, f"must be one of {', '.join(map(repr, choices))}", repr(value), fix))
 
@@ -41,17 +42,21 @@ def check_int(where: str, argument: str, value: object, minimum: int) -> int:
     """Return `value` as an int, or raise TypeError or ValueError unless it is an integer of at least `minimum`."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point() and value.dtype != torch.bool:
         value = value.item()
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(message(where, argument, "must be an integer", f"{value!r} ({type(value).__name__})"))
-    number = value.__index__()
+    try:
+        number = operator.index(None if isinstance(value, bool) else value)  # type: ignore[arg-type]
+    except TypeError:
+        got = f"{value!r} ({type(value).__name__})"
+        raise TypeError(message(where, argument, "must be an integer", got)) from None
     if number < minimum:
         raise ValueError(message(where, argument, f"must be at least {minimum}", number))
     return number
 
 
 def check_probability(where: str, argument: str, value: float) -> None:
-    """Raise ValueError unless 0 <= value <= 1."""
-    if not (isinstance(value, int | float) and 0.0 <= value <= 1.0):
+    """Raise unless `value` is a number with 0 <= value <= 1."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(message(where, argument, "must be a number", f"{value!r} ({type(value).__name__})"))
+    if not 0.0 <= value <= 1.0:
         raise ValueError(message(where, argument, "must lie in [0, 1]", repr(value)))
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
-from .kernels import KERNELS, Call, Kernel
-from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
-from .patterns import Edges, Pattern
-from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score
+from .call import Call, prepare
+from .errors import check_choice, check_float_tensor, message, shape_of
+from .kernels import KERNELS, Kernel
+from .normalizers import Normalizer, UserNormalizer
+from .scores import DotProduct, Score, ScoreFunction
 
 
 def attention(
@@ -70,7 +70,8 @@ def attention(
 
     Numerics:
         float16 and bfloat16 are accumulated in float32, and their weights and lse are float32. Repeating a call, or
-        reordering the edges, changes no bit of the result on the same kernel.
+        reordering the edges, changes no bit of the result on the same kernel; parallel edges with different edge
+        tensors keep their given order.
 
     Example:
         >>> x = torch.tensor([[1.0], [2.0], [4.0]]).unsqueeze(1)
@@ -167,6 +168,8 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     References:
         Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     """
+    for argument, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b)):
+        check_float_tensor("merge", argument, x)
     if out_a.shape != out_b.shape or lse_a.shape != lse_b.shape or out_a.shape[:-1] != lse_a.shape:
         got = ", ".join(shape_of(x) for x in (out_a, lse_a, out_b, lse_b))
         raise ValueError(message("merge", "parts", "must be out [*B, T, H, V] and lse [*B, T, H], twice", got))
@@ -178,70 +181,6 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     safe = torch.where(is_empty, 1, total)
     out = (part_a / safe).unsqueeze(-1) * out_a + (part_b / safe).unsqueeze(-1) * out_b
     return out.to(out_a.dtype), torch.where(is_empty, -torch.inf, safe.log() + shift)
-
-
-def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> Pattern:
-    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet."""
-    if isinstance(pattern, list | tuple):
-        pattern = Pattern.join(pattern)
-    if not isinstance(pattern, Pattern):
-        return Edges.between(where, pattern, num_sources, num_targets)
-    sides = (
-        ("sources", "key", pattern.num_sources, num_sources),
-        ("targets", "query", pattern.num_targets, num_targets),
-    )
-    for side, argument, has, rows in sides:
-        if has != rows:
-            rule = f"must have as many {side} as {argument} has rows, {rows}"
-            raise ValueError(message(where, "pattern", rule, f"{has} in {pattern}"))
-    return pattern
-
-
-def prepare(
-    where: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    pattern: Any,
-    *,
-    score: Score | ScoreFunction = DotProduct(),
-    normalizer: str | Normalizer | UserNormalizer = "softmax",
-    edge_bias: Tensor | OffsetBias | None = None,
-    edge_key: Tensor | None = None,
-    edge_value: Tensor | None = None,
-    dropout_p: float = 0.0,
-    return_weights: bool = False,
-    return_lse: bool = False,
-) -> Call:
-    """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
-    _check_tensors(where, query, key, value)
-    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
-    check_device(where, "pattern", pattern.device, query)
-    score = as_score(where, score)
-    score.check(where, query, key)
-    normalizer = as_normalizer(where, normalizer)
-    check_probability(where, "dropout_p", dropout_p)
-    if return_lse and not isinstance(normalizer, Softmax):
-        raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
-
-    kv_heads, edges = key.size(-2), pattern.num_edges
-    is_own = isinstance(score, FunctionScore)
-    key_shape = [edges] if is_own else [edges, kv_heads, query.size(-1)]
-    value_shape = [edges, kv_heads, value.size(-1)]
-    return Call(
-        query,
-        key,
-        value,
-        pattern,
-        score,
-        normalizer,
-        _check_edge_bias(where, edge_bias, query, pattern),
-        _check_edge_tensor(where, "edge_key", edge_key, query, key_shape, or_more=is_own),
-        _check_edge_tensor(where, "edge_value", edge_value, query, value_shape),
-        float(dropout_p),
-        return_weights,
-        return_lse,
-    )
 
 
 def choose(call: Call, backend: str) -> Kernel:
@@ -264,55 +203,3 @@ def choose(call: Call, backend: str) -> Kernel:
         fix = f"Use backend={cheapest.name!r} or 'auto'."
         raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
     return named
-
-
-def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
-    for argument, x in (("query", query), ("key", key), ("value", value)):
-        check_float_tensor(where, argument, x)
-        if x.dim() < 3:
-            raise ValueError(message(where, argument, "must have shape [*B, rows, heads, width]", shape_of(x)))
-        check_like(where, argument, x, query)
-        if x.shape[:-3] != query.shape[:-3]:
-            rule = f"must have query's batch dimensions, {list(query.shape[:-3])}"
-            raise ValueError(message(where, argument, rule, f"{list(x.shape[:-3])} in shape {shape_of(x)}"))
-    if value.shape[-3] != key.shape[-3]:
-        raise ValueError(message(where, "value", f"must have as many rows as key, {key.size(-3)}", value.size(-3)))
-    if value.shape[-2] != key.shape[-2]:
-        raise ValueError(message(where, "value", f"must have as many heads as key, {key.size(-2)}", value.size(-2)))
-    if key.size(-2) == 0 or query.size(-2) % key.size(-2):
-        rule = f"must divide the {query.size(-2)} heads of query"
-        raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))
-
-
-def _check_edge_bias(
-    where: str, bias: Tensor | OffsetBias | None, query: Tensor, pattern: Pattern
-) -> Tensor | OffsetBias | None:
-    if not isinstance(bias, OffsetBias):
-        return _check_edge_tensor(where, "edge_bias", bias, query, [pattern.num_edges, query.size(-2)])
-    bias.check(where, query, pattern)
-    return bias
-
-
-def _check_edge_tensor(
-    where: str, argument: str, x: Tensor | None, query: Tensor, shape: list[int], *, or_more: bool = False
-) -> Tensor | None:
-    """Check shape, dtype and device; return the tensor with all leading batch dimensions, 1 where it had none.
-
-    With `or_more`, any dimensions may follow those of `shape`, and any dtype will do.
-    """
-    if x is None:
-        return None
-    batch = list(query.shape[:-3])
-    found = list(x.shape)
-    has_batch, has_none = (
-        found[: len(wanted)] == wanted and (or_more or len(found) == len(wanted)) for wanted in (batch + shape, shape)
-    )
-    if not (has_batch or has_none):
-        rule = f"must have shape {shape}" + (f", with or without {batch} in front" if batch else "")
-        raise ValueError(message(where, argument, rule, found))
-    if or_more:
-        check_device(where, argument, x.device, query)
-    else:
-        check_float_tensor(where, argument, x)
-        check_like(where, argument, x, query, or_float32=True)
-    return x if has_batch else x.view(*[1] * len(batch), *x.shape)

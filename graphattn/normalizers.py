@@ -141,11 +141,13 @@ class OwnNormalizer(Normalizer):
     def on_rows(self, score: Tensor, rows: Rows) -> Tensor:
         """Weights of the scores [*B, E, H], edges grouped by target."""
         weight = self.own.edgewise(score, rows.index, rows.num_rows)
+        _check_result("edgewise", weight, score)
         return torch.where(score == -torch.inf, 0, weight)
 
     def dense(self, score: Tensor, mask: Tensor) -> Tensor:
         """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
         weight = self.own.dense(torch.where(mask, score, -torch.inf), mask)
+        _check_result("dense", weight, score)
         return torch.where(mask & (score != -torch.inf), weight, 0)
 
     def __repr__(self) -> str:
@@ -172,6 +174,14 @@ def as_normalizer(where: str, normalizer: Any) -> Normalizer:
         return OwnNormalizer(normalizer)
     rule = "must be a name or have edgewise(score, target, num_targets) and dense(score, mask)"
     raise TypeError(message(where, "normalizer", rule, repr(normalizer)))
+
+
+def _check_result(form: str, weight: Any, score: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(message("attention", f"normalizer.{form}", "must return a tensor", type(weight).__name__))
+    if weight.shape != score.shape or weight.dtype != score.dtype:
+        rule = f"must return weights like the scores, {score.dtype} {list(score.shape)}"
+        raise ValueError(message("attention", f"normalizer.{form}", rule, f"{weight.dtype} {list(weight.shape)}"))
 
 
 def _row_max(score: Tensor) -> Tensor:

@@ -57,8 +57,12 @@ def draw_graph(
     Raises:
         ValueError: position or label has another number of rows than the pattern has nodes.
     """
-    from matplotlib import patheffects
-    from matplotlib.collections import LineCollection
+    try:
+        from matplotlib import patheffects
+        from matplotlib.collections import LineCollection
+    except ImportError as error:
+        fix = "Use pip install 'graphattn[plot]'."
+        raise ImportError(message("draw_graph", "matplotlib", "must be installed", fix=fix)) from error
 
     for argument, x, shape in (
         ("position", position, (pattern.num_targets, 2)),

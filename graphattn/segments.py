@@ -109,7 +109,7 @@ class _Gather(_Linear):
 class _SegmentSum(_Linear):
     @staticmethod
     def forward(x: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None) -> Tensor:
-        if x.size(0) == 0:
+        if x.numel() == 0:
             return x.new_zeros(ptr.numel() - 1, x.size(1))
         # embedding_bag adds the rows of each bag one after another, in the order of its indices, on every device.
         perm = _every(x.size(0), x.device) if perm is None else perm

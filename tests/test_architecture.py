@@ -26,6 +26,7 @@ LEVELS = {
     "bias": 2,
     "scores": 2,
     "normalizers": 2,
+    "call": 3,
     "dense": 3,
     "kernels": 3,
     "functional": 4,

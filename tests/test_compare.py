@@ -353,7 +353,7 @@ def test_random_edges_have_their_degree_and_never_change():
             ["--pattern", "random", "--degree", "20"],
             "compare: --degree must be at most 16, the number of nodes, got 20.",
         ),
-        (["--score", "dot"], "Did you mean 'dot_product'?"),
+        (["--score", "dot_produkt"], "Did you mean 'dot_product'?"),
         (["--normalizer", "softmx"], "Did you mean 'softmax'?"),
         (["--backend", "scater"], "Did you mean 'scatter'?"),
         (["--output", "picture.docx"], "must be one of '.png', '.svg', '.pdf', got '.docx'"),
@@ -392,7 +392,7 @@ def test_without_matplotlib_the_table_still_prints(capsys, monkeypatch):
     status, out, _ = run(capsys, *SMALL)
     assert status == 0
     assert "Largest error" in out
-    assert out.splitlines()[-1].endswith("Run: pip install 'graphattn[plot]'")
+    assert out.splitlines()[-1].endswith("Use pip install 'graphattn[plot]'")
     with pytest.raises(ImportError, match="plot: matplotlib must be installed"):
         small().plot()
 

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch_geometric import EdgeIndex
 
-from graphattn import Additive, DotProduct, Edges, Full, Grid, OffsetBias, Window, attention, explain_backend
+from graphattn import (
+    Additive,
+    DotProduct,
+    Edges,
+    Full,
+    Grid,
+    OffsetBias,
+    Window,
+    attention,
+    dense_attention,
+    explain_backend,
+)
 from graphattn.kernels import KERNELS, Call, Kernel, Result
 from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
 from graphattn.testing import graph_zoo
@@ -16,10 +27,13 @@ EDGES = torch.tensor([[0, 1, 4], [1, 2, 0]])
 
 
 class Relu6:
-    """A normalizer of the user's own."""
+    """A normalizer of the user's own, which may keep a part of the heads alone."""
+
+    def __init__(self, heads=slice(None)):
+        self.heads = heads
 
     def edgewise(self, score, target, num_targets):
-        return score.clamp(0, 6)
+        return score.clamp(0, 6)[..., self.heads]
 
     def dense(self, score, mask):
         return torch.where(mask, score.clamp(0, 6), 0)
@@ -225,14 +239,82 @@ BAD_CALLS = {
     ),
     "offsets of an edge list": (
         lambda: call(edge_bias=OffsetBias(torch.zeros(5, 2))),
-        NotImplementedError,
-        "num_offsets: pattern must have coordinates, got Edges. Use Full, Window or Grid.",
+        ValueError,
+        "attention: edge_bias as a table needs a pattern with coordinates: Full, Window or Grid, "
+        "got Edges(num_nodes=5, num_edges=3).",
     ),
     "vector of another dtype": (
         lambda: call(score=Additive(torch.ones(2, 4).double())),
         TypeError,
         "attention: score.vector must have query's dtype, torch.float32, got torch.float64. "
         "Use score.vector.to(torch.float32).",
+    ),
+    "dense_attention has the same checks": (
+        lambda: dense_attention(X, X, X, EDGES, dropout_p=2.0),
+        ValueError,
+        "dense_attention: dropout_p must lie in [0, 1], got 2.0.",
+    ),
+    "edge_bias that is a number": (
+        lambda: call(edge_bias=0.5),
+        TypeError,
+        "attention: edge_bias must be a tensor, got float.",
+    ),
+    "float mask for edges": (
+        lambda: call(pattern=torch.ones(5, 5)),
+        TypeError,
+        "attention: edge_index must have an integer dtype, got torch.float32. Use Edges.from_mask(mask.bool()).",
+    ),
+    "three-dimensional adjacency": (
+        lambda: call(pattern=torch.ones(5, 5, 5).to_sparse()),
+        ValueError,
+        "attention: edge_index must be a sparse matrix in COO, CSR or CSC layout, got torch.sparse_coo of shape "
+        "[5, 5, 5]. Use adjacency.to_sparse_coo().",
+    ),
+    "width of zero": (
+        lambda: call(X[..., :0], X[..., :0]),
+        ValueError,
+        "attention: query must have a width of at least 1, got [5, 2, 0].",
+    ),
+    "dropout True": (
+        lambda: call(dropout_p=True),
+        TypeError,
+        "attention: dropout_p must be a number, got True (bool).",
+    ),
+    "normalizer of another shape": (
+        lambda: call(normalizer=Relu6(slice(0, 1))),
+        ValueError,
+        "attention: normalizer.edgewise must return weights like the scores, torch.float32 [3, 2], "
+        "got torch.float32 [3, 1].",
+    ),
+    "float pointers": (
+        lambda: Edges.from_csr(torch.tensor([0, 1]), torch.tensor([0.9])),
+        TypeError,
+        "Edges.from_csr: index must be a tensor of an integer dtype, got torch.float32.",
+    ),
+    "mask in a list": (
+        lambda: Edges.from_mask([[True]]),
+        TypeError,
+        "Edges.from_mask: mask must be boolean of shape [T, S], got list.",
+    ),
+    "batch in a list": (
+        lambda: Full.from_batch([0, 0, 1]),
+        TypeError,
+        "Full.from_batch: batch must be a tensor, got list.",
+    ),
+    "radius in an array": (
+        lambda: Window(10, torch.tensor([1, 2])),
+        TypeError,
+        "Window: radius must be an integer, got tensor([1, 2]) (Tensor).",
+    ),
+    "array of arrays": (
+        lambda: Grid([(3, 4), 5], 1),
+        TypeError,
+        "Grid: shape must be a tuple of extents or a list of such tuples, got [(3, 4), 5].",
+    ),
+    "more nodes than numbers": (
+        lambda: Grid((10**7,) * 3, 1),
+        ValueError,
+        "Grid: nodes must number less than 2^62, got (10000000, 10000000, 10000000). Split the array.",
     ),
     "explain_backend names itself": (
         lambda: explain_backend(X, X, X, EDGES.float()),
@@ -252,7 +334,7 @@ BAD_CALLS = {
     "too few nodes": (
         lambda: Edges(EDGES, 3),
         ValueError,
-        "Edges: edge_index[0] must lie in [0, 3) because num_sources is 3, got 4 at edge 2.",
+        "Edges: edge_index[0] must lie in [0, 3) because num_nodes is 3, got 4 at edge 2.",
     ),
     "falling pointers": (
         lambda: Edges.from_csr(torch.tensor([0, 2, 1, 3]), torch.tensor([0, 1, 2])),
@@ -381,7 +463,57 @@ BAD_LAYERS = {
     "loops on a bipartite graph": (
         lambda: forward(GraphAttention((4, 4), 8, add_self_loops=True), (torch.randn(5, 4), torch.randn(3, 4)), EDGES),
         ValueError,
-        "with_self_loops: pattern must have as many sources as targets, got 5 sources and 3 targets.",
+        "GraphAttention: add_self_loops needs the same nodes as sources and targets, got 5 sources and 3 targets. "
+        "Use add_self_loops=False.",
+    ),
+    "another dtype": (
+        lambda: forward(GraphAttention(4, 8), torch.randn(5, 4).double()),
+        TypeError,
+        "GraphAttention: x must have the layer's dtype, torch.float32, got torch.float64. "
+        "Use x.to(torch.float32), or layer.to(torch.float64).",
+    ),
+    "edges in a list": (
+        lambda: forward(GraphAttention(4, 8), None, [(0, 1), (1, 2)]),
+        TypeError,
+        "GraphAttention: edge_index must hold patterns if it is a list, got a list of tuple. "
+        "Use torch.tensor(edges).t() for a list of pairs, torch.stack([source, target]) for two tensors.",
+    ),
+    "edge_attr in a list": (
+        lambda: forward(GraphAttention(4, 8), None, EDGES, [[1.0], [2.0], [3.0]]),
+        TypeError,
+        "GraphAttention: edge_attr must be a tensor, got list.",
+    ),
+    "edge_attr in a batch": (
+        lambda: forward(GraphAttention(4, 8, edge_dim=2), None, EDGES, torch.randn(7, 3, 2)),
+        ValueError,
+        "GraphAttention: edge_attr must have shape [3, 2], got [7, 3, 2].",
+    ),
+    "class in place of a score": (
+        lambda: GraphAttention(4, 8, score=DotProduct),
+        TypeError,
+        "GraphAttention: score must be DotProduct(), Additive(vector) or a callable "
+        "(query_i, key_j, edge_key) -> [*B, E, H], got <class 'graphattn.scores.DotProduct'>.",
+    ),
+    "vector of another shape": (
+        lambda: GraphAttention(4, 8, heads=2, score=Additive(torch.ones(2, 3))),
+        ValueError,
+        "GraphAttention: score.vector must have shape [heads, out_channels / heads] = [2, 4], got [2, 3].",
+    ),
+    "encoding by name": (
+        lambda: GraphAttention(4, 8, encoding="rotary"),
+        TypeError,
+        "GraphAttention: encoding must be an Encoding, got str. Subclass graphattn.nn.Encoding.",
+    ),
+    "options that the weights decide": (
+        lambda: GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 4), heads=2, bias=False),
+        ValueError,
+        "GraphAttention.from_multihead_attention: options can't choose what the weights decide, got bias, heads. "
+        "Leave them out.",
+    ),
+    "another layer's weights": (
+        lambda: GraphAttention.from_multihead_attention(torch.nn.Linear(3, 3)),
+        TypeError,
+        "GraphAttention.from_multihead_attention: attention must be a torch.nn.MultiheadAttention, got Linear.",
     ),
     "mask of numbers": (
         lambda: forward(DenseGraphAttention(4, 8), None, torch.ones(5, 5)),

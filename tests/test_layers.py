@@ -7,14 +7,16 @@ import io
 import pickle
 
 import pytest
+import scipy.sparse
 import torch
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
+from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GPSConv, Sequential, to_hetero
 
-from graphattn import Edges, Full, Window, dense_attention
+from graphattn import Additive, Edges, Full, Window, dense_attention
 from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
 from graphattn.nn.projections import SCORE_NAMES
 from graphattn.normalizers import NORMALIZERS
@@ -411,3 +413,61 @@ def test_layer_function_equals_attention_by_hand():
     query, key, value = (lin(x).view(5, 2, 3) for lin in (layer.lin_query, layer.lin_key, layer.lin_value))
     expected = layer.lin_out(dense_attention(query, key, value, pattern).flatten(-2))
     torch.testing.assert_close(layer(x, pattern), expected)
+
+
+def test_parameters_of_own_scores_and_normalizers_are_the_layers():
+    class Tempered(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.temperature = torch.nn.Parameter(torch.ones(()))
+
+        def edgewise(self, score, target, num_targets):
+            return (score / self.temperature).sigmoid()
+
+        def dense(self, score, mask):
+            return torch.where(mask, (score / self.temperature).sigmoid(), 0)
+
+    vector = torch.nn.Parameter(torch.randn(2, 4))
+    layer = GraphAttention(4, 8, heads=2, score=Additive(vector, "leaky_relu"), normalizer=Tempered())
+    assert layer.score_vector is vector and "own_normalizer.temperature" in layer.state_dict()
+    layer.double()(torch.randn(6, 4, dtype=torch.float64), Full(6)).square().sum().backward()
+    assert vector.grad.abs().sum() > 0 and layer.own_normalizer.temperature.grad.abs() > 0
+    copied = copy.deepcopy(layer)
+    assert copied.normalizer.own is copied.own_normalizer
+    fixed = GraphAttention(4, 8, heads=2, score=Additive(torch.ones(2, 4)))
+    assert "score_vector" in dict(fixed.named_buffers()) and "score_vector" not in dict(fixed.named_parameters())
+
+
+def test_an_edge_mask_hides_its_own_edge_whatever_loops_there_are():
+    edge_index = torch.tensor([[0, 0, 1, 2], [0, 0, 2, 1]])
+    layer = GraphAttention(4, 4, add_self_loops=True)
+    x = torch.randn(3, 4)
+    plain = layer(x, edge_index)
+    set_masks(layer, torch.tensor([50.0, 50.0, -50.0, 50.0]), edge_index)
+    changed = (layer(x, edge_index) - plain).abs().sum(1) > 1e-6
+    clear_masks(layer)
+    assert changed.tolist() == [False, False, True]
+
+
+def test_values_of_a_scipy_matrix_take_the_layers_dtype():
+    matrix = scipy.sparse.random(5, 5, 0.5, format="csr", random_state=0)
+    out = GraphAttention(4, 4, edge_dim=1)(torch.randn(5, 4), matrix)
+    assert out.dtype == torch.float32 and out.isfinite().all()
+
+
+@pytest.mark.parametrize("batch", [(0,), (2, 0)], ids=str)
+def test_an_empty_batch_gives_an_empty_result(batch):
+    x = torch.randn(*batch, 7, 4, requires_grad=True)
+    for backend in ("auto", "scatter"):
+        out = GraphAttention(4, 6, heads=2, backend=backend)(x, graph_zoo()["unsorted edges"])
+        assert out.shape == (*batch, 7, 6)
+        out.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo", "ignore:The .grad attribute")
+def test_layer_compiles_with_raw_edges():
+    layer = GraphAttention(4, 6, heads=2)
+    compiled = torch.compile(layer)
+    for nodes in (5, 8):
+        x, edge_index = torch.randn(nodes, 4), torch.randint(0, nodes, (2, 3 * nodes))
+        torch.testing.assert_close(compiled(x, edge_index), layer(x, edge_index))

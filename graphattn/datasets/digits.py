@@ -24,7 +24,10 @@ def digits_graph(neighbors: int = 8) -> Data:
     References:
         E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
     """
-    check_int("digits_graph", "neighbors", neighbors, 1)
+    if check_int("digits_graph", "neighbors", neighbors, 1) > 1796:
+        raise ValueError(
+            message("digits_graph", "neighbors", "must be at most 1,796, the number of other images", neighbors)
+        )
     try:
         from sklearn.datasets import load_digits
         from sklearn.neighbors import kneighbors_graph

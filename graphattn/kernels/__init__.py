@@ -1,6 +1,6 @@
 """The kernels, fastest first. Ties of the cost model go to the earlier one."""
 
-from .base import Call as Call
+from ..call import Call as Call
 from .base import Kernel as Kernel
 from .base import Result as Result
 from .numba_csr import NumbaCSR as NumbaCSR

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..bias import OffsetBias
+from ..call import Call
 from ..csr import CSR
 from ..normalizers import Identity, Relu, Sigmoid, Softmax
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
-from .base import Call, Result
+from .base import Result
 
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..call import Call
 from ..csr import CSR
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
-from .base import Call, Kernel, Result
+from .base import Kernel, Result
 from .csr_op import NORMALIZER_CODES, accumulate_dtype, library, list_of, needs_grad, run_fused, why_not_fused
 
 HAS_NUMBA = importlib.util.find_spec("numba") is not None

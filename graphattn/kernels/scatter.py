@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..bias import OffsetBias
+from ..call import Call
 from ..normalizers import Softmax
 from ..patterns import Pattern
 from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..scores import repeat_heads
 from ..segments import Rows, gather, permute, segment_sum
-from .base import Call, Kernel, Result
+from .base import Kernel, Result
 
 
 class Layout(NamedTuple):

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import OptTensor
 
-from ..errors import check_choice
-from ..functional import as_pattern, attention
+from ..call import as_pattern
+from ..errors import check_choice, message
+from ..functional import attention
 from ..kernels import KERNELS
 from ..normalizers import UserNormalizer
 from ..patterns import Pattern
@@ -109,10 +110,15 @@ class GraphAttention(Projections, MessagePassing):
         """
         x_source, x_target = self._check_features(x)
         if edge_attr is None and self.edge_dim is not None and not isinstance(edge_index, Pattern | list | tuple):
-            edge_attr = read_edges("GraphAttention", edge_index).values
+            values = read_edges("GraphAttention", edge_index).values
+            edge_attr = None if values is None else values.to(self.lin_out.weight.dtype)
         pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2))
-        edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,))
+        edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target.shape[:-2])
         if self.add_self_loops:
+            if pattern.num_sources != pattern.num_targets:
+                got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+                rule = "needs the same nodes as sources and targets"
+                raise ValueError(message("GraphAttention", "add_self_loops", rule, got, "Use add_self_loops=False."))
             given, pattern = pattern.num_edges, pattern.keep("with_self_loops", pattern.with_self_loops)
             if edge_attr is not None:
                 edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))
@@ -214,6 +220,15 @@ class GraphAttention(Projections, MessagePassing):
         if keep is not None:
             alpha = alpha * keep * keep_scale(self.dropout)
         return repeat_heads(value_j, self.heads) * alpha.unsqueeze(-1)
+
+    def explain_message(self, inputs: Tensor, size_i: int) -> Tensor:
+        """Weigh messages by an explainer's edge mask; loops that the layer has added come last, and stay."""
+        mask: Tensor | None = self._edge_mask  # type: ignore[assignment]
+        if mask is None:
+            raise ValueError(message("GraphAttention", "_edge_mask", "must be set to explain messages"))
+        mask = mask.sigmoid() if self._apply_sigmoid else mask
+        mask = torch.cat([mask, mask.new_ones(inputs.size(-3) - mask.size(0))])
+        return inputs * mask.view(-1, 1, 1)
 
     def _is_observed(self) -> bool:
         """Whether someone watches PyG's route: a hook on one of its steps, or an explainer."""

@@ -77,9 +77,9 @@ class DenseGraphAttention(Projections):
         mask = self._check_mask(mask, x_source, x_target)
         bias = None
         if pattern is not None:
-            edge_attr = self._to_matrix(self._check_edge_dim(edge_attr, (pattern.num_edges,)), pattern)
+            edge_attr = self._to_matrix(self._check_edge_dim(edge_attr, (pattern.num_edges,), ()), pattern)
         else:
-            edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)))
+            edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)), x_target.shape[:-2])
         if self.encoding is not None:
             if pattern is None:
                 rule = "must be a pattern because the layer has an encoding"

@@ -28,7 +28,7 @@ class Projections(torch.nn.Module):
     lin_value: Linear
     lin_out: Linear
     lin_edge: Linear | None
-    score_vector: Parameter | None
+    score_vector: Tensor | None
 
     def _build(
         self,
@@ -67,10 +67,14 @@ class Projections(torch.nn.Module):
             raise ValueError(message(where, "kv_heads", f"must divide heads, {heads}", kv_heads))
         if isinstance(score, str):
             check_choice(where, "score", score, SCORE_NAMES)
-            self.score: Any = score
         else:
-            # A module keeps its own parameters here; any other score is a plain attribute.
-            self.score = score if callable(score) else as_score(where, score)
+            as_score(where, score)
+        if encoding is not None and not isinstance(encoding, Encoding):
+            fix = "Subclass graphattn.nn.Encoding."
+            raise TypeError(message(where, "encoding", "must be an Encoding", type(encoding).__name__, fix))
+        # Modules keep their parameters here; any other score or normalizer is a plain attribute.
+        self.score: Any = score
+        self.own_normalizer = normalizer if isinstance(normalizer, torch.nn.Module) else None
         self.normalizer = as_normalizer(where, normalizer)
         self.encoding = encoding
 
@@ -84,8 +88,23 @@ class Projections(torch.nn.Module):
         self.lin_edge = None
         if self.edge_dim is not None:
             self.lin_edge = Linear(self.edge_dim, self.kv_heads * width, **{**options, "bias": False})
-        self.score_vector = Parameter(torch.empty(self.heads, width)) if self.score in list(ACTIVATIONS) else None
+        self._build_vector(width)
         self.reset_parameters()
+
+    def _build_vector(self, width: int) -> None:
+        """Own the vector of an additive score: drawn for a name; a given one is trained if it is a parameter."""
+        if not isinstance(self.score, Additive):
+            is_named = isinstance(self.score, str) and self.score in ACTIVATIONS
+            self.score_vector = Parameter(torch.empty(self.heads, width)) if is_named else None
+            return
+        vector = self.score.vector
+        if tuple(vector.shape) != (self.heads, width):
+            rule = f"must have shape [heads, out_channels / heads] = {[self.heads, width]}"
+            raise ValueError(message(type(self).__name__, "score.vector", rule, shape_of(vector)))
+        if isinstance(vector, Parameter):
+            self.score_vector = vector
+        else:
+            self.register_buffer("score_vector", vector)
 
     @classmethod
     def from_multihead_attention(cls, attention: torch.nn.MultiheadAttention, **options: Any) -> Self:
@@ -97,10 +116,18 @@ class Projections(torch.nn.Module):
         Raises:
             ValueError: the layer has `add_bias_kv`, `add_zero_attn`, or key and value of different widths.
         """
+        where = f"{cls.__name__}.from_multihead_attention"
+        if not isinstance(attention, torch.nn.MultiheadAttention):
+            rule = "must be a torch.nn.MultiheadAttention"
+            raise TypeError(message(where, "attention", rule, type(attention).__name__))
         if attention.bias_k is not None or attention.add_zero_attn or attention.kdim != attention.vdim:
             rule = "must have no add_bias_kv, no add_zero_attn, and kdim == vdim"
-            raise ValueError(message(f"{cls.__name__}.from_multihead_attention", "attention", rule))
+            raise ValueError(message(where, "attention", rule))
         width = attention.embed_dim
+        fixed = {"heads", "kv_heads", "bias", "score", "edge_dim"} & set(options)
+        if fixed:
+            rule = "can't choose what the weights decide"
+            raise ValueError(message(where, "options", rule, ", ".join(sorted(fixed)), "Leave them out."))
         in_channels = width if attention.kdim == width else (attention.kdim, width)
         options = {"heads": attention.num_heads, "dropout": attention.dropout, **options}
         layer = cls(in_channels, width, bias=attention.in_proj_bias is not None, **options)
@@ -125,9 +152,12 @@ class Projections(torch.nn.Module):
         for linear in (self.lin_query, self.lin_key, self.lin_value, self.lin_out, self.lin_edge):
             if linear is not None:
                 linear.reset_parameters()
-        glorot(self.score_vector)
+        if isinstance(self.score, str):
+            glorot(self.score_vector)
 
     def _own_score(self) -> Score | ScoreFunction:
+        if self.score_vector is not None and isinstance(self.score, Additive):
+            return Additive(self.score_vector, self.score.activation, self.score.negative_slope)
         if self.score_vector is not None:
             return Additive(self.score_vector, ACTIVATIONS[self.score])
         return DotProduct() if self.score == "dot_product" else self.score
@@ -144,11 +174,25 @@ class Projections(torch.nn.Module):
             if side.dim() < 2 or linear.in_channels not in (-1, side.size(-1)):
                 rule = f"must have shape [*B, N, {linear.in_channels}]"
                 raise ValueError(message(where, "x", rule.replace("-1", "C"), shape_of(side)))
+            self._check_dtype("x", side)
         return pair
 
-    def _check_edge_dim(self, edge_attr: Tensor | None, leading: tuple[int, ...]) -> Tensor | None:
+    def _check_dtype(self, argument: str, x: Tensor) -> None:
+        """Raise TypeError unless `x` has the dtype of the weights; autocast may mix them."""
+        dtype = self.lin_out.weight.dtype
+        if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+            fix = f"Use {argument}.to({dtype}), or layer.to({x.dtype})."
+            raise TypeError(
+                message(type(self).__name__, argument, f"must have the layer's dtype, {dtype}", x.dtype, fix)
+            )
+
+    def _check_edge_dim(
+        self, edge_attr: Tensor | None, leading: tuple[int, ...], batch: tuple[int, ...]
+    ) -> Tensor | None:
         """Check edge features against `edge_dim`; one-dimensional ones of an edge_dim of 1 get their last dimension."""
         where = type(self).__name__
+        if edge_attr is not None:
+            check_float_tensor(where, "edge_attr", edge_attr)
         if self.edge_dim is None and edge_attr is not None:
             fix = f"Use {where}(..., edge_dim={edge_attr.size(-1) if edge_attr.dim() > 1 else 1})."
             raise ValueError(message(where, "edge_attr", "needs a layer with edge_dim", shape_of(edge_attr), fix))
@@ -158,10 +202,11 @@ class Projections(torch.nn.Module):
             return None
         if self.edge_dim == 1 and edge_attr.shape == leading:
             edge_attr = edge_attr.unsqueeze(-1)
-        if edge_attr.shape[-1 - len(leading) :] != (*leading, self.edge_dim):
-            rule = f"must have shape {[*leading, self.edge_dim]}"
+        shape = (*leading, self.edge_dim)
+        if tuple(edge_attr.shape) not in (shape, (*batch, *shape)):
+            rule = f"must have shape {list(shape)}" + (f", with or without {list(batch)} in front" if batch else "")
             raise ValueError(message(where, "edge_attr", rule, shape_of(edge_attr)))
-        check_float_tensor(where, "edge_attr", edge_attr)
+        self._check_dtype("edge_attr", edge_attr)
         return edge_attr
 
     def _split(self, x: Tensor, heads: int) -> Tensor:

@@ -120,10 +120,14 @@ class Pattern(ABC):
     def keep(self, name: str, build: Callable[[], T]) -> T:
         """Return what `build` made when this name was first asked for. Kernels keep their own index structures here."""
         if name not in self._kept:
-            # A tensor born in inference mode could never again take part in autograd.
-            with torch.inference_mode(False):
-                self._kept[name] = build()
+            self._build(name, build)
         return self._kept[name]
+
+    @torch.compiler.disable
+    def _build(self, name: str, build: Callable[[], Any]) -> None:
+        # A tensor born in inference mode could never again take part in autograd.
+        with torch.inference_mode(False):
+            self._kept[name] = build()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the pattern on another device, with everything it has computed so far."""

@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ class Box(Pattern):
         self.ptr = _pointers(self.shape)
         self.source_ptr = _pointers(self.source_shape)
         super().__init__(int(self.source_ptr[-1]), int(self.ptr[-1]))
+        if float(self.shape.double().prod(1).sum()) >= 2**62:
+            fix = "Split the array."
+            raise ValueError(
+                message(type(self).__name__, "nodes", "must number less than 2^62", write_sizes(shape), fix)
+            )
 
     @abstractmethod
     def _span(self, position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +114,10 @@ class Box(Pattern):
         return torch.stack([source, target])
 
 
-def parse_sizes(where: str, sizes: int | Sequence[int] | Tensor) -> Tensor:
+def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) -> Tensor:
     """Read the sizes of one or more sequences: [components, 1] int64."""
+    if isinstance(sizes, np.ndarray):
+        sizes = torch.from_numpy(sizes)
     if isinstance(sizes, Tensor):
         if sizes.dim() > 1 or sizes.is_floating_point() or sizes.dtype == torch.bool:
             got = f"{sizes.dtype} of shape {list(sizes.shape)}"
@@ -123,6 +131,8 @@ def parse_sizes(where: str, sizes: int | Sequence[int] | Tensor) -> Tensor:
 
 def sizes_of_batch(where: str, argument: str, batch: Tensor, num_graphs: int | None = None) -> Tensor:
     """Count the nodes of each graph from PyG's `batch` vector: [graphs] int64."""
+    if not isinstance(batch, Tensor):
+        raise TypeError(message(where, argument, "must be a tensor", type(batch).__name__))
     if batch.dim() != 1 or batch.is_floating_point() or batch.dtype == torch.bool:
         got = f"{batch.dtype} of shape {list(batch.shape)}"
         raise TypeError(message(where, argument, "must be one-dimensional and of an integer dtype", got))

@@ -20,8 +20,8 @@ class Edges(Pattern):
     Args:
         edge_index: one of
             a [2, E] integer tensor (sources above targets) or PyG's `EdgeIndex`;
-            a `torch.sparse` adjacency [T, S] of any layout, or a `SparseTensor`, in PyG's transposed convention
-            (rows are targets);
+            a `torch.sparse` adjacency [T, S] in COO, CSR or CSC layout, or a `SparseTensor`, in PyG's transposed
+            convention (rows are targets);
             a `scipy.sparse` matrix [S, T] as PyG's `from_scipy_sparse_matrix` reads it (rows are sources);
             a `networkx` graph, whose nodes are numbered in its own order (an undirected edge counts both ways).
         num_nodes: number of nodes where sources and targets are the same; the container's own size, or else the
@@ -57,8 +57,10 @@ class Edges(Pattern):
         if (num_sources is None) != (num_targets is None):
             raise ValueError(message("Edges", "num_sources and num_targets", "must be given together"))
         listed = read_edges("Edges", edge_index)
+        reasons = ("num_sources is {}", "num_targets is {}")
         if num_nodes is not None:
-            num_sources = num_targets = num_nodes
+            num_sources = num_targets = check_int("Edges", "num_nodes", num_nodes, 0)
+            reasons = ("num_nodes is {}", "num_nodes is {}")
         elif num_sources is None:
             num_sources, num_targets = listed.num_sources, listed.num_targets
         if num_sources is None or num_targets is None:
@@ -68,7 +70,7 @@ class Edges(Pattern):
             check_int("Edges", "num_sources", num_sources, 0),
             check_int("Edges", "num_targets", num_targets, 0),
         )
-        self._set("Edges", listed.edge_index, *sizes, ("num_sources is {}", "num_targets is {}"))
+        self._set("Edges", listed.edge_index, *sizes, reasons)
 
     @classmethod
     def from_csr(cls, ptr: Tensor, index: Tensor, num_sources: int | None = None) -> Self:
@@ -82,6 +84,10 @@ class Edges(Pattern):
         Raises:
             ValueError: `ptr` does not begin at 0, falls, or does not end at E.
         """
+        for argument, x in (("ptr", ptr), ("index", index)):
+            if not isinstance(x, Tensor) or x.is_floating_point() or x.dtype == torch.bool:
+                kind = str(x.dtype) if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(message("Edges.from_csr", argument, "must be a tensor of an integer dtype", kind))
         if ptr.dim() != 1 or index.dim() != 1 or ptr.numel() == 0:
             got = f"shapes {shape_of(ptr)} and {shape_of(index)}"
             raise ValueError(message("Edges.from_csr", "ptr and index", "must be [T + 1] and [E]", got))
@@ -98,8 +104,8 @@ class Edges(Pattern):
     @classmethod
     def from_mask(cls, mask: Tensor) -> Self:
         """Read a boolean mask [T, S], True where the target (row) may attend to the source (column)."""
-        if mask.dtype != torch.bool or mask.dim() != 2:
-            got = f"{mask.dtype} of shape {shape_of(mask)}"
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.dim() != 2:
+            got = f"{mask.dtype} of shape {shape_of(mask)}" if isinstance(mask, Tensor) else type(mask).__name__
             raise TypeError(message("Edges.from_mask", "mask", "must be boolean of shape [T, S]", got))
         target, source = mask.nonzero().unbind(1)
         return cls(torch.stack([source, target]), num_sources=mask.size(1), num_targets=mask.size(0))
@@ -206,7 +212,7 @@ def read_edges(where: str, container: Any) -> EdgeList:
         num_sources, num_targets = container.sparse_size()
         return EdgeList(_check_sorted(where, container), num_sources, num_targets)
     if isinstance(container, Tensor) and container.layout != torch.strided:
-        return _read_sparse(container)
+        return _read_sparse(where, container)
     if isinstance(container, Tensor):
         return EdgeList(_check_index(where, container))
     if torch_geometric.typing.WITH_TORCH_SPARSE and isinstance(container, torch_geometric.typing.SparseTensor):
@@ -248,8 +254,10 @@ def _check_indices(
 
 
 def _check_index(where: str, edge_index: Tensor) -> Tensor:
-    if edge_index.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8):
-        fix = "Use Edges.from_mask(mask)." if edge_index.dtype == torch.bool else "Use edge_index.long()."
+    if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
+        is_matrix = edge_index.dim() == 2 and edge_index.size(0) == edge_index.size(1) != 2
+        fix = "Use Edges.from_mask(mask.bool())." if is_matrix else "Use edge_index.long()."
+        fix = "Use Edges.from_mask(mask)." if edge_index.dtype == torch.bool else fix
         raise TypeError(message(where, "edge_index", "must have an integer dtype", edge_index.dtype, fix))
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         fix = "Use edge_index.t()." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
@@ -273,7 +281,12 @@ def _check_sorted(where: str, edge_index: EdgeIndex) -> Tensor:
     return plain
 
 
-def _read_sparse(adjacency: Tensor) -> EdgeList:
+def _read_sparse(where: str, adjacency: Tensor) -> EdgeList:
+    layouts = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+    if adjacency.layout not in layouts or adjacency.sparse_dim() != 2:
+        got = f"{adjacency.layout} of shape {shape_of(adjacency)}"
+        rule = "must be a sparse matrix in COO, CSR or CSC layout"
+        raise ValueError(message(where, "edge_index", rule, got, "Use adjacency.to_sparse_coo()."))
     num_targets, num_sources = adjacency.shape[:2]
     if adjacency.layout == torch.sparse_coo:
         # Without coalescing: parallel edges stay apart.

@@ -73,7 +73,10 @@ def _parse_shapes(shape: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Te
     listed: Any = shape.tolist() if isinstance(shape, Tensor) else shape
     if not isinstance(listed, Sequence) or not listed:
         raise TypeError(message("Grid", "shape", "must be a tuple of extents or a list of such tuples", repr(shape)))
-    rows = [list(row) for row in listed] if isinstance(listed[0], Sequence) else [list(listed)]
+    is_list = any(isinstance(row, Sequence) for row in listed)
+    if is_list and not all(isinstance(row, Sequence) for row in listed):
+        raise TypeError(message("Grid", "shape", "must be a tuple of extents or a list of such tuples", repr(shape)))
+    rows = [list(row) for row in listed] if is_list else [list(listed)]
     if len({len(row) for row in rows}) != 1 or not 1 <= len(rows[0]) <= 3:
         raise ValueError(message("Grid", "shape", "must have one to three axes, the same number for all arrays", rows))
     checked = [[check_int("Grid", "shape", extent, 0) for extent in row] for row in rows]

@@ -1,0 +1,182 @@
+"""What a call of `attention` is, and the checks that stand before every kernel and the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bias import OffsetBias
+from .errors import check_device, check_float_tensor, check_like, check_probability, message, shape_of
+from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
+from .patterns import Edges, Pattern
+from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of `attention`, checked: every kernel may rely on it.
+
+    Edge tensors have all leading batch dimensions, of the batch's size or 1, and their edges in the caller's order.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    pattern: Pattern
+    score: Score
+    normalizer: Normalizer
+    edge_bias: Tensor | OffsetBias | None = None
+    edge_key: Tensor | None = None
+    edge_value: Tensor | None = None
+    dropout_p: float = 0.0
+    return_weights: bool = False
+    return_lse: bool = False
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """*B."""
+        return self.query.shape[:-3]
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.query.size(-2)
+
+    @property
+    def accumulate_dtype(self) -> torch.dtype:
+        """What scores, weights and sums are computed in: float32 for half types, else the query's own."""
+        is_half = self.query.dtype in (torch.float16, torch.bfloat16)
+        return torch.float32 if is_half else self.query.dtype
+
+
+def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> Pattern:
+    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet."""
+    if isinstance(pattern, list | tuple):
+        if not pattern or not all(isinstance(part, Pattern) for part in pattern):
+            got = f"a {type(pattern).__name__} of {type(pattern[0]).__name__ if pattern else 'nothing'}"
+            fix = "Use torch.tensor(edges).t() for a list of pairs, torch.stack([source, target]) for two tensors."
+            raise TypeError(message(where, "edge_index", "must hold patterns if it is a list", got, fix))
+        pattern = Pattern.join(pattern)
+    if not isinstance(pattern, Pattern):
+        return _read_pattern(where, pattern, num_sources, num_targets)
+    sides = (
+        ("sources", "key", pattern.num_sources, num_sources),
+        ("targets", "query", pattern.num_targets, num_targets),
+    )
+    for side, argument, has, rows in sides:
+        if has != rows:
+            rule = f"must have as many {side} as {argument} has rows, {rows}"
+            raise ValueError(message(where, "pattern", rule, f"{has} in {pattern}"))
+    return pattern
+
+
+@torch.compiler.disable
+def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int) -> Edges:
+    """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
+    return Edges.between(where, container, num_sources, num_targets)
+
+
+def prepare(
+    where: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Any,
+    *,
+    score: Score | ScoreFunction = DotProduct(),
+    normalizer: str | Normalizer | UserNormalizer = "softmax",
+    edge_bias: Tensor | OffsetBias | None = None,
+    edge_key: Tensor | None = None,
+    edge_value: Tensor | None = None,
+    dropout_p: float = 0.0,
+    return_weights: bool = False,
+    return_lse: bool = False,
+) -> Call:
+    """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
+    _check_tensors(where, query, key, value)
+    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
+    check_device(where, "pattern", pattern.device, query)
+    score = as_score(where, score)
+    score.check(where, query, key)
+    normalizer = as_normalizer(where, normalizer)
+    check_probability(where, "dropout_p", dropout_p)
+    if return_lse and not isinstance(normalizer, Softmax):
+        raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
+
+    kv_heads, edges = key.size(-2), pattern.num_edges
+    is_own = isinstance(score, FunctionScore)
+    key_shape = [edges] if is_own else [edges, kv_heads, query.size(-1)]
+    value_shape = [edges, kv_heads, value.size(-1)]
+    return Call(
+        query,
+        key,
+        value,
+        pattern,
+        score,
+        normalizer,
+        _check_edge_bias(where, edge_bias, query, pattern),
+        _check_edge_tensor(where, "edge_key", edge_key, query, key_shape, or_more=is_own),
+        _check_edge_tensor(where, "edge_value", edge_value, query, value_shape),
+        float(dropout_p),
+        return_weights,
+        return_lse,
+    )
+
+
+def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    for argument, x in (("query", query), ("key", key), ("value", value)):
+        check_float_tensor(where, argument, x)
+        if x.dim() < 3:
+            raise ValueError(message(where, argument, "must have shape [*B, rows, heads, width]", shape_of(x)))
+        if x.size(-1) == 0:
+            raise ValueError(message(where, argument, "must have a width of at least 1", shape_of(x)))
+        check_like(where, argument, x, query)
+        if x.shape[:-3] != query.shape[:-3]:
+            rule = f"must have query's batch dimensions, {list(query.shape[:-3])}"
+            raise ValueError(message(where, argument, rule, f"{list(x.shape[:-3])} in shape {shape_of(x)}"))
+    if value.shape[-3] != key.shape[-3]:
+        raise ValueError(message(where, "value", f"must have as many rows as key, {key.size(-3)}", value.size(-3)))
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(message(where, "value", f"must have as many heads as key, {key.size(-2)}", value.size(-2)))
+    if key.size(-2) == 0 or query.size(-2) % key.size(-2):
+        rule = f"must divide the {query.size(-2)} heads of query"
+        raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))
+
+
+def _check_edge_bias(
+    where: str, bias: Tensor | OffsetBias | None, query: Tensor, pattern: Pattern
+) -> Tensor | OffsetBias | None:
+    if not isinstance(bias, OffsetBias):
+        return _check_edge_tensor(where, "edge_bias", bias, query, [pattern.num_edges, query.size(-2)])
+    bias.check(where, query, pattern)
+    return bias
+
+
+def _check_edge_tensor(
+    where: str, argument: str, x: Tensor | None, query: Tensor, shape: list[int], *, or_more: bool = False
+) -> Tensor | None:
+    """Check shape, dtype and device; return the tensor with all leading batch dimensions, 1 where it had none.
+
+    With `or_more`, any dimensions may follow those of `shape`, and any dtype will do.
+    """
+    if x is None:
+        return None
+    if not isinstance(x, Tensor):
+        raise TypeError(message(where, argument, "must be a tensor", type(x).__name__))
+    batch = list(query.shape[:-3])
+    found = list(x.shape)
+    has_batch, has_none = (
+        found[: len(wanted)] == wanted and (or_more or len(found) == len(wanted)) for wanted in (batch + shape, shape)
+    )
+    if not (has_batch or has_none):
+        rule = f"must have shape {shape}" + (f", with or without {batch} in front" if batch else "")
+        raise ValueError(message(where, argument, rule, found))
+    if or_more:
+        check_device(where, argument, x.device, query)
+    else:
+        check_float_tensor(where, argument, x)
+        check_like(where, argument, x, query, or_float32=True)
+    return x if has_batch else x.view(*[1] * len(batch), *x.shape)
