@@ -1,13 +1,12 @@
 """Attention over compressed rows in loops that Numba compiles.
 
-A task is a run of rows that have some hundred edges together, or a piece of one row that has more. Each task goes
+A task is a run of rows that have a few hundred edges together, or a piece of one row that has more. Each task goes
 through its edges in phases: all scores into a small scratch, the normalizer over the scratch, then the weighted sums.
 Tasks depend on the graph alone, so neither the threads nor their number change a bit of the result.
 
+A dot-product score has no vector: None, so that what is compiled for it holds nothing of the additive ones.
 Arrays are flat; `shape` is (T, S, H, H_kv, D, V, E); the strides of edge tensors between batch elements count edges.
 """
-
-# fmt: off  (twenty arguments a line each would hide the loops)
 
 from __future__ import annotations
 
@@ -17,13 +16,16 @@ from numba import njit
 from .numba_vector import OPTIONS, axpy, dot, exponential, prefetch, put, read, tanh
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
-TASK_EDGES = 512
+TASK_EDGES = 256
 # How many edges ahead a row is asked for.
 AHEAD = 8
 
 # The codes of `csr_op`.
 SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
-DOT, TANH, LEAKY_RELU = range(3)
+TANH = 1
+
+# Twenty arguments on a line each would hide the loops.
+# fmt: off
 
 
 @njit(**OPTIONS)
@@ -59,7 +61,7 @@ def hash_source(state, source, occurrence):
     return mix(state ^ (word & np.uint64(0xFFFFFFFF)))
 
 
-@njit(**OPTIONS)
+@njit(**OPTIONS, forceinline=True)
 def edge_at(perm, position):
     """Caller's edge at a position."""
     if perm is None:
@@ -116,14 +118,20 @@ def plan_tasks(ptr):
     return tasks[:count].copy(), cut[:cuts].copy()
 
 
-@njit(**OPTIONS)
+@njit(**OPTIONS, forceinline=True)
 def score_edge(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale):
     """Score of one edge and head; query, key and edge are offsets."""
-    if kind == DOT:
+    if vector is None:
         total = dot(q, query, k, key, width)
         if ek is not None:
             total += dot(q, query, ek, edge, width)
         return total * scale
+    return score_additive(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale)
+
+
+@njit(**OPTIONS)
+def score_additive(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale):
+    """Additive score of one edge and head."""
     total = scale - scale
     for d in range(width):
         x = read(q, query + d) + read(k, key + d)
@@ -139,6 +147,8 @@ def add_slope(to, at, ds, q, query, k, key, ek, edge, vector, h, width, kind, sl
     """Add ds times the derivative of an additive score by its query, which is that by its key too."""
     if to is None:
         return
+    if vector is None:
+        return
     for d in range(width):
         x = read(q, query + d) + read(k, key + d)
         if ek is not None:
@@ -151,6 +161,8 @@ def add_slope(to, at, ds, q, query, k, key, ek, edge, vector, h, width, kind, sl
 @njit(**OPTIONS)
 def add_activation(to, at, ds, q, query, k, key, ek, edge, vector, width, kind, slope):
     """Add ds times the derivative of an additive score by its vector."""
+    if vector is None:
+        return
     for d in range(width):
         x = read(q, query + d) + read(k, key + d)
         if ek is not None:
@@ -195,36 +207,29 @@ def weigh_with_gradient(s, g, normalizer):
             g[t] = s[t] * (1 - s[t]) * g[t]
 
 
-@njit(**OPTIONS)
-def score_heads(s, at, b, i, j, edge, shape, data, edges, mode):
-    """Score all heads of one edge into s[at:]."""
-    targets, sources, heads, kv_heads, width, _, count = shape
-    q, k, _, vector = data
-    eb, eb_stride, ek, ek_stride, _, _ = edges
-    kind, _, slope, scale = mode
-    group = heads // kv_heads
-    query, key = (b * targets + i) * heads * width, (b * sources + j) * kv_heads * width
-    of_edge = (b * ek_stride + edge) * kv_heads * width
+# Arrays come one by one and calls are inlined: counting a reference or passing a dozen arguments costs more than a
+# product of two rows.
+@njit(**OPTIONS, forceinline=True)
+def score_heads(
+    s, at, query, key, of_bias, of_edge, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+):
+    """Score all heads of one edge into s[at:]; query, key and the two after them are offsets."""
     for h in range(heads):
         place = (h // group) * width
-        x = score_edge(q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale)
+        x = score_edge(
+            q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale
+        )
         if eb is not None:
-            x += read(eb, (b * eb_stride + edge) * heads + h)
+            x += read(eb, of_bias + h)
         s[at + h] = x
 
 
-@njit(**OPTIONS)
-def differentiate_heads(s, g, f, at, b, i, j, edge, state, shape, data, edges, mode, dropout, grads):
-    """Score all heads of one edge, with gradients by the weights into g and dropout's factors into f."""
-    score_heads(s, at, b, i, j, edge, shape, data, edges, mode)
-    targets, sources, heads, kv_heads, _, width, _ = shape
-    _, _, v, _ = data
-    _, _, _, _, ev, ev_stride = edges
-    _, threshold, keep_scale = dropout
-    grad_out, lse, delta, grad_weights = grads
-    group = heads // kv_heads
-    value, of_edge = (b * sources + j) * kv_heads * width, (b * ev_stride + edge) * kv_heads * width
-    row = (b * targets + i) * heads
+@njit(**OPTIONS, forceinline=True)
+def differentiate_heads(
+    s, g, f, at, row, value, of_edge, of_weights, state, threshold, keep_scale,
+    v, ev, grad_out, lse, delta, grad_weights, heads, group, width, normalizer
+):
+    """Turn the scores of one edge into exponents, with gradients by the weights in g and dropout's factors in f."""
     for h in range(heads):
         place = (h // group) * width
         x = dot(grad_out, (row + h) * width, v, value + place, width)
@@ -234,8 +239,8 @@ def differentiate_heads(s, g, f, at, b, i, j, edge, state, shape, data, edges, m
             f[at + h] = keep_scale if mix(state ^ np.uint64(h)) >= threshold else 0
             x *= f[at + h]
         if grad_weights is not None:
-            x += read(grad_weights, (b * shape[6] + edge) * heads + h)
-        if mode[1] == SOFTMAX:
+            x += read(grad_weights, of_weights + h)
+        if normalizer == SOFTMAX:
             # An empty row has lse = -inf, and no weights.
             shift = lse[row + h]
             s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
@@ -250,32 +255,30 @@ def forward_tasks(
     """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
     ptr, index, perm = csr
     targets, sources, heads, kv_heads, width, value_width, _ = shape
-    _, k, v, vector = data
-    _, _, _, _, ev, ev_stride = edges
-    _, normalizer, _, scale = mode
+    q, k, v, vector = data
+    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
+    kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, vector.dtype)
-    total, top = np.empty(heads, vector.dtype), np.empty(heads, vector.dtype)
-    acc = np.empty(heads * value_width, vector.dtype)
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, out.dtype)
+    total, top = np.empty(heads, out.dtype), np.empty(heads, out.dtype)
+    acc = np.empty(heads * value_width, out.dtype)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     for t in range(begin, end):
         b = t // count
         task = t - b * count
-        row_begin, row_end, first, stop, slot = (
-            tasks[task, 0],
-            tasks[task, 1],
-            tasks[task, 2],
-            tasks[task, 3],
-            tasks[task, 4],
-        )
+        row_begin, row_end, first, stop, slot = tasks[task]
         s = scratch[: (stop - first) * heads]
         for i in range(row_begin, row_end):
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             for e in range(low, high):
                 prefetch(k, (b * sources + np.int64(index[min(e + AHEAD, last)])) * key_row, key_row)
                 edge = edge_at(perm, e)
-                score_heads(s, (e - first) * heads, b, i, np.int64(index[e]), edge, shape, data, edges, mode)
+                score_heads(
+                    s, (e - first) * heads, (b * targets + i) * heads * width,
+                    (b * sources + np.int64(index[e])) * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                )
             if normalizer == SOFTMAX:
                 for h in range(heads):
                     top[h] = -np.inf
@@ -371,9 +374,12 @@ def merge_forward(batches, cut, slots, shape, mode, out, lse, part_out, part_top
 def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights):
     """Weights of all edges, before dropout, in the caller's order."""
     ptr, index, perm = csr
-    targets, _, heads, _, _, _, edge_count = shape
-    count = tasks.shape[0]
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, data[3].dtype)
+    targets, sources, heads, kv_heads, width, _, edge_count = shape
+    q, k, _, vector = data
+    eb, eb_stride, ek, ek_stride, _, _ = edges
+    kind, normalizer, slope, scale = mode
+    count, group, key_row = tasks.shape[0], heads // kv_heads, kv_heads * width
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -383,12 +389,16 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 edge = edge_at(perm, e)
                 at = (e - first) * heads
-                score_heads(s, at, b, i, np.int64(index[e]), edge, shape, data, edges, mode)
-                if mode[1] == SOFTMAX:
+                score_heads(
+                    s, at, (b * targets + i) * heads * width, (b * sources + np.int64(index[e])) * key_row,
+                    (b * eb_stride + edge) * heads, (b * ek_stride + edge) * key_row,
+                    q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                )
+                if normalizer == SOFTMAX:
                     for h in range(heads):
                         shift = lse[(b * targets + i) * heads + h]
                         s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
-        weigh(s, mode[1])
+        weigh(s, normalizer)
         for e in range(first, stop):
             edge = edge_at(perm, e)
             for h in range(heads):
@@ -397,35 +407,22 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
 
 @njit(**OPTIONS)
 def target_gradient_tasks(
-    begin,
-    end,
-    tasks,
-    slots,
-    csr,
-    shape,
-    data,
-    edges,
-    mode,
-    dropout,
-    grads,
-    grad_query,
-    part_query,
-    part_vector,
-    grad_bias,
-    grad_edge_key,
-    grad_edge_value,
+    begin, end, tasks, slots, csr, shape, data, edges, mode, dropout, grads,
+    grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value
 ):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets."""
     ptr, index, perm = csr
     targets, sources, heads, kv_heads, width, value_width, edge_count = shape
     q, k, v, vector = data
-    _, _, ek, ek_stride, _, _ = edges
+    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
-    seed, threshold, _ = dropout
+    seed, threshold, keep_scale = dropout
+    grad_out, lse, delta, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, vector.dtype), np.empty(size, vector.dtype), np.empty(size, vector.dtype)
-    acc = np.empty(heads * width, vector.dtype)
+    scratch, slopes = np.empty(size, grad_query.dtype), np.empty(size, grad_query.dtype)
+    factors = np.empty(size, grad_query.dtype)
+    acc = np.empty(heads * width, grad_query.dtype)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     for t in range(begin, end):
         b = t // count
@@ -442,22 +439,15 @@ def target_gradient_tasks(
                 kept = state
                 if threshold > 0:
                     kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
+                j, at = b * sources + np.int64(index[e]), (e - first) * heads
+                score_heads(
+                    s, at, (b * targets + i) * heads * width, j * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                )
                 differentiate_heads(
-                    s,
-                    g,
-                    factors,
-                    (e - first) * heads,
-                    b,
-                    i,
-                    np.int64(index[e]),
-                    edge,
-                    kept,
-                    shape,
-                    data,
-                    edges,
-                    mode,
-                    dropout,
-                    grads,
+                    s, g, factors, at, (b * targets + i) * heads, j * value_row, (b * ev_stride + edge) * value_row,
+                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
+                    v, ev, grad_out, lse, delta, grad_weights, heads, group, value_width, normalizer
                 )
         weigh_with_gradient(s, g, normalizer)
         for i in range(tasks[task, 0], tasks[task, 1]):
@@ -471,71 +461,36 @@ def target_gradient_tasks(
                 for h in range(heads):
                     ds, place = g[(e - first) * heads + h], (h // group) * width
                     at = np.int64(h * width)
-                    if kind == DOT:
+                    if vector is None:
                         axpy(acc, at, ds * scale, k, key + place, width)
                         if ek is not None:
                             axpy(acc, at, ds * scale, ek, of_edge + place, width)
                     else:
                         add_slope(
-                            acc,
-                            at,
-                            ds,
-                            q,
-                            query + at,
-                            k,
-                            key + place,
-                            ek,
-                            of_edge + place,
-                            vector,
-                            h,
-                            width,
-                            kind,
-                            slope,
+                            acc, at, ds, q, query + at, k, key + place, ek, of_edge + place,
+                            vector, h, width, kind, slope
                         )
                         add_activation(
-                            part_vector,
-                            t * heads * width + at,
-                            ds,
-                            q,
-                            query + at,
-                            k,
-                            key + place,
-                            ek,
-                            of_edge + place,
-                            vector,
-                            width,
-                            kind,
-                            slope,
+                            part_vector, t * heads * width + at, ds, q, query + at, k, key + place,
+                            ek, of_edge + place, vector, width, kind, slope
                         )
                     if grad_bias is not None:
                         put(grad_bias, (b * edge_count + edge) * heads + h, ds)
                     if grad_edge_key is not None:
                         to = (b * edge_count + edge) * key_row + place
-                        if kind == DOT:
+                        if vector is None:
                             axpy(grad_edge_key, to, ds * scale, q, query + at, width)
                         else:
                             add_slope(
-                                grad_edge_key,
-                                to,
-                                ds,
-                                q,
-                                query + at,
-                                k,
-                                key + place,
-                                ek,
-                                of_edge + place,
-                                vector,
-                                h,
-                                width,
-                                kind,
-                                slope,
+                                grad_edge_key, to, ds, q, query + at, k, key + place, ek, of_edge + place,
+                                vector, h, width, kind, slope
                             )
                     if grad_edge_value is not None:
                         w = s[(e - first) * heads + h]
                         w = w * factors[(e - first) * heads + h] if threshold > 0 else w
                         to = (b * edge_count + edge) * value_row + (h // group) * value_width
                         row = ((b * targets + i) * heads + h) * value_width
-                        axpy(grad_edge_value, to, w, grads[0], row, value_width)
+                        axpy(grad_edge_value, to, w, grad_out, row, value_width)
             for d in range(acc.size):
                 if slot < 0:
                     grad_query[query + d] = acc[d]
@@ -549,16 +504,19 @@ def source_gradient_tasks(
 ):
     """Gradients of key and value; rows are sources."""
     ptr, index, perm = csc
-    targets, sources, heads, kv_heads, width, value_width, _ = shape
+    targets, sources, heads, kv_heads, width, value_width, edge_count = shape
     q, k, v, vector = data
-    _, _, ek, ek_stride, _, _ = edges
+    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
-    seed, threshold, _ = dropout
+    seed, threshold, keep_scale = dropout
+    grad_out, lse, delta, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, vector.dtype), np.empty(size, vector.dtype), np.empty(size, vector.dtype)
-    key_acc, value_acc = np.empty(kv_heads * width, vector.dtype), np.empty(kv_heads * value_width, vector.dtype)
+    scratch, slopes = np.empty(size, grad_key.dtype), np.empty(size, grad_key.dtype)
+    factors = np.empty(size, grad_key.dtype)
+    key_acc, value_acc = np.empty(kv_heads * width, grad_key.dtype), np.empty(kv_heads * value_width, grad_key.dtype)
     query_row, out_row = heads * width, heads * value_width
+    key_row, value_row = kv_heads * width, kv_heads * value_width
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -568,14 +526,23 @@ def source_gradient_tasks(
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 soon = b * targets + np.int64(index[min(e + AHEAD, last)])
                 prefetch(q, soon * query_row, query_row)
-                prefetch(grads[0], soon * out_row, out_row)
+                prefetch(grad_out, soon * out_row, out_row)
+                prefetch(lse, soon * heads, heads)
+                prefetch(delta, soon * heads, heads)
                 edge = edge_at(perm, e)
                 i = np.int64(index[e])
                 kept = np.uint64(0)
                 if threshold > 0:
                     kept = hash_source(hash_target(seed, b, i), j, count_parallel(index, ptr[j], e))
+                row, at = (b * targets + i) * heads, (e - first) * heads
+                score_heads(
+                    s, at, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                )
                 differentiate_heads(
-                    s, g, factors, (e - first) * heads, b, i, j, edge, kept, shape, data, edges, mode, dropout, grads
+                    s, g, factors, at, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
+                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
+                    v, ev, grad_out, lse, delta, grad_weights, heads, group, value_width, normalizer
                 )
         weigh_with_gradient(s, g, normalizer)
         for j in range(tasks[task, 0], tasks[task, 1]):
@@ -592,33 +559,15 @@ def source_gradient_tasks(
                     ds, w = g[(e - first) * heads + h], s[(e - first) * heads + h]
                     w = w * factors[(e - first) * heads + h] if threshold > 0 else w
                     place = np.int64((h // group) * width)
-                    if kind == DOT:
+                    if vector is None:
                         axpy(key_acc, place, ds * scale, q, (row + h) * width, width)
                     else:
                         add_slope(
-                            key_acc,
-                            place,
-                            ds,
-                            q,
-                            (row + h) * width,
-                            k,
-                            key + place,
-                            ek,
-                            of_edge + place,
-                            vector,
-                            h,
-                            width,
-                            kind,
-                            slope,
+                            key_acc, place, ds, q, (row + h) * width, k, key + place, ek, of_edge + place,
+                            vector, h, width, kind, slope
                         )
-                    axpy(
-                        value_acc,
-                        np.int64((h // group) * value_width),
-                        w,
-                        grads[0],
-                        (row + h) * value_width,
-                        value_width,
-                    )
+                    to = np.int64((h // group) * value_width)
+                    axpy(value_acc, to, w, grad_out, (row + h) * value_width, value_width)
             row = b * sources + j if slot < 0 else b * slots + slot
             to_key, to_value = (grad_key, grad_value) if slot < 0 else (part_key, part_value)
             for d in range(key_acc.size):

@@ -29,6 +29,8 @@ from ..segments import Rows, segment_sum
 from .base import Kernel, Result
 from .csr_op import NORMALIZER_CODES, accumulate_dtype, library, list_of, needs_grad, run_fused, why_not_fused
 
+# Fewer tasks than these run on the calling thread: handing them over would take as long as running them.
+MIN_TASKS = 96
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _pool: ThreadPoolExecutor | None = None
@@ -115,7 +117,7 @@ def run_tasks(function: Callable[..., None], total: int, *arguments: Any) -> Non
     Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork
     or to change torch's own.
     """
-    threads = min(torch.get_num_threads(), total // 4)
+    threads = torch.get_num_threads() if total >= MIN_TASKS else 1
     if threads <= 1:
         function(0, total, *arguments)
         return
@@ -166,9 +168,8 @@ class _Operands:
         kind, normalizer, scale, slope, dropout_p = mode
         self.batches: int = query.size(0)
         number = np.float64 if query.dtype == torch.float64 else np.float32
-        own = np.empty(0, number) if vector is None else _flat(vector)
         self.shape = (query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), value.size(3), edges)
-        self.data = (_flat(query), _flat(key), _flat(value), own)
+        self.data = (_flat(query), _flat(key), _flat(value), _flat(vector))
         stride = lambda x: 0 if x is None or x.size(0) == 1 else edges
         optional = ((_flat(x), stride(x)) for x in (edge_bias, edge_key, edge_value))
         self.edges: tuple[Any, ...] = tuple(itertools.chain.from_iterable(optional))
