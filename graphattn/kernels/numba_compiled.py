@@ -63,10 +63,8 @@ def hash_source(state, source, occurrence):
 
 @njit(**OPTIONS, forceinline=True)
 def edge_at(perm, position):
-    """Caller's edge at a position."""
-    if perm is None:
-        return np.int64(position)
-    return np.int64(perm[position])
+    """Caller's edge at a position; an empty perm says that the caller's order is the sorted one."""
+    return np.int64(perm[position]) if perm.size else np.int64(position)
 
 
 @njit(**OPTIONS)

@@ -183,7 +183,7 @@ class _Operands:
 
 def _read_list(rows: list[Tensor]) -> tuple[tuple, np.ndarray, np.ndarray, int]:
     ptr, index, perm, tasks, cut = rows
-    csr = (ptr.numpy(), index.numpy(), perm.numpy() if perm.numel() else None)
+    csr = (ptr.numpy(), index.numpy(), perm.numpy())
     slots = int(cut[-1, 2]) if cut.numel() else 0
     return csr, tasks.numpy(), cut.numpy(), slots
 

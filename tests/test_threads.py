@@ -1,0 +1,99 @@
+"""The CPU kernel among threads, forks and torch's own pool."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from graphattn import Edges, attention
+from graphattn.kernels import numba_csr
+from graphattn.testing import random_call
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def large_call():
+    generator = torch.Generator().manual_seed(0)
+    pattern = Edges(torch.randint(0, 3000, (2, 60_000), generator=generator), 3000)
+    return pattern, random_call(pattern, dtype=torch.float32, width=8)
+
+
+def run(pattern, tensors):
+    out = attention(**tensors, pattern=pattern, backend="numba")
+    return out, *torch.autograd.grad(out.square().sum(), list(tensors.values()))
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
+    pattern, tensors = large_call()
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(run(pattern, tensors))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    tasks = pattern.keep("numba rows", list)[3]
+    assert len(tasks) >= numba_csr.MIN_TASKS
+    for other in results[1:]:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
+
+
+def test_python_threads_may_call_at_once():
+    pattern, tensors = large_call()
+    expected = run(pattern, tensors)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: run(pattern, tensors), range(12)))
+    for result in results:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
+
+
+def test_a_forked_child_computes_after_its_parent_did():
+    code = """
+import os, torch
+from graphattn import Window, attention
+torch.set_num_threads(2)
+x = torch.randn(20_000, 2, 8, requires_grad=True)
+window = Window(20_000, radius=4)
+expected = attention(x, x, x, window, backend="numba")
+expected.sum().backward()
+child = os.fork()
+if child == 0:
+    # As in a DataLoader's worker: torch's own pool doesn't survive a fork.
+    torch.set_num_threads(1)
+    same = torch.equal(attention(x, x, x, window, backend="numba"), expected)
+    os._exit(0 if same else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(torch.equal(attention(x, x, x, window, backend="numba"), expected))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("True", 0), done.stderr
+
+
+def test_compiled_code_goes_where_it_can_be_written(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    beside = numba_csr._cache_folder()
+    assert beside.parent == Path(numba_csr.__file__).parent / "__pycache__"
+    forbid(monkeypatch, beside.parent)
+    user = numba_csr._cache_folder()
+    assert user.parent == tmp_path / "graphattn" and user.name == beside.name
+    forbid(monkeypatch, tmp_path)
+    temporary = numba_csr._cache_folder()
+    assert temporary.is_dir() and temporary.name.startswith("graphattn-")
+
+
+def forbid(monkeypatch, folder: Path) -> None:
+    """Let nothing be made below a folder."""
+    make = Path.mkdir
+
+    def refuse(self, *arguments, **options):
+        if folder in self.parents:
+            raise PermissionError(13, "Permission denied", str(self))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
