@@ -198,7 +198,8 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     (batches, targets, heads), width = query.shape[:3], value.size(3)
     out = _empty(query, batches, targets, heads, width)
-    lse = _empty(query, batches, targets, heads)
+    # Only softmax has one; what an operator returns must be the same each time all the same.
+    lse = (_empty if normalizer == NORMALIZER_CODES[Softmax] else _zeros)(query, batches, targets, heads)
     part_out, part_top, part_sum = (_empty(query, batches * slots * heads * w) for w in (width, 1, 1))
     results = [_flat(x) for x in (out, lse, part_out, part_top, part_sum)]
     run_tasks(
