@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := graphattn tests examples
+SOURCES := graphattn tests examples benchmarks
 
 .PHONY: demo test check format setup gpu clean
 

@@ -48,8 +48,12 @@ class Call:
     @property
     def accumulate_dtype(self) -> torch.dtype:
         """What scores, weights and sums are computed in: float32 for half types, else the query's own."""
-        is_half = self.query.dtype in (torch.float16, torch.bfloat16)
-        return torch.float32 if is_half else self.query.dtype
+        return accumulate_dtype(self.query.dtype)
+
+
+def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float32 for half types, else the type itself."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> Pattern:

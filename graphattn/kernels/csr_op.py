@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..bias import OffsetBias
-from ..call import Call
+from ..call import Call, accumulate_dtype
 from ..csr import CSR
 from ..normalizers import Identity, Relu, Sigmoid, Softmax
 from ..random import draw_seed
@@ -55,11 +55,6 @@ def _fake_backward(  # type: ignore[no-untyped-def]
     needs = rest[5]
     inputs = (query, key, value, vector, edge_bias, edge_key, edge_value)
     return [torch.empty_like(x) if need else query.new_empty(0) for x, need in zip(inputs, needs, strict=True)]
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float32 for half types, else the type itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 class _Attend(torch.autograd.Function):

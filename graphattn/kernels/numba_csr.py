@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..call import Call
+from ..call import Call, accumulate_dtype
 from ..csr import CSR
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result
-from .csr_op import NORMALIZER_CODES, accumulate_dtype, library, list_of, needs_grad, run_fused, why_not_fused
+from .csr_op import NORMALIZER_CODES, library, list_of, needs_grad, run_fused, why_not_fused
 
 # Fewer tasks than these run on the calling thread: handing them over would take as long as running them.
 MIN_TASKS = 96
