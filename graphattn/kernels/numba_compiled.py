@@ -13,7 +13,20 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .numba_vector import OPTIONS, axpy, dot, exponential, prefetch, put, read, tanh
+from .numba_vector import (
+    OPTIONS,
+    axpy_heads,
+    dot_heads,
+    exponential,
+    prefetch,
+    put,
+    read,
+    shift_columns,
+    shift_rows,
+    store_row,
+    sum_columns,
+    tanh,
+)
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
@@ -77,6 +90,14 @@ def count_parallel(index, first, position):
 
 
 @njit(**OPTIONS)
+def whole_lines(size, like):
+    """Empty array that begins at a cache line: sums that straddle two lines are read back slowly."""
+    room = np.empty(size + 64 // like.itemsize, like.dtype)
+    skip = -room.ctypes.data % 64 // like.itemsize
+    return room[skip : skip + size]
+
+
+@njit(**OPTIONS)
 def plan_tasks(ptr):
     """Cut rows into tasks: [tasks, 5] of first row, last row + 1, first edge, last edge + 1, and slot.
 
@@ -114,17 +135,6 @@ def plan_tasks(ptr):
         tasks[count, 2], tasks[count, 3] = ptr[begin], ptr[rows]
         count += 1
     return tasks[:count].copy(), cut[:cuts].copy()
-
-
-@njit(**OPTIONS, forceinline=True)
-def score_edge(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale):
-    """Score of one edge and head; query, key and edge are offsets."""
-    if vector is None:
-        total = dot(q, query, k, key, width)
-        if ek is not None:
-            total += dot(q, query, ek, edge, width)
-        return total * scale
-    return score_additive(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale)
 
 
 @njit(**OPTIONS)
@@ -209,41 +219,36 @@ def weigh_with_gradient(s, g, normalizer):
 # product of two rows.
 @njit(**OPTIONS, forceinline=True)
 def score_heads(
-    s, at, query, key, of_bias, of_edge, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+    s, at, query, key, of_bias, of_edge, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
 ):
     """Score all heads of one edge into s[at:]; query, key and the two after them are offsets."""
-    for h in range(heads):
-        place = (h // group) * width
-        x = score_edge(
-            q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale
-        )
-        if eb is not None:
-            x += read(eb, of_bias + h)
-        s[at + h] = x
+    if vector is None:
+        dot_heads(s, at, scale, q, query, k, key, ek, of_edge, kv_head, heads, group, width)
+    else:
+        for h in range(heads):
+            place = kv_head[h] * width
+            s[at + h] = score_additive(
+                q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale
+            )
+    if eb is not None:
+        for h in range(heads):
+            s[at + h] += read(eb, of_bias + h)
 
 
 @njit(**OPTIONS, forceinline=True)
 def differentiate_heads(
-    s, g, f, at, row, value, of_edge, of_weights, state, threshold, keep_scale,
-    v, ev, grad_out, lse, delta, grad_weights, heads, group, width, normalizer
+    s, g, f, at, one, row, value, of_edge, of_weights, state, threshold, keep_scale,
+    v, ev, grad_out, grad_weights, kv_head, heads, group, width
 ):
     """Turn the scores of one edge into exponents, with gradients by the weights in g and dropout's factors in f."""
-    for h in range(heads):
-        place = (h // group) * width
-        x = dot(grad_out, (row + h) * width, v, value + place, width)
-        if ev is not None:
-            x += dot(grad_out, (row + h) * width, ev, of_edge + place, width)
-        if threshold > 0:
+    dot_heads(g, at, one, grad_out, row * width, v, value, ev, of_edge, kv_head, heads, group, width)
+    if threshold > 0:
+        for h in range(heads):
             f[at + h] = keep_scale if mix(state ^ np.uint64(h)) >= threshold else 0
-            x *= f[at + h]
-        if grad_weights is not None:
-            x += read(grad_weights, of_weights + h)
-        if normalizer == SOFTMAX:
-            # An empty row has lse = -inf, and no weights.
-            shift = lse[row + h]
-            s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
-            x -= delta[row + h]
-        g[at + h] = x
+            g[at + h] *= f[at + h]
+    if grad_weights is not None:
+        for h in range(heads):
+            g[at + h] += read(grad_weights, of_weights + h)
 
 
 @njit(**OPTIONS)
@@ -258,9 +263,10 @@ def forward_tasks(
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     scratch = np.empty(2 * (TASK_EDGES + 1) * heads, out.dtype)
     total, top = np.empty(heads, out.dtype), np.empty(heads, out.dtype)
-    acc = np.empty(heads * value_width, out.dtype)
+    acc = whole_lines(heads * value_width, out)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     for t in range(begin, end):
         b = t // count
@@ -275,64 +281,48 @@ def forward_tasks(
                 score_heads(
                     s, (e - first) * heads, (b * targets + i) * heads * width,
                     (b * sources + np.int64(index[e])) * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
                 )
             if normalizer == SOFTMAX:
-                for h in range(heads):
-                    top[h] = -np.inf
-                for e in range(low - first, high - first):
-                    for h in range(heads):
-                        x = s[e * heads + h]
-                        top[h] = x if x > top[h] else top[h]
+                shift_columns(s, (low - first) * heads, top, high - low, heads)
                 for h in range(heads):
                     if slot < 0:
                         lse[(b * targets + i) * heads + h] = top[h]
                     else:
                         part_top[(b * slots + slot) * heads + h] = top[h]
-                    top[h] = top[h] if top[h] > -np.inf else 0
-                for e in range(low - first, high - first):
-                    for h in range(heads):
-                        s[e * heads + h] -= top[h]
         weigh(s, normalizer)
         for i in range(row_begin, row_end):
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             for d in range(acc.size):
                 acc[d] = 0
-            for h in range(heads):
-                total[h] = 0
+            sum_columns(s, (low - first) * heads, total, high - low, heads)
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(low, high):
                 prefetch(v, (b * sources + np.int64(index[min(e + AHEAD, last)])) * value_row, value_row)
                 value = (b * sources + np.int64(index[e])) * value_row
                 edge = edge_at(perm, e)
-                of_edge = (b * ev_stride + edge) * value_row
-                kept = state
+                at = (e - first) * heads
                 if threshold > 0:
                     kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
-                for h in range(heads):
-                    w = s[(e - first) * heads + h]
-                    total[h] += w
-                    if threshold > 0:
-                        w = w * keep_scale if mix(kept ^ np.uint64(h)) >= threshold else scale - scale
-                    place = (h // group) * value_width
-                    axpy(acc, np.int64(h * value_width), w, v, value + place, value_width)
-                    if ev is not None:
-                        axpy(acc, np.int64(h * value_width), w, ev, of_edge + place, value_width)
+                    for h in range(heads):
+                        s[at + h] = s[at + h] * keep_scale if mix(kept ^ np.uint64(h)) >= threshold else 0
+                axpy_heads(
+                    acc, 0, head, s, at, v, value, ev, (b * ev_stride + edge) * value_row, kv_head,
+                    heads, group, value_width
+                )
             for h in range(heads):
                 row = (b * targets + i) * heads + h
                 if slot >= 0:
                     row = (b * slots + slot) * heads + h
                     part_sum[row] = total[h]
-                    for d in range(value_width):
-                        part_out[row * value_width + d] = acc[h * value_width + d]
+                    store_row(part_out, row * value_width, one, acc, h * value_width, value_width)
                     continue
                 factor = scale - scale + 1
                 if normalizer == SOFTMAX:
                     is_empty = total[h] == 0
                     factor = factor * 0 if is_empty else 1 / total[h]
                     lse[row] = -np.inf if is_empty else lse[row] + np.log(total[h])
-                for d in range(value_width):
-                    out[row * value_width + d] = acc[h * value_width + d] * factor
+                store_row(out, row * value_width, factor, acc, h * value_width, value_width)
 
 
 @njit(**OPTIONS)
@@ -377,6 +367,7 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
     eb, eb_stride, ek, ek_stride, _, _ = edges
     kind, normalizer, slope, scale = mode
     count, group, key_row = tasks.shape[0], heads // kv_heads, kv_heads * width
+    kv_head = np.arange(heads) // group
     scratch = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype)
     for t in range(begin, end):
         b = t // count
@@ -390,12 +381,11 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
                 score_heads(
                     s, at, (b * targets + i) * heads * width, (b * sources + np.int64(index[e])) * key_row,
                     (b * eb_stride + edge) * heads, (b * ek_stride + edge) * key_row,
-                    q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                    q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
                 )
-                if normalizer == SOFTMAX:
-                    for h in range(heads):
-                        shift = lse[(b * targets + i) * heads + h]
-                        s[at + h] = s[at + h] - shift if shift > -np.inf or shift != shift else -np.inf
+            if normalizer == SOFTMAX:
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                shift_rows(s, (low - first) * heads, lse, b * targets + i, None, 0, True, high - low, heads)
         weigh(s, normalizer)
         for e in range(first, stop):
             edge = edge_at(perm, e)
@@ -417,10 +407,11 @@ def target_gradient_tasks(
     seed, threshold, keep_scale = dropout
     grad_out, lse, delta, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     size = 2 * (TASK_EDGES + 1) * heads
     scratch, slopes = np.empty(size, grad_query.dtype), np.empty(size, grad_query.dtype)
     factors = np.empty(size, grad_query.dtype)
-    acc = np.empty(heads * width, grad_query.dtype)
+    acc = whole_lines(heads * width, grad_query)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     for t in range(begin, end):
         b = t // count
@@ -440,60 +431,62 @@ def target_gradient_tasks(
                 j, at = b * sources + np.int64(index[e]), (e - first) * heads
                 score_heads(
                     s, at, (b * targets + i) * heads * width, j * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
-                    s, g, factors, at, (b * targets + i) * heads, j * value_row, (b * ev_stride + edge) * value_row,
+                    s, g, factors, at, one, (b * targets + i) * heads, j * value_row, (b * ev_stride + edge) * value_row,
                     (b * edge_count + edge) * heads, kept, threshold, keep_scale,
-                    v, ev, grad_out, lse, delta, grad_weights, heads, group, value_width, normalizer
+                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
+            if normalizer == SOFTMAX:
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                shift_rows(s, (low - first) * heads, lse, b * targets + i, None, 0, True, high - low, heads)
+                shift_rows(g, (low - first) * heads, delta, b * targets + i, None, 0, False, high - low, heads)
         weigh_with_gradient(s, g, normalizer)
+        if threshold > 0:
+            for d in range(s.size):
+                s[d] *= factors[d]
+        if grad_bias is not None:
+            for e in range(first, stop):
+                for h in range(heads):
+                    put(grad_bias, (b * edge_count + edge_at(perm, e)) * heads + h, g[(e - first) * heads + h])
+        if vector is None:
+            for d in range(g.size):
+                g[d] *= scale
         for i in range(tasks[task, 0], tasks[task, 1]):
             for d in range(acc.size):
                 acc[d] = 0
             query = (b * targets + i) * heads * width
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
-                key = (b * sources + np.int64(index[e])) * key_row
+                key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
                 edge = edge_at(perm, e)
-                of_edge = (b * ek_stride + edge) * key_row
-                for h in range(heads):
-                    ds, place = g[(e - first) * heads + h], (h // group) * width
-                    at = np.int64(h * width)
-                    if vector is None:
-                        axpy(acc, at, ds * scale, k, key + place, width)
-                        if ek is not None:
-                            axpy(acc, at, ds * scale, ek, of_edge + place, width)
-                    else:
+                of_edge, to = (b * ek_stride + edge) * key_row, (b * edge_count + edge) * key_row
+                if vector is None:
+                    axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
+                    axpy_heads(grad_edge_key, to, kv_head, g, at, q, query, None, 0, head, heads, group, width)
+                else:
+                    for h in range(heads):
+                        ds, own, place = g[at + h], h * width, kv_head[h] * width
                         add_slope(
-                            acc, at, ds, q, query + at, k, key + place, ek, of_edge + place,
+                            acc, own, ds, q, query + own, k, key + place, ek, of_edge + place,
+                            vector, h, width, kind, slope
+                        )
+                        add_slope(
+                            grad_edge_key, to + place, ds, q, query + own, k, key + place, ek, of_edge + place,
                             vector, h, width, kind, slope
                         )
                         add_activation(
-                            part_vector, t * heads * width + at, ds, q, query + at, k, key + place,
+                            part_vector, t * heads * width + own, ds, q, query + own, k, key + place,
                             ek, of_edge + place, vector, width, kind, slope
                         )
-                    if grad_bias is not None:
-                        put(grad_bias, (b * edge_count + edge) * heads + h, ds)
-                    if grad_edge_key is not None:
-                        to = (b * edge_count + edge) * key_row + place
-                        if vector is None:
-                            axpy(grad_edge_key, to, ds * scale, q, query + at, width)
-                        else:
-                            add_slope(
-                                grad_edge_key, to, ds, q, query + at, k, key + place, ek, of_edge + place,
-                                vector, h, width, kind, slope
-                            )
-                    if grad_edge_value is not None:
-                        w = s[(e - first) * heads + h]
-                        w = w * factors[(e - first) * heads + h] if threshold > 0 else w
-                        to = (b * edge_count + edge) * value_row + (h // group) * value_width
-                        row = ((b * targets + i) * heads + h) * value_width
-                        axpy(grad_edge_value, to, w, grad_out, row, value_width)
-            for d in range(acc.size):
-                if slot < 0:
-                    grad_query[query + d] = acc[d]
-                else:
-                    part_query[(b * slots + slot) * acc.size + d] = acc[d]
+                axpy_heads(
+                    grad_edge_value, (b * edge_count + edge) * value_row, kv_head, s, at,
+                    grad_out, (b * targets + i) * heads * value_width, None, 0, head, heads, group, value_width
+                )
+            if slot < 0:
+                store_row(grad_query, query, one, acc, 0, acc.size)
+            else:
+                store_row(part_query, (b * slots + slot) * acc.size, one, acc, 0, acc.size)
 
 
 @njit(**OPTIONS)
@@ -509,12 +502,13 @@ def source_gradient_tasks(
     seed, threshold, keep_scale = dropout
     grad_out, lse, delta, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     size = 2 * (TASK_EDGES + 1) * heads
     scratch, slopes = np.empty(size, grad_key.dtype), np.empty(size, grad_key.dtype)
     factors = np.empty(size, grad_key.dtype)
-    key_acc, value_acc = np.empty(kv_heads * width, grad_key.dtype), np.empty(kv_heads * value_width, grad_key.dtype)
-    query_row, out_row = heads * width, heads * value_width
     key_row, value_row = kv_heads * width, kv_heads * value_width
+    key_acc, value_acc = whole_lines(key_row, grad_key), whole_lines(value_row, grad_key)
+    query_row, out_row = heads * width, heads * value_width
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -535,14 +529,23 @@ def source_gradient_tasks(
                 row, at = (b * targets + i) * heads, (e - first) * heads
                 score_heads(
                     s, at, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, heads, group, width, kind, slope, scale
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
-                    s, g, factors, at, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
+                    s, g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
                     (b * edge_count + edge) * heads, kept, threshold, keep_scale,
-                    v, ev, grad_out, lse, delta, grad_weights, heads, group, value_width, normalizer
+                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
+        if normalizer == SOFTMAX:
+            shift_rows(s, 0, lse, b * targets, index, first, True, stop - first, heads)
+            shift_rows(g, 0, delta, b * targets, index, first, False, stop - first, heads)
         weigh_with_gradient(s, g, normalizer)
+        if threshold > 0:
+            for d in range(s.size):
+                s[d] *= factors[d]
+        if vector is None:
+            for d in range(g.size):
+                g[d] *= scale
         for j in range(tasks[task, 0], tasks[task, 1]):
             for d in range(key_acc.size):
                 key_acc[d] = 0
@@ -553,25 +556,26 @@ def source_gradient_tasks(
                 row = (b * targets + np.int64(index[e])) * heads
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * kv_heads * width
-                for h in range(heads):
-                    ds, w = g[(e - first) * heads + h], s[(e - first) * heads + h]
-                    w = w * factors[(e - first) * heads + h] if threshold > 0 else w
-                    place = np.int64((h // group) * width)
-                    if vector is None:
-                        axpy(key_acc, place, ds * scale, q, (row + h) * width, width)
-                    else:
+                at = (e - first) * heads
+                if vector is None:
+                    axpy_heads(key_acc, 0, kv_head, g, at, q, row * width, None, 0, head, heads, group, width)
+                else:
+                    for h in range(heads):
+                        place = kv_head[h] * width
                         add_slope(
-                            key_acc, place, ds, q, (row + h) * width, k, key + place, ek, of_edge + place,
+                            key_acc, place, g[at + h], q, (row + h) * width, k, key + place, ek, of_edge + place,
                             vector, h, width, kind, slope
                         )
-                    to = np.int64((h // group) * value_width)
-                    axpy(value_acc, to, w, grad_out, (row + h) * value_width, value_width)
-            row = b * sources + j if slot < 0 else b * slots + slot
-            to_key, to_value = (grad_key, grad_value) if slot < 0 else (part_key, part_value)
-            for d in range(key_acc.size):
-                to_key[row * key_acc.size + d] = key_acc[d]
-            for d in range(value_acc.size):
-                to_value[row * value_acc.size + d] = value_acc[d]
+                axpy_heads(
+                    value_acc, 0, kv_head, s, at, grad_out, row * value_width, None, 0, head,
+                    heads, group, value_width
+                )
+            if slot < 0:
+                store_row(grad_key, (b * sources + j) * key_row, one, key_acc, 0, key_row)
+                store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
+            else:
+                store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)
+                store_row(part_value, (b * slots + slot) * value_row, one, value_acc, 0, value_row)
 
 
 @njit(**OPTIONS)

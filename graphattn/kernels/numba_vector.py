@@ -45,18 +45,42 @@ def _load(builder: Any, dtype: types.Type, pointer: Any, lanes: int) -> Any:
     return builder.fpext(x, _wide(accumulate, lanes)) if dtype == types.uint16 else x
 
 
+def _store(builder: Any, dtype: types.Type, pointer: Any, x: Any) -> None:
+    """Store numbers of the accumulator's type, rounded to nearest even for half types."""
+    lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
+    i16, i32 = ir.IntType(16), ir.IntType(32)
+    if dtype == types.uint16:
+        x = builder.fptrunc(x, _wide(ir.HalfType(), lanes))
+    if dtype == types.int16:
+        bits = builder.bitcast(x, _wide(i32, lanes))
+        odd = builder.and_(builder.lshr(bits, _constant(i32, lanes, 16)), _constant(i32, lanes, 1))
+        rounded = builder.add(bits, builder.add(odd, _constant(i32, lanes, 0x7FFF)))
+        # Rounding up could turn a NaN into an infinity.
+        is_nan = builder.fcmp_unordered("uno", x, x)
+        bits = builder.select(is_nan, builder.or_(bits, _constant(i32, lanes, 0x400000)), rounded)
+        x = builder.trunc(builder.lshr(bits, _constant(i32, lanes, 16)), _wide(i16, lanes))
+    builder.store(x, builder.bitcast(pointer, x.type.as_pointer()), align=dtype.bitwidth // 8)
+
+
 def _at(context: Any, builder: Any, kind: types.Type, array: Any, offset: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return lambda i: builder.gep(data, [builder.add(offset, i)])
 
 
-def _lanes_loop(builder: Any, n: Any, body: Any) -> None:
+def _integer(number: int) -> ir.Constant:
+    return ir.Constant(ir.IntType(64), number)
+
+
+def _loop(builder: Any, start: Any, stop: Any, step: int) -> Any:
+    return cgutils.for_range_slice(builder, start, stop, _integer(step), intp=ir.IntType(64))
+
+
+def _lanes_loop(builder: Any, n: Any, body: Any, sizes: tuple = (16, 4, 1)) -> None:
     """Run body(start, lanes) over n elements: 16 at a time, then 4, then one."""
-    i64 = ir.IntType(64)
-    start = ir.Constant(i64, 0)
-    for lanes in (16, 4, 1):
-        stop = builder.and_(n, ir.Constant(i64, -lanes))
-        with cgutils.for_range_slice(builder, start, stop, ir.Constant(i64, lanes), intp=i64) as (i, _):
+    start = _integer(0)
+    for lanes in sizes:
+        stop = builder.and_(n, _integer(-lanes))
+        with _loop(builder, start, stop, lanes) as (i, _):
             body(i, lanes)
         start = stop
 
@@ -86,53 +110,311 @@ def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(function, [a, b, c])
 
 
+def _halve(builder: Any, vectors: list) -> Any:
+    """Sums of neighboring lanes: of one vector, half as many; of two, one behind the other."""
+    count = vectors[0].type.count * len(vectors) // 2
+    even, odd = (ir.Constant(_wide(ir.IntType(32), count), [2 * i + side for i in range(count)]) for side in (0, 1))
+    parts = [builder.shuffle_vector(vectors[0], vectors[-1], places) for places in (even, odd)]
+    return builder.fadd(*parts)
+
+
+def _loader(
+    context: Any, builder: Any, kind: types.Type, array: Any, offset: Any, other: tuple = (types.none, None, None)
+) -> Any:
+    """Load from an array at an offset; where there is another array, the sum of both."""
+    pointer, (other_kind, other_array, other_offset) = _at(context, builder, kind, array, offset), other
+    if other_kind == types.none:
+        return lambda i, lanes: _load(builder, kind.dtype, pointer(i), lanes)
+    second = _at(context, builder, other_kind, other_array, other_offset)
+    parts = lambda i, lanes: (
+        _load(builder, kind.dtype, pointer(i), lanes),
+        _load(builder, other_kind.dtype, second(i), lanes),
+    )
+    return lambda i, lanes: builder.fadd(*parts(i, lanes))
+
+
+def _dot(builder: Any, kind: ir.Type, load_x: Any, load_y: Any, n: Any) -> Any:
+    """Sum of x[d] * y[d] over d < n."""
+    sums = {lanes: cgutils.alloca_once(builder, _wide(kind, lanes)) for lanes in (16, 4, 1)}
+    for lanes, total in sums.items():
+        builder.store(_constant(kind, lanes, 0.0), total)
+
+    def body(d, lanes):
+        product = _multiply_add(builder, load_x(d, lanes), load_y(d, lanes), builder.load(sums[lanes]))
+        builder.store(product, sums[lanes])
+
+    _lanes_loop(builder, n, body)
+    four = _halve(builder, [_halve(builder, [builder.load(sums[16])])])
+    two = _halve(builder, [builder.fadd(four, builder.load(sums[4]))])
+    ends = [builder.extract_element(two, ir.Constant(ir.IntType(32), lane)) for lane in (0, 1)]
+    return builder.fadd(builder.fadd(*ends), builder.load(sums[1]))
+
+
+def _grouped(builder: Any, heads: Any, width: Any, group: Any, bodies: tuple) -> None:
+    """Run four(head) or eight(head) over groups of heads where the width allows it, and one(head) over the rest."""
+    four, eight, one = bodies
+    done = cgutils.alloca_once(builder, ir.IntType(64))
+    builder.store(_integer(0), done)
+    is_wide = builder.icmp_signed("==", builder.and_(width, _integer(15)), _integer(0))
+    is_eight = builder.and_(
+        builder.icmp_signed("==", width, _integer(8)), builder.icmp_signed("==", group, _integer(1))
+    )
+    for condition, size, body in ((is_wide, 4, four), (is_eight, 8, eight)):
+        with builder.if_then(condition):
+            stop = builder.and_(heads, _integer(-size))
+            with _loop(builder, _integer(0), stop, size) as (head, _):
+                body(head)
+            builder.store(stop, done)
+    with _loop(builder, builder.load(done), heads, 1) as (head, _):
+        one(head)
+
+
 @intrinsic
-def dot(typingctx, a, i, b, j, n):
-    """Sum of a[i + d] * b[j + d] over d < n; zero where b is None."""
-    if b == types.none:
-        return _nothing(_accumulator(a.dtype), (a, types.int64, b, types.int64, types.int64))
-    signature = _accumulator(a.dtype)(a, types.int64, b, types.int64, types.int64)
+def dot_heads(typingctx, s, at, scale, x, of_x, y, of_y, z, of_z, y_head, heads, group, width):
+    """Set s[at + h] = scale * sum over d < width of x[of_x + h * width + d] * (y + z)[y_head[h] * width + d].
+
+    y begins at of_y, and z, which may be None, at of_z. Sums across a vector are shared by four heads where the width
+    is a multiple of 16, and by eight where it is 8 and each head has a y of its own (group is 1).
+    """
+    i64 = types.int64
+    signature = types.void(s, i64, s.dtype, x, i64, y, i64, z, i64, y_head, i64, i64, i64)
 
     def codegen(context, builder, sig, args):
-        left, right = _at(context, builder, a, args[0], args[1]), _at(context, builder, b, args[2], args[3])
-        kind, i32 = _float(a.dtype), ir.IntType(32)
-        sums = {lanes: cgutils.alloca_once_value(builder, _constant(kind, lanes, 0.0)) for lanes in (16, 4, 1)}
+        to, kind, scale = _at(context, builder, s, args[0], args[1]), _float(s.dtype), args[2]
+        load_x = _loader(context, builder, x, args[3], args[4])
+        load_y = _loader(context, builder, y, args[5], args[6], (z, args[7], args[8]))
+        of_head = _at(context, builder, y_head, args[9], _integer(0))
+        heads, group, width = args[10:]
 
-        def body(d, lanes):
-            x, y = _load(builder, a.dtype, left(d), lanes), _load(builder, b.dtype, right(d), lanes)
-            builder.store(_multiply_add(builder, x, y, builder.load(sums[lanes])), sums[lanes])
+        def store(head, sums):
+            lanes = sums.type.count if isinstance(sums.type, ir.VectorType) else 1
+            pointer = builder.bitcast(to(head), sums.type.as_pointer())
+            builder.store(builder.fmul(sums, _splat(builder, scale, lanes)), pointer, align=s.dtype.bitwidth // 8)
 
-        _lanes_loop(builder, args[4], body)
-        part = lambda x, places: builder.shuffle_vector(x, x, ir.Constant(_wide(i32, len(places)), places))
-        sixteen = builder.load(sums[16])
-        quarters = [part(sixteen, [4 * k + lane for lane in range(4)]) for k in range(4)]
-        four = builder.fadd(builder.fadd(quarters[0], quarters[1]), builder.fadd(quarters[2], quarters[3]))
-        four = builder.fadd(four, builder.load(sums[4]))
-        two = builder.fadd(part(four, [0, 1]), part(four, [2, 3]))
-        one = builder.fadd(*(builder.extract_element(two, ir.Constant(i32, lane)) for lane in (0, 1)))
-        return builder.fadd(one, builder.load(sums[1]))
+        def four(head):
+            sums = [cgutils.alloca_once(builder, _wide(kind, 16)) for _ in range(4)]
+            begins = []
+            for i, total in enumerate(sums):
+                builder.store(_constant(kind, 16, 0.0), total)
+                of_x = builder.add(head, _integer(i))
+                begins.append([builder.mul(width, place) for place in (of_x, builder.load(of_head(of_x)))])
+            with _loop(builder, _integer(0), width, 16) as (d, _):
+                for (of_x, of_y), total in zip(begins, sums, strict=True):
+                    factors = load_x(builder.add(of_x, d), 16), load_y(builder.add(of_y, d), 16)
+                    builder.store(_multiply_add(builder, *factors, builder.load(total)), total)
+            a, b, c, d = (builder.load(total) for total in sums)
+            sixteen = _halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])
+            store(head, _halve(builder, [_halve(builder, [sixteen])]))
+
+        def eight(head):
+            begin = builder.mul(head, width)
+            places = [builder.add(begin, _integer(16 * i)) for i in range(4)]
+            a, b, c, d = (builder.fmul(load_x(place, 16), load_y(place, 16)) for place in places)
+            store(head, _halve(builder, [_halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])]))
+
+        def one(head):
+            of_x, of_y = (builder.mul(width, place) for place in (head, builder.load(of_head(head))))
+            total = _dot(
+                builder,
+                kind,
+                lambda d, lanes: load_x(builder.add(of_x, d), lanes),
+                lambda d, lanes: load_y(builder.add(of_y, d), lanes),
+                width,
+            )
+            store(head, total)
+
+        _grouped(builder, heads, width, group, (four, eight, one))
+        return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def axpy(typingctx, y, i, factor, x, j, n):
-    """Add y[i + d] += factor * x[j + d] over d < n, where y, an accumulator, and x aren't None."""
-    if y == types.none or x == types.none:
-        return _nothing(types.void, (y, types.int64, factor, x, types.int64, types.int64))
-    signature = types.void(y, types.int64, y.dtype, x, types.int64, types.int64)
+def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, heads, group, width):
+    """Add s[at + h] * (x + z)[x_head[h] * width + d] to y[of_y + y_head[h] * width + d], for d < width.
+
+    x begins at of_x, and z, which may be None, at of_z. Nothing happens where y is None. Heads are taken two at a time
+    where the width is 8 and each has an x and a y of its own (group is 1).
+    """
+    i64 = types.int64
+    signature = types.void(y, i64, y_head, s, i64, x, i64, z, i64, x_head, i64, i64, i64)
+    if y == types.none:
+        return _nothing(types.void, signature.args)
 
     def codegen(context, builder, sig, args):
-        to, source = _at(context, builder, y, args[0], args[1]), _at(context, builder, x, args[3], args[4])
-        align = y.dtype.bitwidth // 8
+        to, factors = _at(context, builder, y, args[0], args[1]), _at(context, builder, s, args[3], args[4])
+        load_x = _loader(context, builder, x, args[5], args[6], (z, args[7], args[8]))
+        of_y, of_x = (_at(context, builder, kind, args[i], _integer(0)) for kind, i in ((y_head, 2), (x_head, 9)))
+        heads, group, width = args[10:]
+        align, i32 = y.dtype.bitwidth // 8, ir.IntType(32)
+
+        def add(place, factor, new):
+            pointer = builder.bitcast(to(place), new.type.as_pointer())
+            old = builder.load(pointer, align=align)
+            builder.store(_multiply_add(builder, factor, new, old), pointer, align=align)
+
+        def begins(head):
+            return [builder.mul(width, builder.load(of(head))) for of in (of_y, of_x)]
+
+        def four(first):
+            for i in range(4):
+                head = builder.add(first, _integer(i))
+                begin_y, begin_x = begins(head)
+                factor = _splat(builder, builder.load(factors(head)), 16)
+                with _loop(builder, _integer(0), width, 16) as (d, _):
+                    add(builder.add(begin_y, d), factor, load_x(builder.add(begin_x, d), 16))
+
+        def eight(head):
+            begin = builder.mul(head, width)
+            kind = _wide(_float(s.dtype), 8)
+            all_eight = builder.load(builder.bitcast(factors(head), kind.as_pointer()), align=align)
+            for i in range(4):
+                lanes = ir.Constant(_wide(i32, 16), [2 * i + lane // 8 for lane in range(16)])
+                place = builder.add(begin, _integer(16 * i))
+                add(place, builder.shuffle_vector(all_eight, all_eight, lanes), load_x(place, 16))
+
+        def one(head):
+            begin_y, begin_x = begins(head)
+            factor = builder.load(factors(head))
+
+            def body(d, lanes):
+                new = load_x(builder.add(begin_x, d), lanes)
+                add(builder.add(begin_y, d), _splat(builder, factor, lanes), new)
+
+            _lanes_loop(builder, width, body)
+
+        _grouped(builder, heads, width, group, (four, eight, one))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _columns(builder: Any, place: Any, edges: Any, heads: Any, body: Any) -> None:
+    """Run body(head, lanes, over) over heads; over(action) runs action(pointer to that head's scores) over edges."""
+
+    def chunk(head, lanes):
+        def over(action):
+            with _loop(builder, _integer(0), edges, 1) as (e, _):
+                pointer = place(builder.add(builder.mul(e, heads), head))
+                action(builder.bitcast(pointer, _wide(pointer.type.pointee, lanes).as_pointer()))
+
+        body(head, lanes, over)
+
+    _lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+
+
+@intrinsic
+def shift_columns(typingctx, s, at, top, edges, heads):
+    """Set top[h] to the largest of the scores s[at + e * heads + h] over edges, and subtract it unless it is -inf.
+
+    NaN is never the largest.
+    """
+    signature = types.void(s, types.int64, top, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, to = _at(context, builder, s, args[0], args[1]), _at(context, builder, top, args[2], _integer(0))
+        align = s.dtype.bitwidth // 8
+
+        def body(head, lanes, over):
+            kind = _wide(_float(s.dtype), lanes)
+            lowest = _constant(_float(s.dtype), lanes, float("-inf"))
+            found = cgutils.alloca_once(builder, kind)
+            builder.store(lowest, found)
+
+            def compare(pointer):
+                x, largest = builder.load(pointer, align=align), builder.load(found)
+                builder.store(builder.select(builder.fcmp_ordered(">", x, largest), x, largest), found)
+
+            over(compare)
+            largest = builder.load(found)
+            builder.store(largest, builder.bitcast(to(head), kind.as_pointer()), align=align)
+            is_finite = builder.fcmp_ordered(">", largest, lowest)
+            shift = builder.select(is_finite, largest, _constant(_float(s.dtype), lanes, 0.0))
+            subtract = lambda pointer: builder.store(
+                builder.fsub(builder.load(pointer, align=align), shift), pointer, align=align
+            )
+            over(subtract)
+
+        _columns(builder, place, args[3], args[4], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def sum_columns(typingctx, s, at, total, edges, heads):
+    """Set total[h] to the sum of s[at + e * heads + h] over edges."""
+    signature = types.void(s, types.int64, total, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, to = _at(context, builder, s, args[0], args[1]), _at(context, builder, total, args[2], _integer(0))
+        align = s.dtype.bitwidth // 8
+
+        def body(head, lanes, over):
+            kind = _wide(_float(s.dtype), lanes)
+            found = cgutils.alloca_once(builder, kind)
+            builder.store(_constant(_float(s.dtype), lanes, 0.0), found)
+            over(
+                lambda pointer: builder.store(
+                    builder.fadd(builder.load(found), builder.load(pointer, align=align)), found
+                )
+            )
+            builder.store(builder.load(found), builder.bitcast(to(head), kind.as_pointer()), align=align)
+
+        _columns(builder, place, args[3], args[4], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def shift_rows(typingctx, s, at, by, row, index, first, is_lse, edges, heads):
+    """Subtract by[(row + index[first + e]) * heads + h], or by[row * heads + h] without index, from s[at + e * heads + h].
+
+    Where `is_lse`, an lse of -inf makes it -inf: its row has no weights.
+    """
+    i64 = types.int64
+    signature = types.void(s, i64, by, i64, index, i64, types.boolean, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        row, (edges, heads) = args[3], args[7:]
+        place, other = _at(context, builder, s, args[0], args[1]), _at(context, builder, by, args[2], _integer(0))
+        rows = None if index == types.none else _at(context, builder, index, args[4], args[5])
+        kind, align = _float(s.dtype), s.dtype.bitwidth // 8
+
+        def chunk(head, lanes):
+            lowest = _constant(kind, lanes, float("-inf"))
+            may_be_empty = _splat(builder, args[6], lanes)
+            with _loop(builder, _integer(0), edges, 1) as (e, _):
+                of_by = row
+                if rows is not None:
+                    of_by = builder.add(row, builder.sext(builder.load(rows(e)), ir.IntType(64)))
+                shift = _load(builder, by.dtype, other(builder.add(builder.mul(of_by, heads), head)), lanes)
+                pointer = place(builder.add(builder.mul(e, heads), head))
+                pointer = builder.bitcast(pointer, _wide(kind, lanes).as_pointer())
+                is_empty = builder.and_(builder.fcmp_ordered("==", shift, lowest), may_be_empty)
+                shifted = builder.fsub(builder.load(pointer, align=align), shift)
+                builder.store(builder.select(is_empty, lowest, shifted), pointer, align=align)
+
+        _lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def store_row(typingctx, to, at, factor, x, of_x, n):
+    """Set to[at + d] = factor * x[of_x + d] over d < n, rounded to a half type where `to` has one."""
+    signature = types.void(to, types.int64, x.dtype, x, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, source = _at(context, builder, to, args[0], args[1]), _at(context, builder, x, args[3], args[4])
 
         def body(d, lanes):
-            new = _load(builder, x.dtype, source(d), lanes)
-            pointer = builder.bitcast(to(d), new.type.as_pointer())
-            old = builder.load(pointer, align=align)
-            builder.store(_multiply_add(builder, _splat(builder, args[2], lanes), new, old), pointer, align=align)
+            number = builder.fmul(_splat(builder, args[2], lanes), _load(builder, x.dtype, source(d), lanes))
+            _store(builder, to.dtype, place(d), number)
 
-        _lanes_loop(builder, args[5], body)
+        _lanes_loop(builder, args[5], body, (16, 8, 4, 1))
         return context.get_dummy_value()
 
     return signature, codegen
