@@ -12,6 +12,7 @@ from .bias import OffsetBias
 from .errors import check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
+from .patterns.known import known_edges
 from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score
 
 
@@ -65,6 +66,8 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> 
             raise TypeError(message(where, "edge_index", "must hold patterns if it is a list", got, fix))
         pattern = Pattern.join(pattern)
     if not isinstance(pattern, Pattern):
+        if torch.compiler.is_compiling() and isinstance(pattern, Tensor) and pattern.layout == torch.strided:
+            return Edges.traced(where, pattern, num_sources, num_targets)
         return _read_pattern(where, pattern, num_sources, num_targets)
     sides = (
         ("sources", "key", pattern.num_sources, num_sources),
@@ -80,6 +83,8 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> 
 @torch.compiler.disable
 def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int) -> Edges:
     """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
+    if isinstance(container, Tensor):
+        return known_edges(where, container, num_sources, num_targets)
     return Edges.between(where, container, num_sources, num_targets)
 
 
@@ -100,6 +105,7 @@ def prepare(
     return_lse: bool = False,
 ) -> Call:
     """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
+    query, key, value = _autocast(query), _autocast(key), _autocast(value)
     _check_tensors(where, query, key, value)
     pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
     check_device(where, "pattern", pattern.device, query)
@@ -128,6 +134,14 @@ def prepare(
         return_weights,
         return_lse,
     )
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Return what torch.autocast would make of an input of scaled_dot_product_attention."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
+        return x
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -74,6 +74,7 @@ def dense_attention(
         return_weights=return_weights,
         return_lse=return_lse,
     )
+    query, key, value = call.query, call.key, call.value
     pattern, edge_key, edge_value = call.pattern, call.edge_key, call.edge_value
     dims = query.dim() - 3
     edge_bias = (

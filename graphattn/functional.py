@@ -69,7 +69,8 @@ def attention(
         NotImplementedError: the named backend can't run this call.
 
     Numerics:
-        float16 and bfloat16 are accumulated in float32, and their weights and lse are float32. Repeating a call, or
+        float16 and bfloat16 are accumulated in float32, and their weights and lse are float32. Under torch.autocast,
+        query, key and value are cast as for scaled_dot_product_attention. Repeating a call, or
         reordering the edges, changes no bit of the result on the same kernel; parallel edges with different edge
         tensors keep their given order.
 

@@ -1,12 +1,14 @@
 """The operators that all fused kernels over compressed rows register for, with their derivatives.
 
 Each operator takes plain tensors. `rows` and `columns` are lists: the CSR or CSC's ptr, index and perm (empty where
-the caller's order is the sorted one), then whatever the kernel has planned for it. Optional edge tensors have one
+the caller's order is the sorted one), then whatever the kernel has planned for it; or an edge_index alone, in graphs of
+torch.compile, which the kernel looks up with `known_edges`. Optional edge tensors have one
 leading batch dimension, of the batch's size or 1; query, key and value have exactly one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +18,8 @@ from ..bias import OffsetBias
 from ..call import Call, accumulate_dtype
 from ..csr import CSR
 from ..normalizers import Identity, Relu, Sigmoid, Softmax
+from ..patterns import Edges, Pattern
+from ..patterns.known import known_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
 from .base import Result
@@ -23,6 +27,9 @@ from .base import Result
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
 SCORE_CODES = {"dot_product": 0, "tanh": 1, "leaky_relu": 2}
+
+# What a kernel makes of a CSR: the list that its operators take.
+Plan = Callable[[CSR], list[Tensor]]
 
 _SHARED = "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? edge_bias, Tensor? edge_key, "
 _SHARED += "Tensor? edge_value, Tensor? seed, "
@@ -45,7 +52,7 @@ def _fake_forward(query, key, value, *_):  # type: ignore[no-untyped-def]
 
 @torch.library.register_fake("graphattn::csr_weights", lib=library)
 def _fake_weights(query, key, value, vector, bias, edge_key, edge_value, seed, lse, rows, *_):  # type: ignore[no-untyped-def]
-    return lse.new_empty(query.size(0), rows[1].size(0), query.size(2))
+    return lse.new_empty(query.size(0), rows[0].size(1) if len(rows) == 1 else rows[1].size(0), query.size(2))
 
 
 @torch.library.register_fake("graphattn::csr_backward", lib=library)
@@ -60,22 +67,10 @@ def _fake_backward(  # type: ignore[no-untyped-def]
 class _Attend(torch.autograd.Function):
     """Output, lse and, if asked for, weights (else an empty tensor)."""
 
+    # At each call torch binds the arguments to this signature: a dozen names would cost 30 microseconds.
     @staticmethod
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        vector: Tensor | None,
-        edge_bias: Tensor | None,
-        edge_key: Tensor | None,
-        edge_value: Tensor | None,
-        seed: Tensor | None,
-        rows: list[Tensor],
-        columns: list[Tensor],
-        mode: tuple[int, int, float, float, float],
-        return_weights: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        shared = (query, key, value, vector, edge_bias, edge_key, edge_value, seed)
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        *shared, rows, _, mode, return_weights = inputs
         out, lse = torch.ops.graphattn.csr_forward(*shared, rows, *mode)
         if not return_weights:
             return out, lse, lse.new_empty(0)
@@ -169,8 +164,10 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
     slope = score.negative_slope if isinstance(score, Additive) else 0.0
     seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
     mode = (SCORE_CODES[kind], NORMALIZER_CODES[type(call.normalizer)], scale, slope, call.dropout_p)
-    function = _Attend if torch.compiler.is_compiling() else _AttendWithTangent
-    out, lse, weights = function.apply(
+    apply = _AttendWithTangent.apply
+    if torch.compiler.is_compiling():
+        apply = _Attend.apply if needs_grad(call) else _Attend.forward
+    out, lse, weights = apply(
         flat(call.query),
         flat(call.key),
         flat(call.value),
@@ -189,6 +186,25 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
         weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,
         lse.view(*batch, *lse.shape[1:]) if call.return_lse else None,
     )
+
+
+def lists_for(call: Call, name: str, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
+    """Rows and columns of a call as `run_fused` takes them, planned and kept by the pattern under a kernel's name."""
+    pattern = call.pattern
+    if torch.compiler.is_compiling() and isinstance(pattern, Edges) and not pattern.has_kept(f"{name} rows"):
+        return [pattern.edge_index], [pattern.edge_index]
+    return _kept(pattern, "rows", name, plan), _kept(pattern, "columns", name, plan) if needs_grad(call) else []
+
+
+def read_list(given: list[Tensor], side: str, query: Tensor, key: Tensor, name: str, plan: Plan) -> list[Tensor]:
+    """Return the planned list of a side, "rows" or "columns", where the operator was given an edge_index alone."""
+    if len(given) > 1:
+        return given
+    return _kept(known_edges("attention", given[0], key.size(1), query.size(1)), side, name, plan)
+
+
+def _kept(pattern: Pattern, side: str, name: str, plan: Plan) -> list[Tensor]:
+    return pattern.keep(f"{name} {side}", lambda: plan(pattern.csr() if side == "rows" else pattern.csc()))
 
 
 def list_of(csr: CSR) -> list[Tensor]:

@@ -5,7 +5,7 @@ through its edges in phases: all scores into a small scratch, the normalizer ove
 Tasks depend on the graph alone, so neither the threads nor their number change a bit of the result.
 
 A dot-product score has no vector: None, so that what is compiled for it holds nothing of the additive ones.
-Arrays are flat; `shape` is (T, S, H, H_kv, D, V, E); the strides of edge tensors between batch elements count edges.
+Arrays are flat; `shape` is (B, T, S, H, H_kv, D, V, E); the strides of edge tensors between batch elements count edges.
 """
 
 from __future__ import annotations
@@ -13,25 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .numba_vector import (
-    OPTIONS,
-    axpy_heads,
-    dot_heads,
-    exponential,
-    prefetch,
-    put,
-    read,
-    shift_columns,
-    shift_rows,
-    store_row,
-    sum_columns,
-    tanh,
-)
+from .numba_heads import axpy_heads, dot_heads, shift_columns, shift_rows, sum_columns
+from .numba_vector import OPTIONS, accumulate, exponential, prefetch, read, store_row, tanh
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
-# How many edges ahead a row is asked for.
-AHEAD = 8
+# Rows of the next edges that are asked for ahead of their use, in bytes; measured, and flat from half to twice.
+AHEAD_BYTES = 8192
 
 # The codes of `csr_op`.
 SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
@@ -90,6 +78,12 @@ def count_parallel(index, first, position):
 
 
 @njit(**OPTIONS)
+def edges_ahead(x, numbers):
+    """How many edges ahead to ask for rows, where a loop reads so many numbers of x's kind per edge."""
+    return min(max(AHEAD_BYTES // (numbers * x.itemsize), 4), 32)
+
+
+@njit(**OPTIONS)
 def whole_lines(size, like):
     """Empty array that begins at a cache line: sums that straddle two lines are read back slowly."""
     room = np.empty(size + 64 // like.itemsize, like.dtype)
@@ -138,44 +132,26 @@ def plan_tasks(ptr):
 
 
 @njit(**OPTIONS)
-def score_additive(q, query, k, key, ek, edge, vector, h, width, kind, slope, scale):
-    """Additive score of one edge and head."""
-    total = scale - scale
-    for d in range(width):
-        x = read(q, query + d) + read(k, key + d)
-        if ek is not None:
-            x += read(ek, edge + d)
-        a = tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope)
-        total += a * vector[h * width + d]
-    return total
+def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, width, kind, slope):
+    """Set a[h * width + d] to what an additive score of one edge activates, u to its derivative times the vector.
 
-
-@njit(**OPTIONS)
-def add_slope(to, at, ds, q, query, k, key, ek, edge, vector, h, width, kind, slope):
-    """Add ds times the derivative of an additive score by its query, which is that by its key too."""
-    if to is None:
-        return
+    Either may be None. The derivative by the query is that by the key too.
+    """
     if vector is None:
         return
-    for d in range(width):
-        x = read(q, query + d) + read(k, key + d)
-        if ek is not None:
-            x += read(ek, edge + d)
-        a = tanh(x, vector)
-        slant = 1 - a * a if kind == TANH else (x - x + 1 if x > 0 else slope)
-        to[at + d] += ds * vector[h * width + d] * slant
-
-
-@njit(**OPTIONS)
-def add_activation(to, at, ds, q, query, k, key, ek, edge, vector, width, kind, slope):
-    """Add ds times the derivative of an additive score by its vector."""
-    if vector is None:
-        return
-    for d in range(width):
-        x = read(q, query + d) + read(k, key + d)
-        if ek is not None:
-            x += read(ek, edge + d)
-        to[at + d] += ds * (tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope))
+    # Heads that have a key each are one long loop.
+    runs, n = (1, heads * width) if group == 1 else (heads, width)
+    for run in range(runs):
+        of_q, of_k = query + run * n, kv_head[run] * n
+        for d in range(n):
+            x = read(q, of_q + d) + read(k, key + of_k + d)
+            if ek is not None:
+                x += read(ek, edge + of_k + d)
+            y = tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope)
+            if a is not None:
+                a[run * n + d] = y
+            if u is not None:
+                u[run * n + d] = vector[run * n + d] * (1 - y * y if kind == TANH else (x - x + 1 if x > 0 else slope))
 
 
 @njit(**OPTIONS)
@@ -219,17 +195,14 @@ def weigh_with_gradient(s, g, normalizer):
 # product of two rows.
 @njit(**OPTIONS, forceinline=True)
 def score_heads(
-    s, at, query, key, of_bias, of_edge, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
+    s, at, a, query, key, of_bias, of_edge, q, k, vector, eb, ek, head, kv_head, heads, group, width, kind, slope, scale
 ):
     """Score all heads of one edge into s[at:]; query, key and the two after them are offsets."""
     if vector is None:
         dot_heads(s, at, scale, q, query, k, key, ek, of_edge, kv_head, heads, group, width)
     else:
-        for h in range(heads):
-            place = kv_head[h] * width
-            s[at + h] = score_additive(
-                q, query + h * width, k, key + place, ek, of_edge + place, vector, h, width, kind, slope, scale
-            )
+        activate(a, None, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+        dot_heads(s, at, scale, vector, 0, a, 0, None, 0, head, heads, 1, width)
     if eb is not None:
         for h in range(heads):
             s[at + h] += read(eb, of_bias + h)
@@ -257,17 +230,19 @@ def forward_tasks(
 ):
     """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
     ptr, index, perm = csr
-    targets, sources, heads, kv_heads, width, value_width, _ = shape
+    _, targets, sources, heads, kv_heads, width, value_width, _ = shape
     q, k, v, vector = data
     eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, out.dtype)
-    total, top = np.empty(heads, out.dtype), np.empty(heads, out.dtype)
-    acc = whole_lines(heads * value_width, out)
+    a = whole_lines(heads * width, lse)
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, lse.dtype)
+    total, top = np.empty(heads, lse.dtype), np.empty(heads, lse.dtype)
+    acc = whole_lines(heads * value_width, lse)
     key_row, value_row = kv_heads * width, kv_heads * value_width
+    ahead = edges_ahead(k, max(key_row, value_row))
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -276,12 +251,13 @@ def forward_tasks(
         for i in range(row_begin, row_end):
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             for e in range(low, high):
-                prefetch(k, (b * sources + np.int64(index[min(e + AHEAD, last)])) * key_row, key_row)
+                prefetch(k, (b * sources + np.int64(index[min(e + ahead, last)])) * key_row, key_row)
                 edge = edge_at(perm, e)
                 score_heads(
-                    s, (e - first) * heads, (b * targets + i) * heads * width,
+                    s, (e - first) * heads, a, (b * targets + i) * heads * width,
                     (b * sources + np.int64(index[e])) * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
+                    heads, group, width, kind, slope, scale
                 )
             if normalizer == SOFTMAX:
                 shift_columns(s, (low - first) * heads, top, high - low, heads)
@@ -298,7 +274,7 @@ def forward_tasks(
             sum_columns(s, (low - first) * heads, total, high - low, heads)
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(low, high):
-                prefetch(v, (b * sources + np.int64(index[min(e + AHEAD, last)])) * value_row, value_row)
+                prefetch(v, (b * sources + np.int64(index[min(e + ahead, last)])) * value_row, value_row)
                 value = (b * sources + np.int64(index[e])) * value_row
                 edge = edge_at(perm, e)
                 at = (e - first) * heads
@@ -326,48 +302,47 @@ def forward_tasks(
 
 
 @njit(**OPTIONS)
-def merge_forward(batches, cut, slots, shape, mode, out, lse, part_out, part_top, part_sum):
+def merge_forward(cut, slots, shape, mode, out, lse, part_out, part_top, part_sum):
     """Join the pieces of cut rows, in their order."""
-    targets, heads, width = shape[0], shape[2], shape[5]
+    batches, targets, heads, width = shape[0], shape[1], shape[3], shape[6]
     one = mode[3] - mode[3] + 1
+    acc = np.empty(width, lse.dtype)
     for b in range(batches):
         for c in range(cut.shape[0]):
             for h in range(heads):
                 row = (b * targets + cut[c, 0]) * heads + h
-                top, total = -np.inf * one, one * 0
+                top, total, factor = -np.inf * one, one * 0, one
                 for d in range(width):
-                    out[row * width + d] = 0
+                    acc[d] = 0
                 if mode[1] == SOFTMAX:
                     for slot in range(cut[c, 1], cut[c, 2]):
                         top = max(top, part_top[(b * slots + slot) * heads + h])
                 for slot in range(cut[c, 1], cut[c, 2]):
                     part = (b * slots + slot) * heads + h
-                    factor = one
                     if mode[1] == SOFTMAX:
-                        factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else factor * 0
+                        factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else one * 0
                         # A piece of NaN alone has no largest score, and must not vanish.
                         factor = factor if part_sum[part] == part_sum[part] else part_sum[part]
                         total += factor * part_sum[part]
                     for d in range(width):
-                        out[row * width + d] += factor * part_out[part * width + d]
+                        acc[d] += factor * part_out[part * width + d]
                 if mode[1] == SOFTMAX:
                     is_empty = total == 0
                     lse[row] = -np.inf if is_empty else (top if top > -np.inf else one * 0) + np.log(total)
                     factor = one * 0 if is_empty else 1 / total
-                    for d in range(width):
-                        out[row * width + d] *= factor
+                store_row(out, row * width, factor, acc, 0, width)
 
 
 @njit(**OPTIONS)
 def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights):
     """Weights of all edges, before dropout, in the caller's order."""
     ptr, index, perm = csr
-    targets, sources, heads, kv_heads, width, _, edge_count = shape
+    _, targets, sources, heads, kv_heads, width, _, edge_count = shape
     q, k, _, vector = data
     eb, eb_stride, ek, ek_stride, _, _ = edges
     kind, normalizer, slope, scale = mode
     count, group, key_row = tasks.shape[0], heads // kv_heads, kv_heads * width
-    kv_head = np.arange(heads) // group
+    head, kv_head, a = np.arange(heads), np.arange(heads) // group, whole_lines(heads * width, lse)
     scratch = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype)
     for t in range(begin, end):
         b = t // count
@@ -379,13 +354,14 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
                 edge = edge_at(perm, e)
                 at = (e - first) * heads
                 score_heads(
-                    s, at, (b * targets + i) * heads * width, (b * sources + np.int64(index[e])) * key_row,
+                    s, at, a, (b * targets + i) * heads * width, (b * sources + np.int64(index[e])) * key_row,
                     (b * eb_stride + edge) * heads, (b * ek_stride + edge) * key_row,
-                    q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
+                    q, k, vector, eb, ek, head, kv_head, heads, group, width, kind, slope, scale
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, lse, b * targets + i, None, 0, True, high - low, heads)
+                row = (b * targets + i) * heads
+                shift_rows(s, (low - first) * heads, lse, row, 0, None, 0, True, high - low, heads)
         weigh(s, normalizer)
         for e in range(first, stop):
             edge = edge_at(perm, e)
@@ -395,33 +371,49 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
 
 @njit(**OPTIONS)
 def target_gradient_tasks(
-    begin, end, tasks, slots, csr, shape, data, edges, mode, dropout, grads,
+    begin, end, by_edge, tasks, slots, csr, shape, data, edges, mode, dropout, grads, out, more,
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value
 ):
-    """Gradients of the query, of edge tensors, and per task of the vector; rows are targets."""
+    """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
+
+    `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
+    tensors. Softmax also sets `stats`: of each row its lse, then delta, grad_out * out of each head, plus `more`.
+    """
     ptr, index, perm = csr
-    targets, sources, heads, kv_heads, width, value_width, edge_count = shape
+    batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
     q, k, v, vector = data
     eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
-    grad_out, lse, delta, grad_weights = grads
+    grad_out, lse, stats, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
+    a, u = whole_lines(heads * width, lse), whole_lines(heads * width, lse)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes = np.empty(size, grad_query.dtype), np.empty(size, grad_query.dtype)
-    factors = np.empty(size, grad_query.dtype)
-    acc = whole_lines(heads * width, grad_query)
+    scratch, slopes, factors = np.empty(size, lse.dtype), np.empty(size, lse.dtype), np.empty(size, lse.dtype)
+    acc = whole_lines(heads * width, lse)
     key_row, value_row = kv_heads * width, kv_heads * value_width
+    ahead = edges_ahead(k, key_row + value_row)
     for t in range(begin, end):
-        b = t // count
-        task = t - b * count
+        b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
         s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
         for i in range(tasks[task, 0], tasks[task, 1]):
+            row = (b * targets + i) * heads
+            if normalizer == SOFTMAX:
+                # Pieces of a cut row write the same numbers.
+                delta = 2 * row + heads
+                dot_heads(
+                    stats, delta, one, grad_out, row * value_width, out, row * value_width, None, 0, head,
+                    heads, 1, value_width
+                )
+                for h in range(heads):
+                    stats[2 * row + h] = lse[row + h]
+                    if more is not None:
+                        stats[delta + h] += more[row + h]
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
-                soon = b * sources + np.int64(index[min(e + AHEAD, last)])
+                soon = b * sources + np.int64(index[min(e + ahead, last)])
                 prefetch(k, soon * key_row, key_row)
                 prefetch(v, soon * value_row, value_row)
                 edge = edge_at(perm, e)
@@ -430,18 +422,19 @@ def target_gradient_tasks(
                     kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
                 j, at = b * sources + np.int64(index[e]), (e - first) * heads
                 score_heads(
-                    s, at, (b * targets + i) * heads * width, j * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
+                    s, at, a, row * width, j * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
+                    heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
-                    s, g, factors, at, one, (b * targets + i) * heads, j * value_row, (b * ev_stride + edge) * value_row,
+                    s, g, factors, at, one, row, j * value_row, (b * ev_stride + edge) * value_row,
                     (b * edge_count + edge) * heads, kept, threshold, keep_scale,
                     v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, lse, b * targets + i, None, 0, True, high - low, heads)
-                shift_rows(g, (low - first) * heads, delta, b * targets + i, None, 0, False, high - low, heads)
+                shift_rows(s, (low - first) * heads, stats, 2 * row, 0, None, 0, True, high - low, heads)
+                shift_rows(g, (low - first) * heads, stats, 2 * row + heads, 0, None, 0, False, high - low, heads)
         weigh_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
@@ -449,39 +442,30 @@ def target_gradient_tasks(
         if grad_bias is not None:
             for e in range(first, stop):
                 for h in range(heads):
-                    put(grad_bias, (b * edge_count + edge_at(perm, e)) * heads + h, g[(e - first) * heads + h])
+                    accumulate(grad_bias, (b * eb_stride + edge_at(perm, e)) * heads + h, g[(e - first) * heads + h])
         if vector is None:
             for d in range(g.size):
                 g[d] *= scale
         for i in range(tasks[task, 0], tasks[task, 1]):
             for d in range(acc.size):
                 acc[d] = 0
-            query = (b * targets + i) * heads * width
+            row = (b * targets + i) * heads
+            query = row * width
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
                 edge = edge_at(perm, e)
-                of_edge, to = (b * ek_stride + edge) * key_row, (b * edge_count + edge) * key_row
+                of_edge = (b * ek_stride + edge) * key_row
                 if vector is None:
                     axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
-                    axpy_heads(grad_edge_key, to, kv_head, g, at, q, query, None, 0, head, heads, group, width)
+                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, q, query, None, 0, head, heads, group, width)
                 else:
-                    for h in range(heads):
-                        ds, own, place = g[at + h], h * width, kv_head[h] * width
-                        add_slope(
-                            acc, own, ds, q, query + own, k, key + place, ek, of_edge + place,
-                            vector, h, width, kind, slope
-                        )
-                        add_slope(
-                            grad_edge_key, to + place, ds, q, query + own, k, key + place, ek, of_edge + place,
-                            vector, h, width, kind, slope
-                        )
-                        add_activation(
-                            part_vector, t * heads * width + own, ds, q, query + own, k, key + place,
-                            ek, of_edge + place, vector, width, kind, slope
-                        )
+                    activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                    axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
+                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
+                    axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
                 axpy_heads(
-                    grad_edge_value, (b * edge_count + edge) * value_row, kv_head, s, at,
-                    grad_out, (b * targets + i) * heads * value_width, None, 0, head, heads, group, value_width
+                    grad_edge_value, (b * ev_stride + edge) * value_row, kv_head, s, at,
+                    grad_out, row * value_width, None, 0, head, heads, group, value_width
                 )
             if slot < 0:
                 store_row(grad_query, query, one, acc, 0, acc.size)
@@ -495,20 +479,21 @@ def source_gradient_tasks(
 ):
     """Gradients of key and value; rows are sources."""
     ptr, index, perm = csc
-    targets, sources, heads, kv_heads, width, value_width, edge_count = shape
+    _, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
     q, k, v, vector = data
     eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
-    grad_out, lse, delta, grad_weights = grads
+    grad_out, lse, stats, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
+    a, u = whole_lines(heads * width, lse), whole_lines(heads * width, lse)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes = np.empty(size, grad_key.dtype), np.empty(size, grad_key.dtype)
-    factors = np.empty(size, grad_key.dtype)
+    scratch, slopes, factors = np.empty(size, lse.dtype), np.empty(size, lse.dtype), np.empty(size, lse.dtype)
     key_row, value_row = kv_heads * width, kv_heads * value_width
-    key_acc, value_acc = whole_lines(key_row, grad_key), whole_lines(value_row, grad_key)
+    key_acc, value_acc = whole_lines(key_row, lse), whole_lines(value_row, lse)
     query_row, out_row = heads * width, heads * value_width
+    ahead = edges_ahead(q, query_row + out_row)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -516,11 +501,11 @@ def source_gradient_tasks(
         s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
         for j in range(tasks[task, 0], tasks[task, 1]):
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
-                soon = b * targets + np.int64(index[min(e + AHEAD, last)])
+                soon = b * targets + np.int64(index[min(e + ahead, last)])
                 prefetch(q, soon * query_row, query_row)
                 prefetch(grad_out, soon * out_row, out_row)
-                prefetch(lse, soon * heads, heads)
-                prefetch(delta, soon * heads, heads)
+                if normalizer == SOFTMAX:
+                    prefetch(stats, soon * 2 * heads, 2 * heads)
                 edge = edge_at(perm, e)
                 i = np.int64(index[e])
                 kept = np.uint64(0)
@@ -528,8 +513,9 @@ def source_gradient_tasks(
                     kept = hash_source(hash_target(seed, b, i), j, count_parallel(index, ptr[j], e))
                 row, at = (b * targets + i) * heads, (e - first) * heads
                 score_heads(
-                    s, at, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, kv_head, heads, group, width, kind, slope, scale
+                    s, at, a, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
+                    heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
                     s, g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
@@ -537,8 +523,9 @@ def source_gradient_tasks(
                     v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
         if normalizer == SOFTMAX:
-            shift_rows(s, 0, lse, b * targets, index, first, True, stop - first, heads)
-            shift_rows(g, 0, delta, b * targets, index, first, False, stop - first, heads)
+            row, stride = b * targets * 2 * heads, 2 * heads
+            shift_rows(s, 0, stats, row, stride, index, first, True, stop - first, heads)
+            shift_rows(g, 0, stats, row + heads, stride, index, first, False, stop - first, heads)
         weigh_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
@@ -560,12 +547,10 @@ def source_gradient_tasks(
                 if vector is None:
                     axpy_heads(key_acc, 0, kv_head, g, at, q, row * width, None, 0, head, heads, group, width)
                 else:
-                    for h in range(heads):
-                        place = kv_head[h] * width
-                        add_slope(
-                            key_acc, place, g[at + h], q, (row + h) * width, k, key + place, ek, of_edge + place,
-                            vector, h, width, kind, slope
-                        )
+                    activate(
+                        None, u, q, row * width, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    )
+                    axpy_heads(key_acc, 0, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
                 axpy_heads(
                     value_acc, 0, kv_head, s, at, grad_out, row * value_width, None, 0, head,
                     heads, group, value_width
@@ -579,13 +564,14 @@ def source_gradient_tasks(
 
 
 @njit(**OPTIONS)
-def merge_sums(batches, rows, cut, slots, width, whole, part):
+def merge_sums(batches, rows, cut, slots, width, one, whole, part):
     """Add up the pieces of cut rows, in their order."""
+    acc = np.empty(width, part.dtype)
     for b in range(batches):
         for c in range(cut.shape[0]):
-            row = (b * rows + cut[c, 0]) * width
             for d in range(width):
-                whole[row + d] = 0
+                acc[d] = 0
             for slot in range(cut[c, 1], cut[c, 2]):
                 for d in range(width):
-                    whole[row + d] += part[(b * slots + slot) * width + d]
+                    acc[d] += part[(b * slots + slot) * width + d]
+            store_row(whole, (b * rows + cut[c, 0]) * width, one, acc, 0, width)

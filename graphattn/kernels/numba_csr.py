@@ -5,12 +5,14 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import hashlib
 import importlib
 import importlib.util
 import itertools
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +29,20 @@ from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result
-from .csr_op import NORMALIZER_CODES, library, list_of, needs_grad, run_fused, why_not_fused
+from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
 
-# Fewer tasks than these run on the calling thread: handing them over would take as long as running them.
-MIN_TASKS = 96
+# Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
+MADV_HUGEPAGE = 14
+PAGE_BYTES = 4096
+HUGE_BYTES = 2**22
+# Tasks that one call of a compiled function runs at least; fewer than two such runs stay on the calling thread. Handing
+# over an argument list takes as long as a task or two.
+MIN_GRAIN = 16
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
+
+_advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+if _advise is not None:
+    _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -57,10 +68,7 @@ class NumbaCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        pattern = call.pattern
-        rows = pattern.keep("numba rows", lambda: _plan(pattern.csr()))
-        columns = pattern.keep("numba columns", lambda: _plan(pattern.csc())) if needs_grad(call) else []
-        return run_fused(call, rows, columns)
+        return run_fused(call, *lists_for(call, self.name, _plan))
 
 
 @functools.cache
@@ -83,7 +91,7 @@ def _cache_folder() -> Path:
     Numba looks at the file of a function alone, and would miss a change in one that it calls.
     """
     here = Path(__file__).parent
-    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("compiled", "vector"))
+    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("compiled", "heads", "vector"))
     name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     for parent in (here / "__pycache__", cache / "graphattn"):
@@ -111,20 +119,20 @@ def _plan(csr: CSR) -> list[Tensor]:
     return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
 
 
-def run_tasks(function: Callable[..., None], total: int, *arguments: Any) -> None:
-    """Run tasks 0 to `total` on as many threads as torch uses.
+def run_tasks(function: Callable[..., None], total: int, *arguments: Any, multiple: int = 1) -> None:
+    """Run tasks 0 to `total` on as many threads as torch uses, in runs of a multiple of `multiple`.
 
     Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork
     or to change torch's own.
     """
-    threads = torch.get_num_threads() if total >= MIN_TASKS else 1
+    threads = torch.get_num_threads() if total >= 2 * MIN_GRAIN else 1
     if threads <= 1:
         function(0, total, *arguments)
         return
     global _pool
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="graphattn")
-    grain = max(1, total // (8 * threads))
+    grain = max(MIN_GRAIN // multiple, 1, total // (32 * threads * multiple)) * multiple
     begins = itertools.count(0, grain)
 
     def work() -> None:
@@ -152,12 +160,17 @@ def _flat(x: Tensor | None) -> np.ndarray | None:
     return x.numpy().reshape(-1)
 
 
-def _zeros(like: Tensor, *shape: int) -> Tensor:
-    return like.new_zeros(shape, dtype=accumulate_dtype(like.dtype))
+def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """New tensor of the accumulator's dtype, unless another is given, in huge pages where it is large.
 
-
-def _empty(like: Tensor, *shape: int) -> Tensor:
-    return like.new_empty(shape, dtype=accumulate_dtype(like.dtype))
+    A fault for each 4 KiB of fresh memory takes longer than writing it.
+    """
+    x = like.new_empty(shape, dtype=dtype or accumulate_dtype(like.dtype))
+    size = x.numel() * x.element_size()
+    if size >= HUGE_BYTES and _advise is not None:
+        begin = x.data_ptr() // PAGE_BYTES * PAGE_BYTES
+        _advise(begin, x.data_ptr() + size - begin, MADV_HUGEPAGE)
+    return x
 
 
 class _Operands:
@@ -168,7 +181,8 @@ class _Operands:
         kind, normalizer, scale, slope, dropout_p = mode
         self.batches: int = query.size(0)
         number = np.float64 if query.dtype == torch.float64 else np.float32
-        self.shape = (query.size(1), key.size(1), query.size(2), key.size(2), query.size(3), value.size(3), edges)
+        sizes = (key.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
+        self.shape = (query.size(0), query.size(1), *sizes, edges)
         self.data = (_flat(query), _flat(key), _flat(value), _flat(vector))
         stride = lambda x: 0 if x is None or x.size(0) == 1 else edges
         optional = ((_flat(x), stride(x)) for x in (edge_bias, edge_key, edge_value))
@@ -181,8 +195,9 @@ class _Operands:
         return self.shape, self.data, self.edges, self.mode
 
 
-def _read_list(rows: list[Tensor]) -> tuple[tuple, np.ndarray, np.ndarray, int]:
-    ptr, index, perm, tasks, cut = rows
+def _arrays(given: list[Tensor], side: str, query: Tensor, key: Tensor) -> tuple[tuple, np.ndarray, np.ndarray, int]:
+    """Arrays of an operator's list: csr, tasks, cut rows, and how many slots these have."""
+    ptr, index, perm, tasks, cut = read_list(given, side, query, key, NumbaCSR.name, _plan)
     csr = (ptr.numpy(), index.numpy(), perm.numpy())
     slots = int(cut[-1, 2]) if cut.numel() else 0
     return csr, tasks.numpy(), cut.numpy(), slots
@@ -190,31 +205,31 @@ def _read_list(rows: list[Tensor]) -> tuple[tuple, np.ndarray, np.ndarray, int]:
 
 def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """`csr_forward` on the CPU."""
-    query: Tensor = inputs[0]
-    value: Tensor = inputs[2]
     compiled = _compiled()
     *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    csr, tasks, cut, slots = _read_list(rows)
+    query, value = shared[0], shared[2]
+    csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     (batches, targets, heads), width = query.shape[:3], value.size(3)
-    out = _empty(query, batches, targets, heads, width)
+    out = _empty(query, batches, targets, heads, width, dtype=query.dtype)
+    lse = _empty(query, batches, targets, heads)
     # Only softmax has one; what an operator returns must be the same each time all the same.
-    lse = (_empty if normalizer == NORMALIZER_CODES[Softmax] else _zeros)(query, batches, targets, heads)
+    lse = lse if normalizer == NORMALIZER_CODES[Softmax] else lse.zero_()
     part_out, part_top, part_sum = (_empty(query, batches * slots * heads * w) for w in (width, 1, 1))
     results = [_flat(x) for x in (out, lse, part_out, part_top, part_sum)]
     run_tasks(
         compiled.forward_tasks, batches * len(tasks), tasks, slots, csr, *operands.common(), operands.dropout, *results
     )
     if slots:
-        compiled.merge_forward(batches, cut, slots, operands.shape, operands.mode, *results)
-    return out.to(query.dtype), lse
+        compiled.merge_forward(cut, slots, operands.shape, operands.mode, *results)
+    return out, lse
 
 
 def weights(*inputs: Any) -> Tensor:
     """`csr_weights` on the CPU."""
     compiled = _compiled()
     *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    csr, tasks, _, _ = _read_list(rows)
+    csr, tasks, _, _ = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     query = shared[0]
     found = _empty(query, query.size(0), len(csr[1]), query.size(2))
@@ -229,54 +244,62 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
     query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
-    csr, tasks, cut, slots = _read_list(rows)
+    csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     edges = len(csr[1])
     operands = _Operands(shared, edges, mode)
     batches, heads, width = operands.batches, query.size(2), query.size(3)
-    delta = lse
-    if normalizer == NORMALIZER_CODES[Softmax]:
-        delta = torch.linalg.vecdot(grad_out.to(lse.dtype), out.to(lse.dtype))
+    stats, more = lse, None
+    is_softmax = normalizer == NORMALIZER_CODES[Softmax]
+    if is_softmax:
+        stats = _empty(query, *lse.shape[:2], 2 * heads)
+        more = None if grad_lse is None else -grad_lse
         if grad_weights is not None:
             weighed = weights(*shared, lse, rows, *mode) * grad_weights
-            perm = rows[2].to(torch.int64) if rows[2].numel() else None
-            delta = delta + segment_sum(weighed, Rows(rows[1], rows[0], perm), -2)
-        if grad_lse is not None:
-            delta = delta - grad_lse
-    grads = (_flat(grad_out), _flat(lse), _flat(delta), _flat(grad_weights))
+            ptr, index, perm = map(torch.from_numpy, csr)
+            weighed = segment_sum(weighed, Rows(index, ptr, perm.to(torch.int64) if perm.numel() else None), -2)
+            more = weighed if more is None else more + weighed
+    grads = (_flat(grad_out), _flat(lse), _flat(stats), _flat(grad_weights))
     found: dict[str, Tensor] = {}
+    one = operands.mode[3].dtype.type(1)
 
-    if needs[0] or any(needs[3:]):
-        found["query"] = _empty(query, *query.shape)
-        per_task = batches * len(tasks) if vector is not None else 0
-        part_vector = _zeros(query, per_task, heads, width)
+    # Of softmax, this pass also sets the stats that the next one needs.
+    if is_softmax or needs[0] or any(needs[3:]):
+        found["query"] = _empty(query, *query.shape, dtype=query.dtype)
+        part_vector = query.new_zeros(batches * len(tasks) if vector is not None else 0, heads, width, dtype=lse.dtype)
         part_query = _empty(query, batches * slots * heads * width)
-        for name, x, need in (
-            ("edge_bias", edge_bias, needs[4]),
-            ("edge_key", edge_key, needs[5]),
-            ("edge_value", edge_value, needs[6]),
-        ):
+        of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
+        for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
             if x is not None and need:
-                found[name] = _zeros(query, batches, *x.shape[1:])
-        optional = [_flat(found.get(name)) for name in ("edge_bias", "edge_key", "edge_value")]
-        results = [_flat(found["query"]), _flat(part_query), _flat(part_vector), *optional]
+                found[name] = torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format)
+        by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in of_edges)
+        results = [
+            _flat(found["query"]),
+            _flat(part_query),
+            _flat(part_vector),
+            *(_flat(found.get(x)) for x in of_edges),
+        ]
         run_tasks(
             compiled.target_gradient_tasks,
             batches * len(tasks),
+            by_edge,
             tasks,
             slots,
             csr,
             *operands.common(),
             operands.dropout,
             grads,
+            _flat(out),
+            _flat(more),
             *results,
+            multiple=batches if by_edge else 1,
         )
         if slots:
-            compiled.merge_sums(batches, query.size(1), cut, slots, heads * width, results[0], results[1])
+            compiled.merge_sums(batches, query.size(1), cut, slots, heads * width, one, results[0], results[1])
         if vector is not None:
             found["vector"] = part_vector.sum(0, dtype=torch.float64)
     if needs[1] or needs[2]:
-        csc, tasks, cut, slots = _read_list(columns)
-        found["key"], found["value"] = _empty(query, *key.shape), _empty(query, *value.shape)
+        csc, tasks, cut, slots = _arrays(columns, "columns", query, key)
+        found["key"], found["value"] = (_empty(query, *x.shape, dtype=query.dtype) for x in (key, value))
         sizes = (key.size(2) * width, value.size(2) * value.size(3))
         parts = [_empty(query, batches * slots * size) for size in sizes]
         results = [_flat(x) for x in (found["key"], found["value"], *parts)]
@@ -293,19 +316,13 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         )
         if slots:
             for size, whole, part in zip(sizes, results[:2], results[2:], strict=True):
-                compiled.merge_sums(batches, key.size(1), cut, slots, size, whole, part)
+                compiled.merge_sums(batches, key.size(1), cut, slots, size, one, whole, part)
 
     names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
-    gradients: list[Tensor] = []
-    for name, x, need in zip(names, shared, needs, strict=False):
-        if not need:
-            gradients.append(query.new_empty(0))
-            continue
-        gradient = found[name]
-        if name.startswith("edge") and x.size(0) == 1 and batches > 1:
-            gradient = gradient.sum(0, keepdim=True)
-        gradients.append(gradient.to(x.dtype))
-    return gradients
+    return [
+        found[name].to(x.dtype) if need else query.new_empty(0)
+        for name, x, need in zip(names, shared, needs, strict=False)
+    ]
 
 
 library.impl("csr_forward", forward, "CPU")

@@ -34,6 +34,8 @@ class Pattern(ABC):
         self.num_sources = num_sources
         self.num_targets = num_targets
         self._kept: dict[str, Any] = {}
+        # What stands between the caller's indices and whatever is derived from them, where it had to wait.
+        self._late_check: Callable[[], None] | None = None
 
     @property
     @abstractmethod
@@ -123,8 +125,14 @@ class Pattern(ABC):
             self._build(name, build)
         return self._kept[name]
 
-    @torch.compiler.disable
+    def has_kept(self, name: str) -> bool:
+        """Whether `keep` has something of this name."""
+        return name in self._kept
+
+    @torch.compiler.disable(reason="a graph can't hold what depends on the edges: run the pattern once before compile")
     def _build(self, name: str, build: Callable[[], Any]) -> None:
+        if self._late_check is not None:
+            self._late_check()
         # A tensor born in inference mode could never again take part in autograd.
         with torch.inference_mode(False):
             self._kept[name] = build()

@@ -13,6 +13,9 @@ from torch_geometric import EdgeIndex
 from ..errors import check_int, message, shape_of
 from .base import Pattern, check_square
 
+# Why an index of a call must lie in its range.
+_ROWS = ("key has {} rows", "query has {} rows")
+
 
 class Edges(Pattern):
     """An explicit list of edges, parallel ones included, in the caller's order.
@@ -122,7 +125,20 @@ class Edges(Pattern):
                 rule = f"must have as many {side} as {'key' if side == 'sources' else 'query'} has rows, {rows}"
                 raise ValueError(message(where, "edge_index", rule, f"a container with {has}"))
         pattern = cls.__new__(cls)
-        pattern._set(where, listed.edge_index, num_sources, num_targets, ("key has {} rows", "query has {} rows"))
+        pattern._set(where, listed.edge_index, num_sources, num_targets, _ROWS)
+        return pattern
+
+    @classmethod
+    def traced(cls, where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Self:
+        """Take the edges of a graph that torch.compile is tracing, where no index can be looked at, as they are.
+
+        Fused kernels hand them to their operator, which reads them when the graph runs: see `known_edges`.
+        """
+        check_index(where, edge_index)
+        pattern = cls.__new__(cls)
+        Pattern.__init__(pattern, num_sources, num_targets)
+        pattern._kept["edge_index"] = edge_index
+        pattern._late_check = lambda: _check_indices(where, edge_index, num_sources, num_targets, _ROWS)
         return pattern
 
     def _set(
@@ -214,7 +230,7 @@ def read_edges(where: str, container: Any) -> EdgeList:
     if isinstance(container, Tensor) and container.layout != torch.strided:
         return _read_sparse(where, container)
     if isinstance(container, Tensor):
-        return EdgeList(_check_index(where, container))
+        return EdgeList(_read_index(where, container))
     if torch_geometric.typing.WITH_TORCH_SPARSE and isinstance(container, torch_geometric.typing.SparseTensor):
         target, source, values = container.coo()
         return EdgeList(torch.stack([source, target]), container.size(1), container.size(0), values)
@@ -253,7 +269,8 @@ def _check_indices(
         )
 
 
-def _check_index(where: str, edge_index: Tensor) -> Tensor:
+def check_index(where: str, edge_index: Tensor) -> None:
+    """Raise unless a tensor has the dtype and the shape of an edge_index."""
     if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
         is_matrix = edge_index.dim() == 2 and edge_index.size(0) == edge_index.size(1) != 2
         fix = "Use Edges.from_mask(mask.bool())." if is_matrix else "Use edge_index.long()."
@@ -262,6 +279,10 @@ def _check_index(where: str, edge_index: Tensor) -> Tensor:
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         fix = "Use edge_index.t()." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
         raise ValueError(message(where, "edge_index", "must have shape [2, E]", shape_of(edge_index), fix))
+
+
+def _read_index(where: str, edge_index: Tensor) -> Tensor:
+    check_index(where, edge_index)
     # Patterns outlive inference mode, and its tensors could never take part in autograd.
     with torch.inference_mode(False):
         edge_index = edge_index.clone() if edge_index.is_inference() else edge_index
@@ -269,7 +290,7 @@ def _check_index(where: str, edge_index: Tensor) -> Tensor:
 
 
 def _check_sorted(where: str, edge_index: EdgeIndex) -> Tensor:
-    plain = _check_index(where, edge_index.as_tensor())
+    plain = _read_index(where, edge_index.as_tensor())
     if edge_index.sort_order is not None:
         order = edge_index.sort_order
         key = plain[0 if order == "row" else 1]

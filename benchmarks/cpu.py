@@ -1,0 +1,309 @@
+"""What the fused CPU kernel must reach, line by line, and time and memory from a thousand to a hundred million edges.
+
+    make bench
+
+Writes results/cpu.json, results/cpu.md and two pictures; takes less than ten minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import torch
+from harness import RESULTS, Line, machine, median_ms, race, ratio, write
+from systems import (
+    compiled_pyg_attention,
+    gat_pair,
+    gather_loop,
+    gatv2_pair,
+    orderings,
+    ours,
+    power_law_edges,
+    pyg_attention,
+    random_edges,
+    with_backward,
+    without_gradients,
+)
+from torch import Tensor
+
+from graphattn import Edges
+
+SMALL, LARGE, CORA, NARROW = (
+    (20_000, 400_000, 4, 32),
+    (100_000, 1_000_000, 4, 32),
+    (2_708, 13_264, 8, 8),
+    (100_000, 1_000_000, 8, 8),
+)
+DECADES = [10**k for k in range(3, 9)]
+# Edges per node, heads and width of the pictures.
+DEGREE, HEADS, WIDTH = 50, 4, 16
+COLORS = {"PyG": "tab:red", "PyG, compiled": "tab:orange", "graphattn": "tab:blue"}
+
+
+def say(nodes: int, edges: int, heads: int, width: int) -> str:
+    """Name a size."""
+    short = lambda n: f"{n // 1_000_000}M" if n >= 1_000_000 else f"{n // 1000}k" if n % 1000 == 0 else f"{n:,}"
+    return f"{short(nodes)} nodes, {short(edges)} edges, H{heads} D{width}"
+
+
+def draw(nodes: int, edges: int, heads: int, width: int) -> tuple[Tensor, Edges, list[Tensor]]:
+    """Edges, their pattern, and query, key and value."""
+    torch.manual_seed(0)
+    edge_index = random_edges(nodes, edges)
+    inputs = [torch.randn(nodes, heads, width, requires_grad=True) for _ in range(3)]
+    return edge_index, Edges(edge_index, nodes), inputs
+
+
+def line(work: str, against: str, taken: dict, slow: str, fast: str, at_least: float, aim: float | None) -> Line:
+    """How many times as fast one system is as another."""
+    detail = f"{slow} {median_ms(taken, slow):.3g}, {fast} {median_ms(taken, fast):.3g}"
+    return Line(work, against, "x", at_least, aim, ratio(taken, slow, fast), detail)
+
+
+def against_pyg(size: tuple, wanted: dict[str, tuple[float, float]]) -> list[Line]:
+    """Forward, and forward with backward, beside PyG's formulation on its best ordering of the edges."""
+    edge_index, pattern, inputs = draw(*size)
+    orders = orderings(edge_index)
+    tried = race({name: without_gradients(lambda e=e: pyg_attention(*inputs, e)) for name, e in orders.items()}, 4, 3)
+    best = min(orders, key=lambda name: statistics.median(tried[name]))
+    torch.testing.assert_close(ours(*inputs, pattern), pyg_attention(*inputs, edge_index), rtol=1e-3, atol=1e-4)
+    sides = {"PyG": lambda: pyg_attention(*inputs, orders[best]), "graphattn": lambda: ours(*inputs, pattern)}
+    lines = []
+    for what, (at_least, aim) in wanted.items():
+        wrap = without_gradients if what == "forward" else lambda side: with_backward(side, inputs)
+        taken = race({name: wrap(side) for name, side in sides.items()})
+        lines.append(line(f"{say(*size)}: {what}", f"PyG, edges {best}", taken, "PyG", "graphattn", at_least, aim))
+    return lines
+
+
+def against_compiled() -> list[Line]:
+    """Beside PyG's formulation under torch.compile."""
+    edge_index, pattern, inputs = draw(*SMALL)
+    theirs = compiled_pyg_attention()
+    sides = {"compiled": lambda: theirs(*inputs, edge_index), "graphattn": lambda: ours(*inputs, pattern)}
+    forward = race({name: without_gradients(side) for name, side in sides.items()})
+    both = race({name: with_backward(side, inputs) for name, side in sides.items()})
+    against = "PyG under torch.compile"
+    return [
+        line(f"{say(*SMALL)}: forward", against, forward, "compiled", "graphattn", 4, 6),
+        line(f"{say(*SMALL)}: forward + backward", against, both, "compiled", "graphattn", 5, 8),
+    ]
+
+
+def against_layers() -> list[Line]:
+    """GAT's and GATv2's scores beside the message paths of PyG's layers."""
+    nodes, edges, heads, width = NARROW
+    edge_index = random_edges(nodes, edges)
+    lines = []
+    for name, pair in (("GATConv", gat_pair), ("GATv2Conv", gatv2_pair)):
+        inputs, theirs, mine = pair(nodes, heads, width, edge_index)
+        torch.testing.assert_close(theirs().view(nodes, heads, width), mine(), rtol=1e-3, atol=1e-4)
+        taken = race({"PyG": with_backward(theirs, inputs), "graphattn": with_backward(mine, inputs)})
+        work = f"{say(*NARROW)}: {name.removesuffix('Conv')}, forward + backward"
+        lines.append(line(work, f"PyG {name}'s message path", taken, "PyG", "graphattn", 8, 15))
+    return lines
+
+
+def against_the_gather() -> tuple[list[Line], float]:
+    """Beside a loop that only gathers and sums the same rows; and the bytes it gathers in a second."""
+    lines, bandwidth = [], 0.0
+    for size, at_least, aim in ((LARGE, 75, 95), (NARROW, 30, 45)):
+        _, pattern, inputs = draw(*size)
+        loop = gather_loop(inputs[1], inputs[2], pattern)
+        taken = race({"gather": loop, "graphattn": without_gradients(lambda: ours(*inputs, pattern))}, 6, 25)
+        found = line(
+            f"{say(*size)}: forward", "a loop that only gathers the rows", taken, "gather", "graphattn", at_least, aim
+        )
+        found.unit, found.measured = "%", 100 * found.measured
+        lines.append(found)
+        if size == LARGE:
+            bandwidth = 2 * size[1] * size[2] * size[3] * 4 / statistics.median(taken["gather"])
+    return lines, bandwidth
+
+
+def skew() -> Line:
+    """A graph whose hub has more than 50,000 edges each way, beside a uniform one."""
+    nodes, edges, heads, width = LARGE
+    _, pattern, inputs = draw(*LARGE)
+    edge_index = power_law_edges(nodes, edges, 50_000)
+    degree = min(int(row.bincount().max()) for row in edge_index)
+    skewed = Edges(edge_index, nodes)
+    sides = {"uniform": pattern, "power law": skewed}
+    taken = race({name: with_backward(lambda p=p: ours(*inputs, p), inputs) for name, p in sides.items()})
+    found = line(
+        f"{say(*LARGE)}, power law, hub of {degree:,} edges: forward + backward",
+        "a uniform graph",
+        taken,
+        "power law",
+        "uniform",
+        1.3,
+        1.1,
+    )
+    found.more_is_better = False
+    return found
+
+
+def threads() -> Line:
+    """How much a second thread gains, beside what the bare gather gains by it."""
+    _, pattern, inputs = draw(*LARGE)
+    loop = gather_loop(inputs[1], inputs[2], pattern)
+    forward = without_gradients(lambda: ours(*inputs, pattern))
+
+    def on(count: int, function):  # noqa: ANN001, ANN202
+        def run() -> None:
+            torch.set_num_threads(count)
+            function()
+
+        return run
+
+    before = torch.get_num_threads()
+    taken = race(
+        {"gather 1": on(1, loop), "gather 2": on(2, loop), "ours 1": on(1, forward), "ours 2": on(2, forward)}, 15
+    )
+    torch.set_num_threads(before)
+    gain, bare = ratio(taken, "ours 1", "ours 2"), ratio(taken, "gather 1", "gather 2")
+    detail = f"gains {gain:.2f}x (gather {bare:.2f}x)"
+    return Line(
+        f"{say(*LARGE)}: forward, 2 threads",
+        "1 thread, as a part of the gather's gain",
+        "x",
+        0.95,
+        None,
+        gain / bare,
+        detail,
+    )
+
+
+def backward() -> list[Line]:
+    """The backward beside the forward."""
+    lines = []
+    for size in (SMALL, LARGE, NARROW, CORA):
+        _, pattern, inputs = draw(*size)
+        side = lambda: ours(*inputs, pattern)  # noqa: B023
+        taken = race({"forward": without_gradients(side), "both": with_backward(side, inputs)}, 6, 25)
+        measured = statistics.median((b - f) / f for f, b in zip(taken["forward"], taken["both"], strict=True))
+        detail = f"forward {median_ms(taken, 'forward'):.3g}, with backward {median_ms(taken, 'both'):.3g}"
+        lines.append(Line(f"{say(*size)}: backward", "forward", "x", 2.5, 2.2, measured, detail, more_is_better=False))
+    return lines
+
+
+def halves() -> Line:
+    """Forward in bfloat16 beside float32."""
+    _, pattern, inputs = draw(*LARGE)
+    half = [x.detach().bfloat16() for x in inputs]
+    sides = {"float32": lambda: ours(*inputs, pattern), "bfloat16": lambda: ours(*half, pattern)}
+    taken = race({name: without_gradients(side) for name, side in sides.items()}, 6, 25)
+    return line(f"{say(*LARGE)}: forward in bfloat16", "float32", taken, "float32", "bfloat16", 1.25, 1.5)
+
+
+def child(
+    system: str, edges: int, nodes: int, heads: int = HEADS, width: int = WIDTH, limit: float = 120
+) -> dict | None:
+    """Run scaling.py; None where memory or time ran out."""
+    command = [sys.executable, str(Path(__file__).with_name("scaling.py")), system, str(edges)]
+    command += ["--nodes", str(nodes), "--heads", str(heads), "--width", str(width)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+    return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+
+
+def large() -> tuple[list[Line], dict | None]:
+    """Memory at 20 and at 100 million edges."""
+    found = child("numba", 20_000_000, 1_000_000, 4, 32)
+    work, against = "20M edges, 1M nodes, H4 D32: forward + backward", "inputs + outputs + gradients + CSR/CSC"
+    measured, detail = None, "did not finish"
+    if found is not None:
+        measured = found["resident bytes"] / found["bytes of tensors"]
+        detail = f"{found['resident bytes'] / 1e9:.2f} GB of {found['bytes of tensors'] / 1e9:.2f} GB, {found['seconds']:.2f} s"
+    lines = [Line(work, against, "x", 1.3, 1.1, measured, detail, more_is_better=False)]
+    most = child("numba", 100_000_000, 2_000_000, limit=240)
+    detail, measured = "did not finish", None
+    if most is not None:
+        measured, detail = most["resident bytes"] / 2**30, f"{most['seconds']:.1f} s"
+    work = "100M edges, 2M nodes, H4 D16: forward + backward"
+    lines.append(Line(work, "peak of resident memory", "GiB", 20, None, measured, detail, more_is_better=False))
+    return lines, most
+
+
+def scaling(most: dict | None) -> list[dict]:
+    """All systems over all sizes; a system that did not finish a size isn't tried at the next."""
+    found = [] if most is None else [most]
+    for system in ("numba", "pyg", "compiled"):
+        for edges in DECADES:
+            if system == "numba" and edges == DECADES[-1]:
+                continue
+            # Ten times as many edges take more than ten times as much of either.
+            last = next((x for x in found if x["system"] == system and x["edges"] * 10 == edges), None)
+            if edges > DECADES[0] and system != "numba":
+                if last is None or 10 * last["peak bytes"] > 16e9 or 10 * last["seconds"] > 40:
+                    break
+            result = child(system, edges, edges // DEGREE)
+            if result is None:
+                break
+            found.append(result)
+    return found
+
+
+def picture(found: list[dict], key: str, label: str, path: Path, about: str) -> None:
+    """A log-log picture of one quantity over the number of edges, with one line per system."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    names = {"pyg": "PyG", "compiled": "PyG, compiled", "numba": "graphattn"}
+    for system, name in names.items():
+        points = sorted((x["edges"], x[key]) for x in found if x["system"] == system)
+        if not points:
+            continue
+        axes.loglog(*zip(*points, strict=True), "o-", color=COLORS[name])
+        is_last = points[-1][0] == DECADES[-1]
+        end = "" if is_last else " (no further: memory or time)"
+        axes.annotate(
+            name + end,
+            points[-1],
+            color=COLORS[name],
+            xytext=(-6, 8) if is_last else (6, -2),
+            textcoords="offset points",
+            ha="right" if is_last else "left",
+            va="bottom" if is_last else "center",
+            fontsize=9,
+        )
+    axes.set_xlim(DECADES[0] / 1.5, DECADES[-1] * 2.5)
+    axes.set(xlabel="edges", ylabel=label, title=about)
+    axes.title.set_fontsize(10)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure everything."""
+    matplotlib.use("Agg")
+    gathers, bandwidth = against_the_gather()
+    about = machine(bandwidth)
+    both = "forward + backward"
+    lines = against_pyg(SMALL, {"forward": (14, 24), both: (14, 24)})
+    lines += against_pyg(LARGE, {"forward": (11, 16), both: (11, 16)})
+    lines += against_compiled()
+    lines += against_pyg(CORA, {both: (6, 12)})
+    lines += against_layers()
+    lines += [*gathers, skew(), threads(), *backward(), halves()]
+    sizes, most = large()
+    lines += sizes
+    found = scaling(most)
+    write("cpu", "The fused CPU kernel", about, lines, {"scaling": found})
+    title = (
+        f"Forward + backward, {HEADS} heads of {WIDTH}, {DEGREE} edges per node, float32, {about['threads']} threads"
+    )
+    picture(found, "seconds", "seconds", RESULTS / "cpu_time.png", title)
+    picture(found, "peak bytes", "peak bytes beyond the inputs", RESULTS / "cpu_memory.png", title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Race systems in turns, know the machine they ran on, and write down what came out."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def race(systems: dict[str, Callable[[], object]], seconds: float = 12.0, most: int = 15) -> dict[str, list[float]]:
+    """Seconds of each system in each round: all run once per round, in turns, after a first run that isn't counted.
+
+    At least three rounds, then as many as fit into `seconds`, up to `most`.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in systems}
+    begin = time.perf_counter()
+    for turn in range(most + 1):
+        for name, system in systems.items():
+            # Threads that spin for a while after a run belong to that run, not to the next one.
+            time.sleep(0.02)
+            start = time.perf_counter()
+            system()
+            if turn:
+                taken[name].append(time.perf_counter() - start)
+            else:
+                begin = time.perf_counter()
+        if turn >= 3 and time.perf_counter() - begin > seconds:
+            break
+    return taken
+
+
+def median_ms(taken: dict[str, list[float]], name: str) -> float:
+    """Median of a system's rounds, in milliseconds."""
+    return statistics.median(taken[name]) * 1e3
+
+
+def ratio(taken: dict[str, list[float]], slow: str, fast: str) -> float:
+    """Median over rounds of how many times as long one system takes as another."""
+    return statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
+
+
+def machine(gather_bytes_per_second: float) -> dict[str, object]:
+    """Versions, threads and measured bandwidths: part of every result."""
+    source, target = torch.ones(2**26), torch.empty(2**26)
+    taken = race({"copy": lambda: target.copy_(source)}, seconds=2)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "torch-geometric", "numba", "numpy")},
+        "copy GB/s": round(2 * source.nbytes / statistics.median(taken["copy"]) / 1e9, 1),
+        "row gather GB/s": round(gather_bytes_per_second / 1e9, 1),
+    }
+
+
+@dataclass
+class Line:
+    """One line of the table: a measured number beside what is asked of it.
+
+    `more_is_better` is False where the number is a time or a size that must not exceed what is asked.
+    """
+
+    work: str
+    against: str
+    unit: str
+    at_least: float
+    aim: float | None
+    measured: float | None
+    detail: str
+    more_is_better: bool = True
+
+    def reached(self) -> str:
+        """Say how far the number came."""
+        if self.measured is None:
+            return "not measured"
+        sign = 1 if self.more_is_better else -1
+        if self.aim is not None and sign * self.measured >= sign * self.aim:
+            return "aim reached"
+        return "reached" if sign * self.measured >= sign * self.at_least else "**not reached**"
+
+    def row(self) -> str:
+        """One row of Markdown."""
+        number = lambda x: "" if x is None else f"{x:.3g} {self.unit}".replace(" x", "x").replace(" %", " %")
+        limit = number(self.at_least) if self.more_is_better else f"at most {number(self.at_least)}"
+        cells = (self.work, self.against, limit, number(self.aim), number(self.measured), self.reached(), self.detail)
+        return f"| {' | '.join(cells)} |"
+
+
+HEADER = "| work | against | at least | aim | measured | | milliseconds or bytes |\n|---|---|---|---|---|---|---|"
+
+
+def write(name: str, title: str, machine: dict[str, object], lines: list[Line], more: dict[str, object]) -> None:
+    """Write results/name.json and results/name.md."""
+    RESULTS.mkdir(exist_ok=True)
+    records = [{**vars(line), "reached": line.reached(), "machine": machine} for line in lines]
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
+    about = ", ".join(f"{key} {value}" for key, value in machine.items())
+    table = "\n".join([HEADER, *(line.row() for line in lines)])
+    (RESULTS / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
+    print(table)

@@ -1,0 +1,151 @@
+"""The systems that race: PyG's own formulations, ours, and the loop that no kernel over random rows can beat."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+from torch_geometric.nn import GATConv, GATv2Conv
+from torch_geometric.utils import scatter, softmax
+
+from graphattn import Additive, Edges, attention
+from graphattn.kernels.numba_csr import run_tasks
+from graphattn.kernels.numba_heads import axpy_heads
+from graphattn.kernels.numba_vector import OPTIONS, prefetch
+
+
+def random_edges(nodes: int, edges: int, seed: int = 0) -> Tensor:
+    """Sources and targets drawn uniformly, sorted by target."""
+    edge_index = torch.randint(nodes, (2, edges), generator=torch.Generator().manual_seed(seed))
+    return edge_index[:, edge_index[1].argsort(stable=True)]
+
+
+def power_law_edges(nodes: int, edges: int, hub: int, seed: int = 0) -> Tensor:
+    """Sources and targets by a power law whose first node has at least `hub` edges each way, sorted by target."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = torch.arange(1, nodes + 1, dtype=torch.float64)
+    exponent = 1.0
+    while True:
+        mass = rank**-exponent
+        if edges * mass[0] / mass.sum() > 1.05 * hub:
+            break
+        exponent += 0.01
+    # Popular nodes lie anywhere, and popular sources aren't popular targets.
+    ends = [
+        torch.randperm(nodes, generator=generator)[torch.multinomial(mass, edges, True, generator=generator)]
+        for _ in range(2)
+    ]
+    edge_index = torch.stack(ends)
+    return edge_index[:, edge_index[1].argsort(stable=True)]
+
+
+def orderings(edge_index: Tensor) -> dict[str, Tensor]:
+    """The same edges in the orders that a PyG user may have them in."""
+    shuffled = edge_index[:, torch.randperm(edge_index.size(1), generator=torch.Generator().manual_seed(1))]
+    by_source = edge_index[:, edge_index[0].argsort(stable=True)]
+    return {"sorted by target": edge_index, "sorted by source": by_source, "shuffled": shuffled}
+
+
+def pyg_attention(query: Tensor, key: Tensor, value: Tensor, edge_index: Tensor) -> Tensor:
+    """Gather, score, softmax, scatter: what PyG's TransformerConv computes between its projections."""
+    source, target = edge_index
+    score = (query[target] * key[source]).sum(-1) * query.size(-1) ** -0.5
+    weight = softmax(score, target, num_nodes=query.size(0))
+    return scatter(value[source] * weight.unsqueeze(-1), target, dim=0, dim_size=query.size(0))
+
+
+@functools.cache
+def compiled_pyg_attention() -> Callable[..., Tensor]:
+    """The same under torch.compile."""
+    return torch.compile(pyg_attention, fullgraph=True, dynamic=False)
+
+
+def ours(query: Tensor, key: Tensor, value: Tensor, pattern: Edges) -> Tensor:
+    """Our kernel."""
+    return attention(query, key, value, pattern, backend="numba")
+
+
+def gat_pair(nodes: int, heads: int, width: int, edge_index: Tensor) -> tuple[list[Tensor], Callable, Callable]:
+    """Inputs, and GAT's scores and weighted sums by GATConv's own message path and by ours."""
+    layer = GATConv(1, width, heads=heads, add_self_loops=False)
+    by_target, by_source = (torch.randn(nodes, heads, requires_grad=True) for _ in range(2))
+    value = torch.randn(nodes, heads, width, requires_grad=True)
+    pattern, ones = Edges(edge_index, nodes), torch.ones(heads, 1)
+
+    def theirs() -> Tensor:
+        alpha = layer.edge_updater(edge_index, alpha=(by_source, by_target), edge_attr=None, size=(nodes, nodes))
+        return layer.propagate(edge_index, x=(value, value), alpha=alpha, size=(nodes, nodes))
+
+    def mine() -> Tensor:
+        score = Additive(ones, "leaky_relu", layer.negative_slope)
+        return attention(by_target.unsqueeze(-1), by_source.unsqueeze(-1), value, pattern, score=score)
+
+    return [by_target, by_source, value], theirs, mine
+
+
+def gatv2_pair(nodes: int, heads: int, width: int, edge_index: Tensor) -> tuple[list[Tensor], Callable, Callable]:
+    """Inputs, and GATv2's scores and weighted sums by GATv2Conv's own message path and by ours."""
+    layer = GATv2Conv(1, width, heads=heads, add_self_loops=False)
+    of_target, of_source = (torch.randn(nodes, heads, width, requires_grad=True) for _ in range(2))
+    pattern = Edges(edge_index, nodes)
+
+    def theirs() -> Tensor:
+        both = (of_source, of_target)
+        alpha = layer.edge_updater(edge_index, x=both, edge_attr=None, size=(nodes, nodes))
+        return layer.propagate(edge_index, x=both, alpha=alpha, size=(nodes, nodes))
+
+    def mine() -> Tensor:
+        score = Additive(layer.att[0], "leaky_relu", layer.negative_slope)
+        return attention(of_target, of_source, of_source, pattern, score=score)
+
+    return [of_target, of_source, layer.att], theirs, mine
+
+
+@njit(**OPTIONS | {"cache": False})
+def _gather_tasks(begin, end, tasks, ptr, index, key, value, width, out):
+    """Sum the rows of key and value of each target, with the kernel's own vector code and prefetching."""
+    total, first, one = np.empty(width, key.dtype), np.zeros(1, np.int64), np.ones(1, key.dtype)
+    last = index.size - 1
+    ahead = max(4, min(32, 8192 // (2 * width * key.itemsize)))
+    for t in range(begin, end):
+        for i in range(tasks[t, 0], tasks[t, 1]):
+            for d in range(width):
+                total[d] = 0
+            for e in range(max(ptr[i], tasks[t, 2]), min(ptr[i + 1], tasks[t, 3])):
+                soon = np.int64(index[min(e + ahead, last)]) * width
+                prefetch(key, soon, width)
+                prefetch(value, soon, width)
+                row = np.int64(index[e]) * width
+                axpy_heads(total, 0, first, one, 0, key, row, value, row, first, 1, 1, width)
+            for d in range(width):
+                out[i * width + d] = total[d]
+
+
+def gather_loop(key: Tensor, value: Tensor, pattern: Edges) -> Callable[[], None]:
+    """A loop that only gathers the rows of key and value and sums them, over the kernel's own tasks."""
+    attention(key.detach(), key.detach(), value.detach(), pattern, backend="numba")
+    ptr, index, _, tasks, _ = (x.numpy() for x in pattern.keep("numba rows", list))
+    flat = [x.detach().reshape(-1).numpy() for x in (key, value)]
+    width = key.size(1) * key.size(2)
+    out = np.empty(pattern.num_targets * width, np.float32)
+    return lambda: run_tasks(_gather_tasks, len(tasks), tasks, ptr, index, *flat, width, out)
+
+
+def with_backward(function: Callable[[], Tensor], inputs: list[Tensor]) -> Callable[[], object]:
+    """The function and its gradients by all inputs, for one drawn gradient of the output."""
+    grad_out = torch.randn_like(function())
+    return lambda: torch.autograd.grad(function(), inputs, grad_out)
+
+
+def without_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
+    """The function alone."""
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return function()
+
+    return run

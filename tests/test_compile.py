@@ -1,0 +1,145 @@
+"""torch.compile around the fused kernel, and raw edges that are recognized, in compiled graphs and outside."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from graphattn import Edges, attention
+from graphattn.nn import GraphAttention
+from graphattn.patterns import base, known
+from graphattn.testing import graph_zoo, random_call
+
+SIZES = [(10, 30), (17, 50), (30, 100), (35, 111), (60, 130), (70, 400)]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def sorts(monkeypatch):
+    """A list that grows by one at each sort of edges."""
+    done = []
+    build_csr = base.build_csr
+    monkeypatch.setattr(base, "build_csr", lambda *rest: done.append(1) or build_csr(*rest))
+    return done
+
+
+def draw(nodes: int, edges: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(nodes)
+    inputs = [torch.randn(nodes, 2, 8, generator=generator, requires_grad=True) for _ in range(3)]
+    return inputs, torch.randint(nodes, (2, edges), generator=generator)
+
+
+@pytest.mark.parametrize("as_pattern", [lambda edge_index, nodes: edge_index, Edges], ids=["raw", "Edges"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_six_graph_sizes_compile_twice_into_one_graph_each(as_pattern, backend):
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(lambda *inputs: attention(*inputs), backend=counter, fullgraph=True)
+    for nodes, edges in SIZES:
+        inputs, edge_index = draw(nodes, edges)
+        out = compiled(*inputs, as_pattern(edge_index, nodes))
+        expected = attention(*inputs, Edges(edge_index, nodes))
+        assert torch.equal(out, expected)
+        both = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*both, strict=True))
+    assert counter.frame_count <= 2
+
+
+def test_compiled_layer_takes_raw_edges_in_one_graph():
+    layer = GraphAttention(8, 8, heads=2)
+    compiled = torch.compile(layer, fullgraph=True)
+    for nodes, edges in SIZES[:3]:
+        edge_index = torch.randint(nodes, (2, edges))
+        x = torch.randn(nodes, 8)
+        torch.testing.assert_close(compiled(x, edge_index), layer(x, edge_index))
+
+
+def test_compiled_graphs_take_weights_dropout_and_no_gradients():
+    inputs, edge_index = draw(*SIZES[0])
+    options = dict(return_weights=True, return_lse=True, dropout_p=0.4)
+    compiled = torch.compile(lambda *inputs: attention(*inputs, **options), fullgraph=True)
+    with torch.no_grad():
+        results = []
+        for function in (compiled, lambda *inputs: attention(*inputs, **options)):
+            torch.manual_seed(0)
+            results.append(function(*inputs, edge_index))
+        assert [x.shape for x in results[0]] == [x.shape for x in results[1]]
+        # Compiled code may draw its seed from another stream; weights are those of before dropout.
+        assert all(torch.equal(*pair) for pair in list(zip(*results, strict=True))[1:])
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_raw_edges_are_sorted_once(compiled, sorts):
+    function = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention
+    inputs, edge_index = draw(*SIZES[1])
+    for _ in range(4):
+        torch.autograd.grad(function(*inputs, edge_index).sum(), inputs)
+    assert len(sorts) == 2
+
+
+def test_writes_to_raw_edges_are_noticed():
+    inputs, edge_index = draw(*SIZES[1])
+    before = attention(*inputs, edge_index)
+    edge_index[:, 0] = torch.tensor([3, 3])
+    after = attention(*inputs, edge_index)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, attention(*inputs, Edges(edge_index.clone(), 17)))
+
+
+def test_raw_edges_between_other_rows_are_read_anew():
+    inputs, edge_index = draw(*SIZES[1])
+    assert attention(*inputs, edge_index).shape == inputs[0].shape
+    more = [torch.randn(20, 2, 8) for _ in range(3)]
+    assert attention(*more, edge_index).shape == (20, 2, 8)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 5\) because key has 5 rows"):
+        attention(*(x[:5] for x in more), edge_index)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_known_edges_go_with_their_tensor(compiled):
+    function = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention
+    gc.collect()
+    before = len(known._known)
+    for nodes, edges in SIZES[:3]:
+        inputs, edge_index = draw(nodes, edges)
+        function(*inputs, edge_index).sum().backward()
+        assert id(edge_index) in known._known
+    del edge_index, inputs
+    gc.collect()
+    assert len(known._known) == before
+
+
+def test_tensors_of_inference_mode_are_not_kept():
+    with torch.inference_mode():
+        edge_index = torch.tensor([[0, 1], [1, 0]])
+        x = torch.randn(2, 1, 4)
+        out = attention(x, x, x, edge_index)
+        edge_index[:, 0] = 1
+        assert id(edge_index) not in known._known
+        assert not torch.equal(attention(x, x, x, edge_index), out)
+
+
+def test_bad_raw_edges_are_refused_in_a_compiled_graph():
+    compiled = torch.compile(attention, backend="aot_eager", fullgraph=True)
+    inputs, edge_index = draw(*SIZES[0])
+    compiled(*inputs, edge_index)
+    with pytest.raises(ValueError, match=r"edge_index\[0\] must lie in \[0, 10\) because key has 10 rows, got 12"):
+        compiled(*inputs, torch.tensor([[0, 12], [1, 1]]))
+    with pytest.raises(ValueError, match=r"edge_index\[1\] must lie in \[0, 10\) because query has 10 rows, got -1"):
+        torch.compile(lambda *rest: attention(*rest, backend="scatter"))(*inputs, torch.tensor([[0, 2], [-1, 1]]))
+
+
+def test_patterns_with_coordinates_compile_once_they_were_run():
+    pattern = graph_zoo()["complete"]
+    tensors = random_call(pattern)
+    expected = attention(**tensors, pattern=pattern)
+    compiled = torch.compile(lambda **tensors: attention(**tensors, pattern=pattern), fullgraph=True)
+    assert torch.equal(compiled(**tensors), expected)
