@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks
 
-.PHONY: demo test check format setup gpu clean
+.PHONY: demo test check format setup bench bench-dgl gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -30,10 +30,23 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
 	@touch $@
 
+# Writes benchmarks/results; about eight minutes on two cores.
+bench: setup
+	$(BIN)/python benchmarks/cpu.py
+
+# DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.
+bench-dgl: setup $(VENV)-dgl/.installed
+	$(BIN)/python benchmarks/with_dgl.py $(VENV)-dgl/bin/python
+
+$(VENV)-dgl/.installed:
+	@$(PYTHON) -m venv $(VENV)-dgl
+	@$(VENV)-dgl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.2.1 dgl==2.1.0 "numpy<2" "torchdata<0.8" pandas pyyaml pydantic setuptools
+	@touch $@
+
 # Uses the Python that has torch and CUDA, and installs nothing.
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
 	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests
 
 clean:
-	rm -rf $(VENV) build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dgl build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

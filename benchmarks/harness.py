@@ -17,30 +17,40 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def race(systems: dict[str, Callable[[], object]], seconds: float = 12.0, most: int = 15) -> dict[str, list[float]]:
-    """Seconds of each system in each round: all run once per round, in turns, after a first run that isn't counted.
+    """Seconds per run of each system in each round: in each round all take their turn, one after another.
 
-    At least three rounds, then as many as fit into `seconds`, up to `most`.
+    A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and they outlast the
+    threads of the system before, which spin for some milliseconds. Then runs are counted until 40 ms have passed, and
+    their mean is the round's time. At least three rounds, then as many as fit into `seconds`, up to `most`.
     """
     taken: dict[str, list[float]] = {name: [] for name in systems}
+    for system in systems.values():
+        system()
     begin = time.perf_counter()
-    for turn in range(most + 1):
+    for turn in range(most):
         for name, system in systems.items():
-            # Threads that spin for a while after a run belong to that run, not to the next one.
-            time.sleep(0.02)
-            start = time.perf_counter()
-            system()
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-            else:
-                begin = time.perf_counter()
-        if turn >= 3 and time.perf_counter() - begin > seconds:
+            _repeat(system, 0.02)
+            taken[name].append(_repeat(system, 0.04))
+        if turn >= 2 and time.perf_counter() - begin > seconds:
             break
     return taken
 
 
-def median_ms(taken: dict[str, list[float]], name: str) -> float:
-    """Median of a system's rounds, in milliseconds."""
-    return statistics.median(taken[name]) * 1e3
+def _repeat(system: Callable[[], object], seconds: float) -> float:
+    """Mean seconds of as many runs as begin within `seconds`."""
+    start = now = time.perf_counter()
+    runs = 0
+    while now - start < seconds:
+        system()
+        runs += 1
+        now = time.perf_counter()
+    return (now - start) / runs
+
+
+def in_ms(seconds: list[float]) -> str:
+    """Median in milliseconds, in three digits or more."""
+    milliseconds = statistics.median(seconds) * 1e3
+    return f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}"
 
 
 def ratio(taken: dict[str, list[float]], slow: str, fast: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -97,3 +98,44 @@ def forbid(monkeypatch, folder: Path) -> None:
         make(self, *arguments, **options)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def test_ddp_processes_train_alike(tmp_path):
+    code = """
+import sys
+import torch
+import torch.distributed as dist
+from graphattn import Window
+from graphattn.nn import GraphAttention
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+torch.manual_seed(0)
+layer = GraphAttention(16, 16, heads=2)
+model = torch.nn.parallel.DistributedDataParallel(layer)
+pattern = Window(5000, radius=3)
+inputs = torch.randn(2, 5000, 16)
+for _ in range(3):
+    model.zero_grad()
+    model(inputs[rank], pattern).square().mean().backward()
+ours = [p.grad.clone() for p in layer.parameters()]
+layer.zero_grad()
+sum(layer(x, pattern).square().mean() for x in inputs).div(2).backward()
+same = all(torch.allclose(a, p.grad, atol=1e-6) for a, p in zip(ours, layer.parameters()))
+dist.barrier()
+print(same, torch.get_num_threads())
+dist.destroy_process_group()
+"""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "2"},
+        )
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        out, error = rank.communicate(timeout=120)
+        assert out.split() == ["True", "2"], error

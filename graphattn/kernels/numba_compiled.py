@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .numba_heads import axpy_heads, dot_heads, shift_columns, shift_rows, sum_columns
-from .numba_vector import OPTIONS, accumulate, exponential, prefetch, read, store_row, tanh
+from .numba_heads import activate_row, axpy_heads, dot_heads, shift_columns, shift_rows, sum_columns
+from .numba_vector import OPTIONS, accumulate, exponential, prefetch, read, store_row
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
@@ -131,7 +131,7 @@ def plan_tasks(ptr):
     return tasks[:count].copy(), cut[:cuts].copy()
 
 
-@njit(**OPTIONS)
+@njit(**OPTIONS, forceinline=True)
 def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, width, kind, slope):
     """Set a[h * width + d] to what an additive score of one edge activates, u to its derivative times the vector.
 
@@ -139,19 +139,13 @@ def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, wi
     """
     if vector is None:
         return
-    # Heads that have a key each are one long loop.
-    runs, n = (1, heads * width) if group == 1 else (heads, width)
-    for run in range(runs):
-        of_q, of_k = query + run * n, kv_head[run] * n
-        for d in range(n):
-            x = read(q, of_q + d) + read(k, key + of_k + d)
-            if ek is not None:
-                x += read(ek, edge + of_k + d)
-            y = tanh(x, vector) if kind == TANH else (x if x > 0 else x * slope)
-            if a is not None:
-                a[run * n + d] = y
-            if u is not None:
-                u[run * n + d] = vector[run * n + d] * (1 - y * y if kind == TANH else (x - x + 1 if x > 0 else slope))
+    # Heads that have a key each are one long row.
+    rows, n = (1, heads * width) if group == 1 else (heads, width)
+    for row in range(rows):
+        place = kv_head[row] * n
+        activate_row(
+            a, row * n, u, vector, q, query + row * n, k, key + place, ek, edge + place, n, kind == TANH, slope
+        )
 
 
 @njit(**OPTIONS)
@@ -459,10 +453,15 @@ def target_gradient_tasks(
                     axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
                     axpy_heads(grad_edge_key, of_edge, kv_head, g, at, q, query, None, 0, head, heads, group, width)
                 else:
-                    activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                    if part_vector is None:
+                        activate(
+                            None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                        )
+                    else:
+                        activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                        axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
                     axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
                     axpy_heads(grad_edge_key, of_edge, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
-                    axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
                 axpy_heads(
                     grad_edge_value, (b * ev_stride + edge) * value_row, kv_head, s, at,
                     grad_out, row * value_width, None, 0, head, heads, group, value_width

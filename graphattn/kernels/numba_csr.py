@@ -265,7 +265,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     # Of softmax, this pass also sets the stats that the next one needs.
     if is_softmax or needs[0] or any(needs[3:]):
         found["query"] = _empty(query, *query.shape, dtype=query.dtype)
-        part_vector = query.new_zeros(batches * len(tasks) if vector is not None else 0, heads, width, dtype=lse.dtype)
+        part_vector = query.new_zeros(batches * len(tasks), heads, width, dtype=lse.dtype) if needs[3] else None
         part_query = _empty(query, batches * slots * heads * width)
         of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
         for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
@@ -295,7 +295,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         )
         if slots:
             compiled.merge_sums(batches, query.size(1), cut, slots, heads * width, one, results[0], results[1])
-        if vector is not None:
+        if part_vector is not None:
             found["vector"] = part_vector.sum(0, dtype=torch.float64)
     if needs[1] or needs[2]:
         csc, tasks, cut, slots = _arrays(columns, "columns", query, key)

@@ -24,6 +24,8 @@ from .numba_vector import (
     nothing,
     pointer_at,
     splat,
+    store_lanes,
+    tanh_lanes,
     wide,
 )
 
@@ -216,6 +218,56 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
             lanes_loop(builder, width, body)
 
         _grouped(builder, heads, width, group, (four, eight, flat, one))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, is_tanh, slope):
+    """Set a[of_a + d] to the activation of x = q[of_q + d] + k[of_k + d] + ek[of_ek + d], over d < n.
+
+    And u[of_a + d] to its derivative times vector[of_a + d]. The activation is tanh, or leaky_relu of this slope. ek
+    and either result may be None.
+    """
+    i64 = types.int64
+    signature = types.void(a, i64, u, vector, q, i64, k, i64, ek, i64, i64, types.boolean, vector.dtype)
+
+    def codegen(context, builder, sig, args):
+        of_a, n, is_tanh, slope = args[1], *args[10:]
+        kind = float_of(vector.dtype)
+        load_q = _loader(context, builder, q, args[4], args[5])
+        load_k = _loader(context, builder, k, args[6], args[7], (ek, args[8], args[9]))
+        factor = pointer_at(context, builder, vector, args[3], of_a)
+        results = [
+            None if x == types.none else pointer_at(context, builder, x, args[i], of_a) for x, i in ((a, 0), (u, 2))
+        ]
+
+        def finish(d, lanes, y, derivative):
+            to_a, to_u = results
+            if to_a is not None:
+                store_lanes(builder, vector.dtype, to_a(d), y)
+            if to_u is not None:
+                slant = builder.fmul(derivative(), load_lanes(builder, vector.dtype, factor(d), lanes))
+                store_lanes(builder, vector.dtype, to_u(d), slant)
+
+        def by_tanh(d, lanes):
+            y, one = tanh_lanes(builder, builder.fadd(load_q(d, lanes), load_k(d, lanes))), constant(kind, lanes, 1.0)
+            finish(d, lanes, y, lambda: builder.fsub(one, builder.fmul(y, y)))
+
+        def by_leaky_relu(d, lanes):
+            x, one = builder.fadd(load_q(d, lanes), load_k(d, lanes)), constant(kind, lanes, 1.0)
+            # Where x isn't positive, or is NaN.
+            slant = builder.select(
+                builder.fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one, splat(builder, slope, lanes)
+            )
+            finish(d, lanes, builder.fmul(x, slant), lambda: slant)
+
+        with builder.if_else(is_tanh) as (then, otherwise):
+            with then:
+                lanes_loop(builder, n, by_tanh, (16, 8, 4, 1))
+            with otherwise:
+                lanes_loop(builder, n, by_leaky_relu, (16, 8, 4, 1))
         return context.get_dummy_value()
 
     return signature, codegen

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -110,13 +109,18 @@ def splat(builder: Any, x: Any, lanes: int) -> Any:
     return builder.shuffle_vector(one, empty, constant(i32, lanes, 0))
 
 
+def call(builder: Any, name: str, *arguments: Any) -> Any:
+    """Call one of LLVM's own functions on numbers, or on all lanes."""
+    kind = arguments[0].type
+    lanes = f"v{kind.count}" if isinstance(kind, ir.VectorType) else ""
+    size = "f64" if isinstance(kind.element if lanes else kind, ir.DoubleType) else "f32"
+    signature = ir.FunctionType(kind, [kind] * len(arguments))
+    return builder.call(builder.module.declare_intrinsic(f"llvm.{name}.{lanes}{size}", fnty=signature), arguments)
+
+
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """A * b + c, in one instruction where there is one."""
-    lanes = f"v{a.type.count}" if isinstance(a.type, ir.VectorType) else ""
-    element = a.type.element if lanes else a.type
-    name = f"llvm.fmuladd.{lanes}{'f64' if isinstance(element, ir.DoubleType) else 'f32'}"
-    function = builder.module.declare_intrinsic(name, fnty=ir.FunctionType(a.type, [a.type] * 3))
-    return builder.call(function, [a, b, c])
+    return call(builder, "fmuladd", a, b, c)
 
 
 @intrinsic
@@ -184,50 +188,55 @@ def prefetch(typingctx, x, i, n):
     return types.void(x, types.int64, types.int64), codegen
 
 
+def exp_lanes(builder: Any, x: Any) -> Any:
+    """Exp in each lane: float32 to about one unit in the last place (Cephes' polynomial), float64 by the library."""
+    lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
+    kind = x.type.element if isinstance(x.type, ir.VectorType) else x.type
+    if isinstance(kind, ir.DoubleType):
+        return call(builder, "exp", x)
+    number, i32 = (lambda value: constant(kind, lanes, value)), ir.IntType(32)
+    n = call(builder, "floor", multiply_add(builder, x, number(1.4426950408889634), number(0.5)))
+    # Comparisons in this direction also catch NaN, which must not become an integer.
+    n = builder.select(builder.fcmp_ordered(">", n, number(-126.0)), n, number(-126.0))
+    n = builder.select(builder.fcmp_ordered("<", n, number(127.0)), n, number(127.0))
+    r = multiply_add(builder, n, number(-0.693359375), x)
+    r = multiply_add(builder, n, number(2.12194440e-4), r)
+    p = number(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = multiply_add(builder, p, r, number(coefficient))
+    y = builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+    # 2^n: n becomes the exponent's bits.
+    bits = builder.shl(
+        builder.add(builder.fptosi(n, wide(i32, lanes)), constant(i32, lanes, 127)), constant(i32, lanes, 23)
+    )
+    y = builder.fmul(y, builder.bitcast(bits, x.type))
+    y = builder.select(builder.fcmp_ordered("<", x, number(-87.33654)), number(0.0), y)
+    return builder.select(builder.fcmp_ordered(">", x, number(88.72283)), number(float("inf")), y)
+
+
+def tanh_lanes(builder: Any, x: Any) -> Any:
+    """Tanh in each lane, exact to the rounding of 1."""
+    one = constant(x.type, 1, 1.0)
+    if isinstance(x.type, ir.VectorType):
+        one = constant(x.type.element, x.type.count, 1.0)
+    size = call(builder, "fabs", x)
+    small = exp_lanes(builder, builder.fneg(builder.fadd(size, size)))
+    y = builder.fdiv(builder.fsub(one, small), builder.fadd(one, small))
+    return call(builder, "copysign", y, x)
+
+
 @intrinsic
-def power_of_two(typingctx, n):
-    """Compute 2^n for a float32 that holds an integer in [-126, 127]: n becomes the exponent bits."""
+def exponential(typingctx, x):
+    """Compute exp of a scratch array in place."""
 
     def codegen(context, builder, sig, args):
-        i32 = ir.IntType(32)
-        biased = builder.add(builder.fptosi(args[0], i32), ir.Constant(i32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(i32, 23)), ir.FloatType())
+        place = pointer_at(context, builder, x, args[0], integer(0))
+        size = context.make_array(x)(context, builder, args[0]).nitems
 
-    return types.float32(types.float32), codegen
+        def body(i, lanes):
+            store_lanes(builder, x.dtype, place(i), exp_lanes(builder, load_lanes(builder, x.dtype, place(i), lanes)))
 
+        lanes_loop(builder, size, body, (16, 8, 4, 1))
+        return context.get_dummy_value()
 
-@njit(**OPTIONS)
-def exp32(x):
-    """Compute exp in float32 to about one unit in the last place, in operations that vectorize (Cephes' polynomial)."""
-    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    # Comparisons in this direction also catch NaN, which must not become an integer.
-    n = n if n > np.float32(-126) else np.float32(-126)
-    n = n if n < np.float32(127) else np.float32(127)
-    r = x - n * np.float32(0.693359375)
-    r = r - n * np.float32(-2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    y = (p * r * r + r + np.float32(1)) * power_of_two(n)
-    y = np.float32(0) if x < np.float32(-87.33654) else y
-    return np.float32(np.inf) if x > np.float32(88.72283) else y
-
-
-@njit(**OPTIONS)
-def exponential(x):
-    """Compute exp of a scratch array in place."""
-    for t in range(x.size):
-        x[t] = exp32(x[t]) if x.itemsize == 4 else np.exp(x[t])
-
-
-@njit(**OPTIONS)
-def tanh(x, zero):
-    """Compute tanh by way of exp in float32, by the library where `zero` is a float64."""
-    if zero.itemsize == 8:
-        return np.tanh(x)
-    y = exp32(np.float32(-2) * abs(x))
-    y = (np.float32(1) - y) / (np.float32(1) + y)
-    return y if x >= 0 else -y
+    return types.void(x), codegen

@@ -1,0 +1,79 @@
+"""The benchmark harness, and the numbers that the README takes from its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import harness
+
+    return harness
+
+
+@pytest.mark.parametrize(
+    ("measured", "more_is_better", "text"),
+    [
+        (3.0, True, "aim reached"),
+        (2.5, True, "reached"),
+        (1.9, True, "**not reached**"),
+        (1.9, False, "reached"),
+        (2.5, False, "**not reached**"),
+        (None, True, "not measured"),
+    ],
+)
+def test_a_line_says_how_far_the_number_came(harness, measured, more_is_better, text):
+    aim = 3.0 if more_is_better else 1.0
+    line = harness.Line("work", "peer", "x", 2.0, aim, measured, "", more_is_better)
+    assert line.reached() == text and f"| {text} |" in line.row()
+
+
+def test_a_race_gives_every_system_the_same_number_of_rounds(harness):
+    counts = {"slow": 0, "fast": 0}
+
+    def run(name, steps):
+        counts[name] += 1
+        sum(range(steps))
+
+    taken = harness.race({"slow": lambda: run("slow", 40_000), "fast": lambda: run("fast", 1_000)}, 0.1, 4)
+    assert len(taken["slow"]) == len(taken["fast"]) >= 3
+    # A turn is as long for both, so that the fast one runs more often.
+    assert counts["fast"] > counts["slow"]
+    assert harness.ratio(taken, "slow", "fast") > 1
+
+
+@pytest.mark.parametrize("system", ["numba", "pyg"])
+def test_one_size_of_one_system_is_one_line_of_json(system):
+    command = [sys.executable, "benchmarks/scaling.py", system, "2000", "--nodes", "100", "--seconds", "0.01"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["edges"] == 2000 and found["seconds"] > 0
+    out_and_gradients = 4 * 100 * 4 * 16 * 4
+    assert found["peak bytes"] >= out_and_gradients
+    assert system == "pyg" or found["peak bytes"] < 1.5 * out_and_gradients
+
+
+def test_every_line_of_the_readmes_table_is_one_of_the_results():
+    results = (RESULTS / "cpu.md").read_text().splitlines()
+    readme = [line for line in (ROOT / "README.md").read_text().splitlines() if " nodes, " in line and "|" in line]
+    assert len(readme) >= 8
+    assert set(readme) <= set(results)
+
+
+def test_results_say_on_what_they_were_measured():
+    found = json.loads((RESULTS / "cpu.json").read_text())
+    for line in found["lines"]:
+        assert {"torch", "torch-geometric", "numba", "threads", "copy GB/s", "row gather GB/s"} <= set(line["machine"])
