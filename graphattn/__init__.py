@@ -6,6 +6,8 @@ from .dense import dense_attention as dense_attention
 from .functional import attention as attention
 from .functional import explain_backend as explain_backend
 from .functional import merge as merge
+from .nn import accelerate as accelerate
+from .nn import restore as restore
 from .patterns import Edges as Edges
 from .patterns import Full as Full
 from .patterns import Grid as Grid
@@ -24,9 +26,11 @@ __all__ = [
     "OffsetBias",
     "Pattern",
     "Window",
+    "accelerate",
     "attention",
     "dense_attention",
     "explain_backend",
     "merge",
     "nn",
+    "restore",
 ]

@@ -14,6 +14,14 @@ import torch
 from torch import Tensor
 
 
+class EdgeRangeError(IndexError, ValueError):
+    """An edge names a node that doesn't exist: a wrong value, and for users of PyG an IndexError."""
+
+
+class EdgeDtypeError(TypeError, ValueError):
+    """Edges aren't integers: a wrong dtype, and for users of PyG a ValueError."""
+
+
 def message(where: str, argument: str, rule: str, got: object = None, fix: str = "") -> str:
     """Write one line of the form above; `got` and `fix` may be left out.
 

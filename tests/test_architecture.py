@@ -86,11 +86,13 @@ def test_public_names_are_pinned():
         "OffsetBias",
         "Pattern",
         "Window",
+        "accelerate",
         "attention",
         "dense_attention",
         "explain_backend",
         "merge",
         "nn",
+        "restore",
     ]
     assert all(hasattr(graphattn, name) for name in graphattn.__all__)
 

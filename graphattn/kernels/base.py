@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..call import Call
@@ -30,6 +31,10 @@ class Kernel(ABC):
     @abstractmethod
     def cost(self, call: Call) -> float:
         """Seconds that the call should take, by a written model of shapes, dtypes and structure alone."""
+
+    def reads_traced_edges(self, device: torch.device) -> bool:
+        """Whether its operator can read, on this device, the edges of a graph that torch.compile has traced."""
+        return False
 
     @abstractmethod
     def run(self, call: Call) -> Result:

@@ -66,6 +66,10 @@ class NumbaCSR(Kernel):
         elements = call.batch_shape.numel() * call.pattern.num_edges * call.heads * width
         return 5e-5 + elements * call.query.dtype.itemsize / 1e10
 
+    def reads_traced_edges(self, device: torch.device) -> bool:
+        """On the CPU, if Numba is there."""
+        return HAS_NUMBA and device.type == "cpu"
+
     def run(self, call: Call) -> Result:
         """Compute the call."""
         return run_fused(call, *lists_for(call, self.name, _plan))

@@ -10,7 +10,7 @@ import torch_geometric.typing
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
-from ..errors import check_int, message, shape_of
+from ..errors import EdgeDtypeError, EdgeRangeError, check_int, message, shape_of
 from .base import Pattern, check_square
 
 # Why an index of a call must lie in its range.
@@ -46,6 +46,9 @@ class Edges(Pattern):
         tensor([[False,  True],
                 [ True,  True]])
     """
+
+    # Of a pattern in a graph that torch.compile is tracing: how many nodes get their self-loops renewed, if any do.
+    traced_loops: int | None = None
 
     def __init__(
         self,
@@ -129,15 +132,19 @@ class Edges(Pattern):
         return pattern
 
     @classmethod
-    def traced(cls, where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Self:
+    def traced(
+        cls, where: str, edge_index: Tensor, num_sources: int, num_targets: int, loops: int | None = None
+    ) -> Self:
         """Take the edges of a graph that torch.compile is tracing, where no index can be looked at, as they are.
 
-        Fused kernels hand them to their operator, which reads them when the graph runs: see `known_edges`.
+        Fused kernels hand them to their operator, which reads them when the graph runs: see `known_edges`. It can also
+        renew the self-loops of the first `loops` nodes then; other kernels can't.
         """
         check_index(where, edge_index)
         pattern = cls.__new__(cls)
         Pattern.__init__(pattern, num_sources, num_targets)
         pattern._kept["edge_index"] = edge_index
+        pattern.traced_loops = loops
         pattern._late_check = lambda: _check_indices(where, edge_index, num_sources, num_targets, _ROWS)
         return pattern
 
@@ -180,6 +187,32 @@ class Edges(Pattern):
         edge_index = torch.cat([self.edge_index, loops.expand(2, -1)], 1)
         return Edges(edge_index, self.num_targets)
 
+    def renew_self_loops(self, num_nodes: int) -> Loops:
+        """Edges between different nodes, in their order, then a loop for each of the first nodes: what GAT attends to.
+
+        Kept, so that the loops of a graph are renewed once.
+        """
+        return self.keep(f"loops of {num_nodes} nodes", lambda: self._renew_self_loops(num_nodes))
+
+    def _renew_self_loops(self, num_nodes: int) -> Loops:
+        source, target = self.edge_index
+        nodes = torch.arange(num_nodes, device=self.device)
+        is_loop = source == target
+        edge_index = torch.cat([self.edge_index[:, ~is_loop], nodes.expand(2, -1)], 1)
+        pattern = Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
+        looped = source[is_loop]
+        if looped.numel() == 0:
+            return Loops(pattern, None, None)
+        kept, order = (~is_loop).nonzero().flatten(), None
+        is_missing = torch.ones_like(nodes, dtype=torch.bool)
+        if int(looped.max()) < num_nodes and looped.unique().numel() == looped.numel():
+            is_missing[looped] = False
+            place = torch.empty_like(source)
+            place[kept] = torch.arange(kept.numel(), device=self.device)
+            place[is_loop] = kept.numel() + looped
+            order = torch.cat([place, kept.numel() + nodes[is_missing]])
+        return Loops(pattern, kept, order)
+
     def offsets(self) -> Tensor:
         """Nodes of an edge list have no coordinates: raises NotImplementedError."""
         raise _no_coordinates("offsets")
@@ -211,6 +244,21 @@ class Edges(Pattern):
         is_square = self.num_sources == self.num_targets
         sizes = f"num_sources={self.num_sources}, num_targets={self.num_targets}"
         return f"Edges({f'num_nodes={self.num_targets}' if is_square else sizes}, num_edges={self.num_edges})"
+
+
+class Loops(NamedTuple):
+    """A pattern whose self-loops were renewed.
+
+    Attributes:
+        pattern: edges between different nodes, then the loops.
+        kept: which of the given edges those are; None for all.
+        order: the edges of `pattern` in the order given, loops that were given in their places, then the new ones; None
+            where that is the pattern's own order, or where a loop was given twice.
+    """
+
+    pattern: Edges
+    kept: Tensor | None
+    order: Tensor | None
 
 
 class EdgeList(NamedTuple):
@@ -264,7 +312,7 @@ def _check_indices(
         would_fit = min(lowest) >= 0 and highest[0] < num_targets and highest[1] < num_sources
         rule = f"must lie in [0, {size}) because {reasons[row].format(size)}"
         fix = "Were the rows swapped?" if would_fit else ""
-        raise ValueError(
+        raise EdgeRangeError(
             message(where, f"edge_index[{row}]", rule, f"{int(edge_index[row, edge])} at edge {edge}", fix)
         )
 
@@ -275,7 +323,7 @@ def check_index(where: str, edge_index: Tensor) -> None:
         is_matrix = edge_index.dim() == 2 and edge_index.size(0) == edge_index.size(1) != 2
         fix = "Use Edges.from_mask(mask.bool())." if is_matrix else "Use edge_index.long()."
         fix = "Use Edges.from_mask(mask)." if edge_index.dtype == torch.bool else fix
-        raise TypeError(message(where, "edge_index", "must have an integer dtype", edge_index.dtype, fix))
+        raise EdgeDtypeError(message(where, "edge_index", "must have an integer dtype", edge_index.dtype, fix))
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         fix = "Use edge_index.t()." if edge_index.dim() == 2 and edge_index.size(1) == 2 else ""
         raise ValueError(message(where, "edge_index", "must have shape [2, E]", shape_of(edge_index), fix))

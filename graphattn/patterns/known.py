@@ -6,13 +6,14 @@ import weakref
 from typing import NamedTuple
 
 from torch import Tensor
+from torch_geometric import EdgeIndex
 
 from .edges import Edges
 
 
 class _Known(NamedTuple):
     tensor: weakref.ref[Tensor]
-    state: tuple[int, int, int]
+    state: tuple
     pattern: Edges
 
 
@@ -26,19 +27,26 @@ def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: i
     Writes that torch doesn't count, through numpy or `.data`, go unseen. Tensors of inference mode count none at all,
     and are read anew each time.
     """
-    if type(edge_index) is not Tensor or edge_index.is_inference():
+    tensor: Tensor = edge_index
+    state: tuple = (num_sources, num_targets)
+    if isinstance(edge_index, EdgeIndex):
+        # The wrapper is made anew by many operations that keep what it wraps.
+        tensor = edge_index.as_tensor()
+        state = (*state, edge_index.sort_order, *edge_index.sparse_size())
+    if type(tensor) is not Tensor or tensor.is_inference():
         return Edges.between(where, edge_index, num_sources, num_targets)
-    name, state = id(edge_index), (edge_index._version, num_sources, num_targets)
+    name, state = id(tensor), (*state, tensor._version)
     known = _known.get(name)
-    if known is not None and known.tensor() is edge_index and known.state == state:
+    if known is not None and known.tensor() is tensor and known.state == state:
         return known.pattern
-    # The pattern holds the same memory by another tensor: else it would keep its own key alive.
-    pattern = Edges.between(where, edge_index.detach(), num_sources, num_targets)
+    pattern = Edges.between(where, edge_index, num_sources, num_targets)
+    # The same memory by another tensor: else the pattern would keep its own key alive.
+    pattern._kept["edge_index"] = pattern.edge_index.detach()
 
     def forget(tensor: weakref.ref[Tensor]) -> None:
         known = _known.get(name)
         if known is not None and known.tensor is tensor:
             del _known[name]
 
-    _known[name] = _Known(weakref.ref(edge_index, forget), state, pattern)
+    _known[name] = _Known(weakref.ref(tensor, forget), state, pattern)
     return pattern

@@ -1,0 +1,401 @@
+"""PyG's attention layers with our kernels: same parameters, same arguments, same numbers.
+
+Each class runs PyG's own `forward`, and hands it the edges as a `_Graph`. That is neither a tensor nor a sparse matrix:
+PyG adds no self-loops to it and passes it on unread to `edge_updater` and `propagate`, which are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch_geometric.nn.conv as conv
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.aggr import SumAggregation
+from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.typing import Adj, OptPairTensor, OptTensor, PairTensor, Size
+from torch_geometric.utils.loop import compute_loop_attr
+
+from ..errors import message
+from ..functional import attention
+from ..kernels import KERNELS
+from ..patterns import Edges
+from ..patterns.edges import Loops, read_edges
+from ..patterns.known import known_edges
+from ..scores import Additive
+
+HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
+
+
+class _Graph:
+    """The edges of one call, in the order in which PyG has them: renewed self-loops last."""
+
+    def __init__(self, pattern: Edges, renewed: Loops | None, by_messages: bool, return_weights: bool) -> None:
+        self.pattern = pattern
+        self.renewed = renewed
+        self.by_messages = by_messages
+        self.return_weights = return_weights
+        # In messages, where each edge stands, if not in that order.
+        self.order: Tensor | None = None
+        # What `edge_updater` was given, and the weights [E, H] once they are computed.
+        self.given: dict[str, Any] = {}
+        self.weights: Tensor | None = None
+
+    @property
+    def edge_index(self) -> Tensor:
+        """[2, E] in the order of messages."""
+        edge_index = self.pattern.edge_index
+        return edge_index if self.order is None else edge_index[:, self.order]
+
+    def to_messages(self, of_edges: Tensor | None) -> Tensor | None:
+        """Reorder a tensor of edges as messages."""
+        return of_edges if self.order is None or of_edges is None else of_edges[self.order]
+
+    def from_messages(self, of_messages: Tensor) -> Tensor:
+        """Reorder a tensor of messages as edges."""
+        return of_messages if self.order is None else of_messages[self.order.argsort()]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        """Attend: [T, H, C], in the dtype at which PyG's own arithmetic would arrive."""
+        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+        options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
+        tensors = (query.to(dtype), key.to(dtype), value.to(dtype))
+        with torch.autocast(query.device.type, enabled=False):
+            result = attention(*tensors, self.pattern, return_weights=self.return_weights, **options)
+        if not self.return_weights:
+            return result
+        out, weights = result
+        self.weights = weights.to(dtype)
+        return out
+
+
+class Fused(MessagePassing):
+    """What our versions of PyG's layers share: when they are fused, and what PyG's `forward` calls.
+
+    Attributes:
+        returns_dropped_weights: PyG's GAT layers return the weights that dropout left over; ours, those of before.
+            True brings PyG's back.
+        mask_removes_edges: an explainer's mask multiplies messages after their weights were normalized, so that a mask
+            of 0 is not a missing edge. True adds its logarithm to the scores instead: then it is one.
+    """
+
+    returns_dropped_weights = False
+    mask_removes_edges = False
+
+    heads: int
+    dropout: float
+    # PyG's class.
+    theirs: type[Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _generate(self.theirs)
+
+    def __init_subclass__(cls) -> None:
+        # PyG replaces what a class doesn't define itself by generated code, and goes back and forth between that and
+        # the original when an explainer comes and goes.
+        for name in ("propagate", "edge_updater"):
+            for prefix in ("", "_orig_", "_jinja_"):
+                setattr(cls, prefix + name, getattr(Fused, name))
+
+    def edge_updater(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        """PyG's for edges that it reads itself; for ours, what the fused kernel needs, or PyG's if someone watches."""
+        if not isinstance(edge_index, _Graph):
+            return self.theirs.edge_updater(self, edge_index, size=size, **kwargs)
+        edge_index.given = kwargs
+        if not edge_index.by_messages:
+            return None
+        given = {**kwargs, "edge_attr": edge_index.to_messages(kwargs.get("edge_attr"))}
+        return self.theirs.edge_updater(self, edge_index.edge_index, size=size, **given)
+
+    def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        """PyG's for edges that it reads itself; for ours, fused attention, or PyG's if someone watches."""
+        if not isinstance(edge_index, _Graph):
+            return self._pass_messages(edge_index, size, kwargs)
+        graph, bias = edge_index, None
+        if not graph.by_messages:
+            bias = self._mask_bias(graph)
+            return self._attend(graph, {**kwargs, **graph.given}, bias)
+        if "edge_attr" in kwargs:
+            kwargs["edge_attr"] = graph.to_messages(kwargs["edge_attr"])
+        out = self._pass_messages(graph.edge_index, size, kwargs)
+        if graph.return_weights:
+            alpha: Tensor = kwargs["alpha"] if "alpha" in kwargs else self._alpha
+            if "alpha" in kwargs and self.training and self.dropout > 0 and not self.returns_dropped_weights:
+                self._attend(graph, {**kwargs, **graph.given}, bias)
+            else:
+                graph.weights = graph.from_messages(alpha)
+        return out
+
+    def _pass_messages(self, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Tensor:
+        # The code that PyG generates knows nothing of explainers.
+        is_plain = not self.explain and self.decomposed_layers == 1
+        propagate = self.theirs.propagate if is_plain else self.theirs._orig_propagate
+        return propagate(self, edge_index, size=size, **kwargs)
+
+    def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _drops(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _is_theirs(self, edge_index: Any, return_weights: bool, renews: bool, has_edge_attr: bool) -> bool:
+        """Whether PyG goes all the way alone: where fused attention means something else, or can't be traced."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return True
+        if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
+            return True
+        if edge_index.layout != torch.strided:
+            return return_weights or (renews and has_edge_attr)
+        # How many edges there are after loops were renewed depends on the data: no compiled graph can hold that.
+        if not (torch.compiler.is_compiling() and renews):
+            return False
+        return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
+
+    def _is_watched(self) -> bool:
+        hooks = (getattr(self, f"_{kind}_forward{when}_hooks") for kind in HOOKS for when in ("_pre", ""))
+        return any(hooks) or (bool(self.explain) and not self.mask_removes_edges)
+
+    def _read(
+        self, edge_index: Tensor, num_sources: int, num_targets: int, loops: int | None, return_weights: bool
+    ) -> _Graph:
+        """Read the edges of a call; with `loops`, those between different nodes and one loop for each so many nodes."""
+        where = type(self).__name__
+        if torch.compiler.is_compiling() and edge_index.layout == torch.strided:
+            plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+            return _Graph(Edges.traced(where, plain, num_sources, num_targets, loops), None, False, return_weights)
+        pattern = known_edges(where, edge_index, num_sources, num_targets)
+        renewed = None if loops is None else pattern.renew_self_loops(loops)
+        wants_dropped = self.returns_dropped_weights and return_weights and self._drops() > 0
+        graph = _Graph(
+            pattern if renewed is None else renewed.pattern,
+            renewed,
+            self._is_watched() or wants_dropped,
+            return_weights,
+        )
+        # An explainer's mask has PyG's order. What watches the weights has the caller's, as far as his edges go.
+        if graph.by_messages and renewed is not None and not self.explain:
+            graph.order = renewed.order
+        return graph
+
+    def _mask_bias(self, graph: _Graph) -> Tensor | None:
+        """[E, H], the logarithm of an explainer's mask, where it is to remove edges."""
+        if not (self.explain and self.mask_removes_edges):
+            return None
+        mask = self._edge_mask
+        if mask is None:
+            raise ValueError(message(type(self).__name__, "_edge_mask", "must be set to explain the layer", None))
+        bias = torch.nn.functional.logsigmoid(mask) if self._apply_sigmoid else mask.log()
+        if graph.renewed is not None:
+            bias = bias if graph.renewed.kept is None else bias[graph.renewed.kept]
+            bias = torch.nn.functional.pad(bias, (0, graph.pattern.num_edges - bias.numel()))
+        return bias.unsqueeze(-1).expand(-1, self.heads)
+
+
+class TransformerConv(Fused, conv.TransformerConv):
+    """`torch_geometric.nn.TransformerConv`, fused: see there for arguments and results."""
+
+    theirs = conv.TransformerConv
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not self.root_weight:
+            # PyG keeps this projection and never uses it, which DistributedDataParallel takes for a mistake.
+            self.lin_skip.requires_grad_(False)
+
+    def forward(
+        self,
+        x: Tensor | PairTensor,
+        edge_index: Adj,
+        edge_attr: OptTensor = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """See PyG."""
+        return_weights = isinstance(return_attention_weights, bool)
+        theirs = (x, edge_index, edge_attr, return_attention_weights)
+        if self._is_theirs(edge_index, return_weights, False, False):
+            return conv.TransformerConv.forward(self, *theirs)
+        edge_attr = _values(edge_index) if edge_attr is None else edge_attr
+        if (edge_attr is None) != (self.lin_edge is None):
+            if edge_attr is None:
+                fix = "Pass edge_attr, or make the layer without edge_dim."
+                raise AssertionError(message("TransformerConv", "edge_attr", "must be given with edge_dim", None, fix))
+            return conv.TransformerConv.forward(self, *theirs)
+        edge_attr = edge_attr.view(-1, 1) if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        graph = self._read(edge_index, source.size(0), target.size(0), None, return_weights)
+        out = conv.TransformerConv.forward(self, x, graph, edge_attr)
+        return (out, (edge_index, graph.weights)) if return_weights else out
+
+    def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
+        edge = given["edge_attr"]
+        if edge is not None:
+            edge = self.lin_edge(edge).view(-1, self.heads, self.out_channels)
+        tensors = (given["query"], given["key"], given["value"])
+        return graph.attend(*tensors, edge_key=edge, edge_value=edge, edge_bias=bias, dropout_p=self._drops())
+
+
+class GATConv(Fused, conv.GATConv):
+    """`torch_geometric.nn.GATConv`, fused: see there for arguments and results."""
+
+    theirs = conv.GATConv
+
+    def forward(
+        self,
+        x: Tensor | OptPairTensor,
+        edge_index: Adj,
+        edge_attr: OptTensor = None,
+        size: Size = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """See PyG."""
+        return_weights = bool(return_attention_weights)
+        has_edge_attr = self.lin_edge is not None and (edge_attr is not None or _values(edge_index) is not None)
+        if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
+            return conv.GATConv.forward(self, x, edge_index, edge_attr, size, return_attention_weights)
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        num_sources = source.size(0)
+        num_targets = _rows_of_nothing(edge_index, size, num_sources) if target is None else target.size(0)
+        if size is not None and tuple(size) != (num_sources, num_targets):
+            rule = f"must be ({num_sources}, {num_targets}) like x"
+            raise ValueError(message("GATConv", "size", rule, tuple(size)))
+        loops = min(num_sources, num_targets) if self.add_self_loops else None
+        graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
+        edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        out = conv.GATConv.forward(self, x, graph, edge_attr, size)
+        return (out, (graph.pattern.edge_index, graph.weights)) if return_weights else out
+
+    def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
+        by_source, by_target = self._scores(given)
+        value = given["x"][0]
+        if by_target is None:
+            by_target = by_source.new_zeros(graph.pattern.num_targets, self.heads)
+        score = Additive(by_source.new_ones(self.heads, 1), "leaky_relu", self.negative_slope)
+        edge = given["edge_attr"]
+        if edge is not None:
+            edge = self._score_edges(edge.view(-1, 1) if edge.dim() == 1 else edge).unsqueeze(-1)
+        return graph.attend(
+            by_target.unsqueeze(-1),
+            by_source.unsqueeze(-1),
+            value,
+            score=score,
+            edge_key=edge,
+            edge_bias=bias,
+            dropout_p=self._drops(),
+        )
+
+    def _scores(self, given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        return given["alpha"]
+
+    def _score_edges(self, edge_attr: Tensor) -> Tensor:
+        """[E, H], the edges' part of the scores: projection and vector as one matrix, so that no [E, H, C] is built."""
+        lin_edge, att_edge = self.lin_edge, self.att_edge
+        if type(lin_edge) is Linear and not lin_edge._forward_hooks and not lin_edge._forward_pre_hooks:
+            weight = lin_edge.weight.view(self.heads, self.out_channels, -1)
+            return edge_attr @ (weight * att_edge.view(self.heads, self.out_channels, 1)).sum(1).t()
+        return (lin_edge(edge_attr).view(-1, self.heads, self.out_channels) * att_edge).sum(-1)
+
+
+class GATv2Conv(Fused, conv.GATv2Conv):
+    """`torch_geometric.nn.GATv2Conv`, fused: see there for arguments and results."""
+
+    theirs = conv.GATv2Conv
+
+    def forward(
+        self,
+        x: Tensor | PairTensor,
+        edge_index: Adj,
+        edge_attr: OptTensor = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """See PyG."""
+        return_weights = bool(return_attention_weights)
+        has_edge_attr = edge_attr is not None or _values(edge_index) is not None
+        if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
+            return conv.GATv2Conv.forward(self, x, edge_index, edge_attr, return_attention_weights)
+        if has_edge_attr and self.lin_edge is None:
+            fix = "Make the layer with edge_dim, or leave edge_attr out."
+            got = "a tensor" if edge_attr is None else list(edge_attr.shape)
+            raise AssertionError(message("GATv2Conv", "edge_attr", "needs a layer with edge_dim", got, fix))
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        if target is None:
+            rule = "must be a tensor, or a pair of tensors"
+            raise AssertionError(
+                message("GATv2Conv", "x", rule, "(x, None)", "Use GATConv for targets without features.")
+            )
+        num_sources, num_targets = source.size(0), target.size(0)
+        loops = min(num_sources, num_targets) if self.add_self_loops else None
+        graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
+        edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        out = conv.GATv2Conv.forward(self, x, graph, edge_attr)
+        return (out, (graph.pattern.edge_index, graph.weights)) if return_weights else out
+
+    def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
+        source, target = given["x"]
+        edge = given["edge_attr"]
+        if edge is not None:
+            edge = self.lin_edge(edge.view(-1, 1) if edge.dim() == 1 else edge)
+            edge = edge.view(-1, self.heads, self.out_channels)
+        score = Additive(self.att[0], "leaky_relu", self.negative_slope)
+        return graph.attend(target, source, source, score=score, edge_key=edge, edge_bias=bias, dropout_p=self._drops())
+
+
+# Ours of each of PyG's.
+FUSED: dict[type[Any], type[Fused]] = {
+    conv.TransformerConv: TransformerConv,
+    conv.GATConv: GATConv,
+    conv.GATv2Conv: GATv2Conv,
+}
+
+
+def why_not_fused(layer: Any) -> str | None:
+    """Why a layer's messages can't be fused, whatever its input; None if they can."""
+    theirs = next((cls for cls in FUSED if isinstance(layer, cls)), None)
+    if theirs is None:
+        return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+    if type(layer) is not theirs and type(layer) is not FUSED[theirs]:
+        return f"{type(layer).__name__} is a subclass of {theirs.__name__}, and may mean something else"
+    if not isinstance(layer.aggr_module, SumAggregation):
+        return f"aggr={layer.aggr!r} is not 'add'"
+    if layer.flow != "source_to_target":
+        return f"flow={layer.flow!r} is not 'source_to_target'"
+    if layer.decomposed_layers != 1:
+        return f"decomposed_layers={layer.decomposed_layers} is not 1"
+    return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"
+
+
+def _generate(theirs: Any) -> None:
+    """Let PyG generate its code for a class, as it does when a first layer is made."""
+    if "_jinja_propagate" not in vars(theirs):
+        with torch.random.fork_rng(devices=[]):
+            theirs(1, 1)
+
+
+def _rows_of_nothing(edge_index: Tensor, size: Size, num_sources: int) -> int:
+    """How many targets there are where they have no features."""
+    if size is not None:
+        return size[1]
+    if isinstance(edge_index, EdgeIndex):
+        return num_sources if edge_index.num_cols is None else edge_index.num_cols
+    return edge_index.size(0) if edge_index.layout != torch.strided else num_sources
+
+
+def _values(edge_index: Any) -> Tensor | None:
+    """Edge features that lie in a sparse adjacency, as PyG reads them: those of more than one dimension."""
+    if not isinstance(edge_index, Tensor) or edge_index.layout == torch.strided:
+        return None
+    values = read_edges("edge_index", edge_index).values
+    return None if values is None or values.dim() == 1 else values
+
+
+def _with_loops(graph: _Graph, edge_index: Tensor, edge_attr: Tensor | None, fill_value: Any) -> Tensor | None:
+    """Features of the edges that remain, then those of the renewed loops."""
+    edge_attr = _values(edge_index) if edge_attr is None else edge_attr
+    if edge_attr is None or graph.renewed is None:
+        return edge_attr
+    edge_attr = edge_attr if graph.renewed.kept is None else edge_attr[graph.renewed.kept]
+    kept = graph.pattern.edge_index[:, : edge_attr.size(0)]
+    loops = compute_loop_attr(kept, edge_attr, graph.pattern.num_edges - edge_attr.size(0), False, fill_value)
+    return torch.cat([edge_attr, loops])
