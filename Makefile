@@ -30,9 +30,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
 	@touch $@
 
-# Writes benchmarks/results; about eight minutes on two cores.
+# Writes benchmarks/results; less than ten minutes on two cores.
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/layers.py
 
 # DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.
 bench-dgl: setup $(VENV)-dgl/.installed

@@ -53,6 +53,13 @@ def test_node_classification_takes_real_data(name, tmp_path):
     assert f"Picture: {tmp_path / f'node_classification_{name.lower()}.png'}" in printed
 
 
+def test_accelerate_pyg_compares_both_and_draws(tmp_path):
+    printed = run_example("accelerate_pyg.py", "--smoke", "--output", str(tmp_path)).splitlines()
+    assert printed[0].startswith("PyG: test accuracy ") and printed[1].startswith("accelerated: test accuracy ")
+    assert "standard error" in printed[2]
+    assert (tmp_path / "accelerate_pyg_digits.png").stat().st_size > 20_000
+
+
 def test_digits_are_a_symmetric_graph_of_neighbors():
     data = digits_graph(neighbors=3)
     assert data.x.shape == (1797, 64) and 0 <= float(data.x.min()) and float(data.x.max()) == 1

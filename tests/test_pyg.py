@@ -99,6 +99,42 @@ def test_outputs_and_gradients_are_pygs(name, options, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_layers_are_fused_unless_someone_watches(name, monkeypatch):
+    calls, attend = [], graphattn.nn.pyg.attention
+    monkeypatch.setattr(graphattn.nn.pyg, "attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
+    _, layer = pair(name, 6, 4, heads=2)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    layer(x, EDGES)
+    layer(x, EDGES, return_attention_weights=True)
+    assert len(calls) == 2
+    handle = layer.register_message_forward_hook(lambda *_: None)
+    layer(x, EDGES)
+    assert len(calls) == 2
+    handle.remove()
+    layer.explain = True
+    layer.explain = False
+    accelerated = getattr(pyg, name)(6, 4, heads=2).double()
+    accelerated.explain = True
+    graphattn.accelerate(accelerated)
+    accelerated.explain = False
+    layer(x, EDGES), accelerated(x, EDGES)
+    assert len(calls) == 4
+
+
+def test_the_loops_of_a_graph_are_renewed_once(monkeypatch):
+    from graphattn.patterns import Edges
+
+    builds, renew = [], Edges._renew_self_loops
+    monkeypatch.setattr(Edges, "_renew_self_loops", lambda *a: builds.append(1) or renew(*a))
+    edges, x = EDGES.clone(), torch.randn(5, 6)
+    layers = [ours.GATConv(6, 4), ours.GATv2Conv(6, 4)]
+    for _ in range(3):
+        for layer in layers:
+            layer(x, edges).sum().backward()
+    assert len(builds) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_are_pygs_in_pygs_order(name):
     theirs, mine = pair(name, 6, 4, heads=2)
     x = torch.randn(5, 6, dtype=torch.float64)

@@ -10,14 +10,16 @@ import torch
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 
 
-def test_the_example_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def test_the_examples_run(capsys):
+    example, accelerate = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(example, "README.md", "exec"), names)
     for name in ("on_a_graph", "on_sentences", "in_a_window", "on_pixels"):
         assert names[name].shape == (12, 32) and names[name].isfinite().all()
     assert names["sparse"].shape == names["dense"].shape == (12, 4, 8)
     assert not torch.equal(names["on_a_graph"], names["on_pixels"])
+    exec(compile(accelerate, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("2 layers accelerated, 0 left\n")
 
 
 def test_every_link_to_a_file_leads_somewhere():
