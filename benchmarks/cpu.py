@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -205,6 +207,20 @@ def halves() -> Line:
     return line(f"{say(*LARGE)}: forward in bfloat16", "float32", taken, "float32", "bfloat16", 1.25, 1.5)
 
 
+def first_calls() -> list[Line]:
+    """Seconds of the first call of a process: with nothing compiled, and with what that call has left on disk."""
+    command = [sys.executable, str(Path(__file__).with_name("first_call.py"))]
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        run = lambda: subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+        cold, warm = float(run()), float(run())
+    work = "first forward + backward of a process (dot product, softmax, float32)"
+    return [
+        Line(work, "nothing compiled before", "s", 15, None, cold, "", more_is_better=False),
+        Line(work, "compiled by another process", "s", 1, None, warm, "", more_is_better=False),
+    ]
+
+
 def child(
     system: str, edges: int, nodes: int, heads: int = HEADS, width: int = WIDTH, limit: float = 120
 ) -> dict | None:
@@ -288,7 +304,7 @@ def main() -> None:
     lines += against_compiled()
     lines += against_pyg(CORA, {both: (6, 12)})
     lines += against_layers()
-    lines += [*gathers, skew(), threads(), *backward(), halves()]
+    lines += [*gathers, skew(), threads(), *backward(), halves(), *first_calls()]
     earlier = RESULTS / "dgl.json"
     if earlier.exists():
         lines += [Line(**fields) for fields in json.loads(earlier.read_text())["lines"]]

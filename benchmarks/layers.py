@@ -47,14 +47,14 @@ class Network(torch.nn.Module):
 
 def photo() -> tuple[Data, Network]:
     """Two layers of GAT, 8 heads of 8."""
-    data = load_graph("Photo")
+    data = load_graph("Photo")[0]
     layers = [GATConv(data.num_features, 8, heads=8, dropout=0.6), GATConv(64, 8, heads=8, dropout=0.6)]
     return data, Network(layers, 64, int(data.y.max()) + 1)
 
 
 def tolokers() -> tuple[Data, Network]:
     """Three layers of TransformerConv, 4 heads of 64."""
-    data = load_graph("Tolokers")
+    data = load_graph("Tolokers")[0]
     widths = [data.num_features, 256, 256]
     return data, Network([TransformerConv(width, 64, heads=4) for width in widths], 256, 2)
 

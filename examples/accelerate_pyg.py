@@ -75,7 +75,7 @@ def train(model, data, epochs, patience):
 def load(name, seed):
     """The graph with its own split, or else 20 labels per class for training."""
     torch.manual_seed(seed)
-    data = digits_graph() if name == "digits" else NormalizeFeatures()(load_graph(name))
+    data = digits_graph() if name == "digits" else NormalizeFeatures()(load_graph(name)[0])
     return data if "train_mask" in data else RandomNodeSplit("test_rest", num_train_per_class=20, num_val=300)(data)
 
 

@@ -37,5 +37,12 @@ def test_operators_pass_opcheck(name, dtype):
         (operators.csr_forward, (*shared, rows, *mode)),
         (operators.csr_weights, (*shared, lse, rows, *mode)),
         (operators.csr_backward, (*grads, *shared, out, lse, rows, columns, needs, *mode)),
+        # The form in which torch.compile passes edges that nobody has read yet.
+        (operators.csr_forward, (*shared, [pattern.edge_index], *mode)),
+        (operators.csr_weights, (*shared, lse, [pattern.edge_index], *mode)),
+        (
+            operators.csr_backward,
+            (*grads, *shared, out, lse, [pattern.edge_index], [pattern.edge_index], needs, *mode),
+        ),
     ):
         assert set(opcheck(operator.default, arguments).values()) == {"SUCCESS"}

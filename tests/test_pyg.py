@@ -407,8 +407,6 @@ def test_compiled_layers_take_raw_edges_in_one_graph_and_new_sizes(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_export_with_dynamic_sizes(name):
     layer = getattr(ours, name)(6, 4, heads=2).eval()
-    options = {} if name == "TransformerConv" else {"add_self_loops": False}
-    layer = getattr(ours, name)(6, 4, heads=2, **options).eval()
     shapes = {"x": {0: torch.export.Dim("n")}, "edge_index": {1: torch.export.Dim("e")}}
     program = torch.export.export(layer, (), {"x": torch.randn(5, 6), "edge_index": EDGES}, dynamic_shapes=shapes)
     x, edge_index = torch.randn(9, 6), torch.randint(9, (2, 17))
