@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .numba_heads import activate_row, axpy_heads, dot_heads, shift_columns, shift_rows, sum_columns
+from .numba_heads import activate_row, axpy_heads, dot_heads, drop_heads, shift_columns, shift_rows, sum_columns
 from .numba_vector import OPTIONS, accumulate, exponential, prefetch, read, store_row
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
@@ -210,8 +210,8 @@ def differentiate_heads(
     """Turn the scores of one edge into exponents, with gradients by the weights in g and dropout's factors in f."""
     dot_heads(g, at, one, grad_out, row * width, v, value, ev, of_edge, kv_head, heads, group, width)
     if threshold > 0:
+        drop_heads(f, at, None, state, threshold, keep_scale, heads)
         for h in range(heads):
-            f[at + h] = keep_scale if mix(state ^ np.uint64(h)) >= threshold else 0
             g[at + h] *= f[at + h]
     if grad_weights is not None:
         for h in range(heads):
@@ -274,8 +274,7 @@ def forward_tasks(
                 at = (e - first) * heads
                 if threshold > 0:
                     kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
-                    for h in range(heads):
-                        s[at + h] = s[at + h] * keep_scale if mix(kept ^ np.uint64(h)) >= threshold else 0
+                    drop_heads(s, at, s, kept, threshold, keep_scale, heads)
                 axpy_heads(
                     acc, 0, head, s, at, v, value, ev, (b * ev_stride + edge) * value_row, kv_head,
                     heads, group, value_width

@@ -273,6 +273,46 @@ def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, 
     return signature, codegen
 
 
+@intrinsic
+def drop_heads(typingctx, to, at, s, state, threshold, keep_scale, heads):
+    """Set to[at + h] to keep_scale, times s[at + h] where there is an s, if dropout keeps head h of an edge, else to 0.
+
+    That is where the mixer of `graphattn.random`, here on 32-bit lanes, gives at least `threshold`, a 64-bit number up
+    to 2^32; `state` is the hash's state after the edge.
+    """
+    signature = types.void(to, types.int64, s, types.uint64, types.uint64, to.dtype, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, align, i32 = pointer_at(context, builder, to, args[0], args[1]), to.dtype.bitwidth // 8, ir.IntType(32)
+        given = None if s == types.none else pointer_at(context, builder, s, args[2], args[1])
+        state, threshold, keep_scale, heads = builder.trunc(args[3], i32), *args[4:]
+        # No 32-bit number is as large as 2^32.
+        keeps_any = builder.icmp_unsigned("<", threshold, ir.Constant(threshold.type, 2**32))
+        bound = builder.trunc(threshold, i32)
+
+        def body(head, lanes):
+            number = lambda value: constant(i32, lanes, value)
+            word = splat(builder, builder.trunc(head, i32), lanes)
+            if lanes > 1:
+                word = builder.add(word, ir.Constant(wide(i32, lanes), list(range(lanes))))
+            word = builder.xor(word, splat(builder, state, lanes))
+            for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+                word = builder.mul(builder.xor(word, builder.lshr(word, number(shift))), number(factor))
+            word = builder.xor(word, builder.lshr(word, number(16)))
+            is_kept = builder.icmp_unsigned(">=", word, splat(builder, bound, lanes))
+            is_kept = builder.and_(is_kept, splat(builder, keeps_any, lanes))
+            kept, kind = splat(builder, keep_scale, lanes), float_of(to.dtype)
+            if given is not None:
+                kept = builder.fmul(kept, load_lanes(builder, s.dtype, given(head), lanes))
+            x = builder.select(is_kept, kept, constant(kind, lanes, 0.0))
+            builder.store(x, builder.bitcast(place(head), x.type.as_pointer()), align=align)
+
+        lanes_loop(builder, heads, body, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
 def _columns(builder: Any, place: Any, edges: Any, heads: Any, body: Any) -> None:
     """Run body(head, lanes, over) over heads; over(action) runs action(pointer to that head's scores) over edges."""
 
