@@ -10,10 +10,10 @@ from torch import Tensor
 
 from .bias import OffsetBias
 from .errors import check_device, check_float_tensor, check_like, check_probability, message, shape_of
-from .normalizers import Normalizer, Softmax, UserNormalizer, as_normalizer
+from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
 from .patterns.known import known_edges
-from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score
+from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,11 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> Pattern:
-    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet."""
+def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int, *, may_trace: bool = False) -> Pattern:
+    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet.
+
+    With `may_trace`, a tensor in a graph that torch.compile is tracing stays unread: for calls that fused kernels run.
+    """
     if isinstance(pattern, list | tuple):
         if not pattern or not all(isinstance(part, Pattern) for part in pattern):
             got = f"a {type(pattern).__name__} of {type(pattern[0]).__name__ if pattern else 'nothing'}"
@@ -66,7 +69,8 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> 
             raise TypeError(message(where, "edge_index", "must hold patterns if it is a list", got, fix))
         pattern = Pattern.join(pattern)
     if not isinstance(pattern, Pattern):
-        if torch.compiler.is_compiling() and isinstance(pattern, Tensor) and pattern.layout == torch.strided:
+        is_traced = may_trace and torch.compiler.is_compiling()
+        if is_traced and isinstance(pattern, Tensor) and pattern.layout == torch.strided:
             return Edges.traced(where, pattern, num_sources, num_targets)
         return _read_pattern(where, pattern, num_sources, num_targets)
     sides = (
@@ -80,7 +84,12 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int) -> 
     return pattern
 
 
-@torch.compiler.disable
+def can_be_fused(score: Score, normalizer: Normalizer) -> bool:
+    """Whether a fused kernel may know this score and this normalizer."""
+    return isinstance(score, DotProduct | Additive) and isinstance(normalizer, Softmax | Relu | Sigmoid | Identity)
+
+
+@torch.compiler.disable(reason="what is read from edges depends on them, which no compiled graph can hold")
 def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int) -> Edges:
     """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
     if isinstance(container, Tensor):
@@ -107,11 +116,11 @@ def prepare(
     """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
     query, key, value = _autocast(query), _autocast(key), _autocast(value)
     _check_tensors(where, query, key, value)
-    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3))
+    score, normalizer = as_score(where, score), as_normalizer(where, normalizer)
+    may_trace = can_be_fused(score, normalizer)
+    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3), may_trace=may_trace)
     check_device(where, "pattern", pattern.device, query)
-    score = as_score(where, score)
     score.check(where, query, key)
-    normalizer = as_normalizer(where, normalizer)
     check_probability(where, "dropout_p", dropout_p)
     if return_lse and not isinstance(normalizer, Softmax):
         raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
@@ -161,6 +170,8 @@ def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> Non
         raise ValueError(message(where, "value", f"must have as many rows as key, {key.size(-3)}", value.size(-3)))
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(message(where, "value", f"must have as many heads as key, {key.size(-2)}", value.size(-2)))
+    if query.size(-2) == 0:
+        raise ValueError(message(where, "query", "must have at least 1 head", shape_of(query)))
     if key.size(-2) == 0 or query.size(-2) % key.size(-2):
         rule = f"must divide the {query.size(-2)} heads of query"
         raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))

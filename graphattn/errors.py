@@ -83,6 +83,11 @@ def check_float_tensor(where: str, argument: str, value: object) -> None:
     if not value.is_floating_point():
         fix = f"Use {argument}.float()." if not value.is_complex() else ""
         raise TypeError(message(where, argument, "must have a floating-point dtype", value.dtype, fix))
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        rule = "must be float16, bfloat16, float32 or float64"
+        raise TypeError(message(where, argument, rule, value.dtype, f"Use {argument}.to(torch.bfloat16)."))
+    if value.layout != torch.strided:
+        raise TypeError(message(where, argument, "must be a dense tensor", value.layout, f"Use {argument}.to_dense()."))
 
 
 def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float32: bool = False) -> None:

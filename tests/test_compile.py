@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from graphattn import Edges, attention
+from graphattn import Edges, Window, attention
 from graphattn.nn import GraphAttention
 from graphattn.patterns import base, known
 from graphattn.testing import graph_zoo, random_call
@@ -106,15 +106,16 @@ def test_raw_edges_between_other_rows_are_read_anew():
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_known_edges_go_with_their_tensor(compiled):
     function = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention
+    table = known._compared if compiled else known._known
     gc.collect()
-    before = len(known._known)
+    before = len(table)
     for nodes, edges in SIZES[:3]:
         inputs, edge_index = draw(nodes, edges)
         function(*inputs, edge_index).sum().backward()
-        assert id(edge_index) in known._known
+        assert id(edge_index) in table
     del edge_index, inputs
     gc.collect()
-    assert len(known._known) == before
+    assert len(table) == before
 
 
 def test_tensors_of_inference_mode_are_not_kept():
@@ -135,6 +136,55 @@ def test_bad_raw_edges_are_refused_in_a_compiled_graph():
         compiled(*inputs, torch.tensor([[0, 12], [1, 1]]))
     with pytest.raises(ValueError, match=r"edge_index\[1\] must lie in \[0, 10\) because query has 10 rows, got -1"):
         torch.compile(lambda *rest: attention(*rest, backend="scatter"))(*inputs, torch.tensor([[0, 2], [-1, 1]]))
+
+
+def test_edges_in_memory_that_compiled_code_uses_again_are_read_again():
+    x, edge_index = torch.randn(30, 2, 8), torch.randint(30, (2, 100))
+
+    def rewire(x, edge_index):
+        first = attention(x, x, x, (edge_index * 3 + 1) % 30)
+        return attention(first, first, first, (edge_index + (first.abs().max() * 100).long()) % 30)
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(rewire, fullgraph=True)(x, edge_index), rewire(x, edge_index))
+
+
+def test_a_write_at_the_end_of_a_compiled_graph_is_noticed_outside():
+    x, edge_index = torch.randn(30, 2, 8), torch.randint(30, (2, 100))
+
+    def read_and_write(x, edge_index):
+        out = attention(x, x, x, edge_index)
+        edge_index.add_(1).remainder_(30)
+        return out
+
+    with torch.no_grad():
+        for _ in range(2):
+            torch.compile(read_and_write)(x, edge_index)
+            assert torch.equal(attention(x, x, x, edge_index), attention(x, x, x, edge_index.clone()))
+
+
+@pytest.mark.parametrize("make", [lambda: Edges(torch.randint(9, (2, 30)), 9), lambda: Window(9, radius=2)])
+def test_a_pattern_that_ran_without_gradients_compiles_with_them(make):
+    pattern, x = make(), torch.randn(9, 2, 8)
+    with torch.no_grad():
+        attention(x, x, x, pattern)
+    x.requires_grad_()
+    out = torch.compile(lambda x: attention(x, x, x, pattern), fullgraph=True)(x)
+    both = (torch.autograd.grad(y.square().sum(), x)[0] for y in (out, attention(x, x, x, pattern)))
+    torch.testing.assert_close(*both)
+
+
+# torch looks at the .grad of tensors in the middle of a graph that it continues after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_raw_edges_of_calls_that_scatter_runs_are_sorted_once(sorts):
+    inputs, edge_index = draw(*SIZES[1])
+    compiled = torch.compile(lambda *rest: attention(*rest, score=lambda q, k, _: (q - k).sum(-1)))
+    layer = torch.compile(GraphAttention(16, 16, heads=2, add_self_loops=True))
+    for _ in range(3):
+        compiled(*inputs, edge_index).sum().backward()
+        layer(inputs[0].flatten(1), edge_index).sum().backward()
+    # Rows and columns, of the edges and of those with loops.
+    assert len(sorts) == 4
 
 
 def test_patterns_with_coordinates_compile_once_they_were_run():

@@ -249,6 +249,11 @@ def test_autocast_casts_as_scaled_dot_product_attention_does():
     torch.testing.assert_close(out, twin)
     out.float().sum().backward()
     assert all(x.grad.dtype == torch.float32 for x in tensors.values())
+    with torch.autocast("cpu", torch.bfloat16):
+        linear = torch.nn.Linear(4, 1)
+        score = lambda query, key, _: linear(query * key).squeeze(-1)
+        plain = [tensors[name] for name in ("query", "key", "value")]
+        assert attention(*plain, pattern, score=score, return_weights=True)[1].dtype == torch.float32
     doubles = random_call(pattern)
     with torch.autocast("cpu", torch.bfloat16):
         assert attention(**doubles, pattern=pattern).dtype == torch.float64

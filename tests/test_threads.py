@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 import torch
 
 from graphattn import Edges, attention
@@ -84,8 +85,41 @@ def test_compiled_code_goes_where_it_can_be_written(monkeypatch, tmp_path):
     user = numba_csr._cache_folder()
     assert user.parent == tmp_path / "graphattn" and user.name == beside.name
     forbid(monkeypatch, tmp_path)
-    temporary = numba_csr._cache_folder()
+    with pytest.warns(UserWarning, match="compiled code can't be kept.* Set NUMBA_CACHE_DIR"):
+        temporary = numba_csr._cache_folder()
     assert temporary.is_dir() and temporary.name.startswith("graphattn-")
+
+
+def test_a_process_without_a_home_has_its_cache_beside_the_sources(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def expanduser(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    assert numba_csr._cache_folder().parent.name == "__pycache__"
+
+
+def test_the_first_call_may_come_from_many_threads_at_once():
+    code = """
+import threading, numba, torch
+from graphattn import attention
+before, barrier = numba.config.CACHE_DIR, threading.Barrier(4)
+x, edge_index = torch.randn(5, 2, 4), torch.tensor([[0, 1], [1, 0]])
+
+def call():
+    barrier.wait()
+    attention(x, x, x, edge_index)
+
+threads = [threading.Thread(target=call) for _ in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(numba.config.CACHE_DIR == before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
 def forbid(monkeypatch, folder: Path) -> None:

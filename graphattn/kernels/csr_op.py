@@ -2,7 +2,7 @@
 
 Each operator takes plain tensors. `rows` and `columns` are lists: the CSR or CSC's ptr, index and perm (empty where
 the caller's order is the sorted one), then whatever the kernel has planned for it. Or, in graphs of torch.compile, an
-edge_index, which the kernel looks up with `known_edges`, and after it maybe a tensor with a row for each node whose
+edge_index, which the kernel looks up with `compared_edges`, and after it maybe a tensor with a row for each node whose
 self-loops shall be renewed. Optional edge tensors have one
 leading batch dimension, of the batch's size or 1; query, key and value have exactly one.
 """
@@ -20,7 +20,7 @@ from ..call import Call, accumulate_dtype
 from ..csr import CSR
 from ..normalizers import Identity, Relu, Sigmoid, Softmax
 from ..patterns import Edges, Pattern
-from ..patterns.known import known_edges
+from ..patterns.known import compared_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
 from .base import Result
@@ -192,20 +192,22 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
 def lists_for(call: Call, name: str, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
     """Rows and columns of a call as `run_fused` takes them, planned and kept by the pattern under a kernel's name."""
     pattern = call.pattern
-    if torch.compiler.is_compiling() and isinstance(pattern, Edges) and not pattern.has_kept(f"{name} rows"):
+    sides = ["rows", "columns"] if needs_grad(call) else ["rows"]
+    is_planned = all(pattern.has_kept(f"{name} {side}") for side in sides)
+    if torch.compiler.is_compiling() and not is_planned and pattern.has_kept("edge_index"):
         given = [pattern.edge_index]
-        if pattern.traced_loops is not None:
+        if isinstance(pattern, Edges) and pattern.traced_loops is not None:
             # A number as a shape, so that another one doesn't compile anew.
             given.append(pattern.edge_index.new_empty(pattern.traced_loops, 0))
         return given, given
-    return _kept(pattern, "rows", name, plan), _kept(pattern, "columns", name, plan) if needs_grad(call) else []
+    return _kept(pattern, "rows", name, plan), _kept(pattern, "columns", name, plan) if len(sides) > 1 else []
 
 
 def read_list(given: list[Tensor], side: str, query: Tensor, key: Tensor, name: str, plan: Plan) -> list[Tensor]:
     """Return the planned list of a side, "rows" or "columns", where the operator was given an edge_index alone."""
     if len(given) > 2:
         return given
-    pattern = known_edges("attention", given[0], key.size(1), query.size(1))
+    pattern = compared_edges("attention", given[0], key.size(1), query.size(1))
     if len(given) == 2:
         pattern = pattern.renew_self_loops(given[1].size(0)).pattern
     return _kept(pattern, side, name, plan)

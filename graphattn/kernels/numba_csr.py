@@ -5,15 +5,18 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
-import functools
 import hashlib
 import importlib
 import importlib.util
 import itertools
 import os
+import shutil
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from ..call import Call, accumulate_dtype
 from ..csr import CSR
+from ..errors import message
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
@@ -45,6 +49,8 @@ if _advise is not None:
     _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 _pool: ThreadPoolExecutor | None = None
+_modules: list[Any] = []
+_loading = threading.Lock()
 
 
 class NumbaCSR(Kernel):
@@ -75,18 +81,25 @@ class NumbaCSR(Kernel):
         return run_fused(call, *lists_for(call, self.name, _plan))
 
 
-@functools.cache
 def _compiled() -> Any:
+    """Return the module of compiled functions; the first call loads Numba."""
+    return _modules[0] if _modules else _load()
+
+
+def _load() -> Any:
     """Load Numba and what it compiles, with a folder for the compiled code that can be written."""
     import numba
 
     config: Any = numba.config
-    before = config.CACHE_DIR
-    config.CACHE_DIR = before or str(_cache_folder())
-    try:
-        return importlib.import_module(".numba_compiled", __package__)
-    finally:
-        config.CACHE_DIR = before
+    with _loading:
+        if not _modules:
+            before = config.CACHE_DIR
+            config.CACHE_DIR = before or str(_cache_folder())
+            try:
+                _modules.append(importlib.import_module(".numba_compiled", __package__))
+            finally:
+                config.CACHE_DIR = before
+    return _modules[0]
 
 
 def _cache_folder() -> Path:
@@ -97,15 +110,22 @@ def _cache_folder() -> Path:
     here = Path(__file__).parent
     sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("compiled", "heads", "vector"))
     name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    for parent in (here / "__pycache__", cache / "graphattn"):
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
+    for parent in (here / "__pycache__", cache):
         try:
+            parent = parent.expanduser()
             (parent / name).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=parent / name).close()
-        except OSError:
+        except (OSError, RuntimeError):
+            # RuntimeError: there is no home directory.
             continue
         return parent / name
-    return Path(tempfile.mkdtemp(prefix="graphattn-"))
+    temporary = Path(tempfile.mkdtemp(prefix="graphattn-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    fix = "Set NUMBA_CACHE_DIR to a folder that can be written."
+    text = message("graphattn", "compiled code", f"can't be kept, neither in {here} nor in {cache}", None, fix)
+    warnings.warn(text, stacklevel=2)
+    return temporary
 
 
 def _forget_pool() -> None:

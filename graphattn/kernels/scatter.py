@@ -58,6 +58,11 @@ class Scatter(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
+        # Operators that autocast would run in half precision, a user's own score among them, accumulate in float32.
+        with torch.autocast(call.query.device.type, enabled=False):
+            return self._run(call)
+
+    def _run(self, call: Call) -> Result:
         layout = call.pattern.keep("scatter", lambda: _lay_out(call.pattern))
         dtype = call.accumulate_dtype
         from_front = len(call.batch_shape)

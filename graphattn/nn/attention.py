@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import OptTensor
 
-from ..call import as_pattern
+from ..call import as_pattern, can_be_fused
 from ..errors import check_choice, message
 from ..functional import attention
 from ..kernels import KERNELS
@@ -112,7 +112,8 @@ class GraphAttention(Projections, MessagePassing):
         if edge_attr is None and self.edge_dim is not None and not isinstance(edge_index, Pattern | list | tuple):
             values = read_edges("GraphAttention", edge_index).values
             edge_attr = None if values is None else values.to(self.lin_out.weight.dtype)
-        pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2))
+        fused = not self.add_self_loops and can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
+        pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2), may_trace=fused)
         edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target.shape[:-2])
         if self.add_self_loops:
             if pattern.num_sources != pattern.num_targets:

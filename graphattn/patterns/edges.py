@@ -137,8 +137,8 @@ class Edges(Pattern):
     ) -> Self:
         """Take the edges of a graph that torch.compile is tracing, where no index can be looked at, as they are.
 
-        Fused kernels hand them to their operator, which reads them when the graph runs: see `known_edges`. It can also
-        renew the self-loops of the first `loops` nodes then; other kernels can't.
+        Fused kernels hand them to their operator, which reads them when the graph runs: see `compared_edges`. It can
+        also renew the self-loops of the first `loops` nodes then; other kernels can't.
         """
         check_index(where, edge_index)
         pattern = cls.__new__(cls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
@@ -19,13 +20,14 @@ class _Known(NamedTuple):
 
 # By the tensor's id. An entry goes when its tensor does, so that nothing outlives the caller's own reference.
 _known: dict[int, _Known] = {}
+_compared: dict[int, _Known] = {}
 
 
 def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Edges:
     """Return the pattern of an edge_index between these numbers of rows: the one made before, if nobody wrote to it.
 
-    Writes that torch doesn't count, through numpy or `.data`, go unseen. Tensors of inference mode count none at all,
-    and are read anew each time.
+    Writes that torch doesn't count, through numpy, `.data` or in-place collectives, go unseen. Tensors of inference
+    mode count none at all, and are read anew each time.
     """
     tensor: Tensor = edge_index
     state: tuple = (num_sources, num_targets)
@@ -35,18 +37,41 @@ def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: i
         state = (*state, edge_index.sort_order, *edge_index.sparse_size())
     if type(tensor) is not Tensor or tensor.is_inference():
         return Edges.between(where, edge_index, num_sources, num_targets)
-    name, state = id(tensor), (*state, tensor._version)
-    known = _known.get(name)
+    state = (*state, tensor._version)
+    known = _known.get(id(tensor))
     if known is not None and known.tensor() is tensor and known.state == state:
         return known.pattern
     pattern = Edges.between(where, edge_index, num_sources, num_targets)
     # The same memory by another tensor: else the pattern would keep its own key alive.
     pattern._kept["edge_index"] = pattern.edge_index.detach()
+    _remember(_known, tensor, state, pattern)
+    return pattern
+
+
+def compared_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Edges:
+    """Return the same for an operator in a compiled graph, which must look at every edge.
+
+    Compiled code writes into memory that it uses again, by ways that no count sees, and may leave the tensor as it was.
+    So the pattern has a copy of the edges, and serves as long as that is equal.
+    """
+    state = (num_sources, num_targets, edge_index.dtype)
+    known = _compared.get(id(edge_index))
+    if known is not None and known.tensor() is edge_index and known.state == state:
+        kept = known.pattern.edge_index
+        if torch.equal(kept if kept.dtype == edge_index.dtype else kept.to(edge_index.dtype), edge_index):
+            return known.pattern
+    pattern = Edges.between(where, edge_index.clone(), num_sources, num_targets)
+    if type(edge_index) is Tensor:
+        _remember(_compared, edge_index, state, pattern)
+    return pattern
+
+
+def _remember(table: dict[int, _Known], tensor: Tensor, state: tuple, pattern: Edges) -> None:
+    name = id(tensor)
 
     def forget(tensor: weakref.ref[Tensor]) -> None:
-        known = _known.get(name)
+        known = table.get(name)
         if known is not None and known.tensor is tensor:
-            del _known[name]
+            del table[name]
 
-    _known[name] = _Known(weakref.ref(tensor, forget), state, pattern)
-    return pattern
+    table[name] = _Known(weakref.ref(tensor, forget), state, pattern)
