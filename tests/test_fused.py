@@ -257,3 +257,22 @@ def test_autocast_casts_as_scaled_dot_product_attention_does():
     doubles = random_call(pattern)
     with torch.autocast("cpu", torch.bfloat16):
         assert attention(**doubles, pattern=pattern).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_half_types_do_not_start_from_the_rounded_output(dtype):
+    generator = torch.Generator().manual_seed(2)
+    pattern = Edges(torch.randint(50, (2, 2000), generator=generator), 50)
+    tensors = {name: x.detach() for name, x in random_call(pattern, width=16).items()}
+    # Differences of values that have much in common are what the gradient of the query is made of.
+    tensors["value"] += 5
+    low = {name: x.to(dtype).requires_grad_() for name, x in tensors.items()}
+    exact = {name: x.detach().double().requires_grad_() for name, x in low.items()}
+    direction = torch.randn(50, 2, 16, generator=generator, dtype=torch.float64).to(dtype)
+    found = []
+    for inputs in (low, exact):
+        out = attention(**inputs, pattern=pattern, backend="numba")
+        gradients = torch.autograd.grad(out, list(inputs.values()), direction.to(out.dtype))
+        found.append([gradient.double() for gradient in gradients])
+    for ours, truth in zip(*found, strict=True):
+        assert float((ours - truth).norm() / truth.norm()) < torch.finfo(dtype).eps

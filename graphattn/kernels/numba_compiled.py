@@ -364,13 +364,15 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
 
 @njit(**OPTIONS)
 def target_gradient_tasks(
-    begin, end, by_edge, tasks, slots, csr, shape, data, edges, mode, dropout, grads, out, more,
+    begin, end, by_edge, tasks, slots, csr, shape, data, edges, mode, dropout, grads, out, more, weighed,
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value
 ):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
-    tensors. Softmax also sets `stats`: of each row its lse, then delta, grad_out * out of each head, plus `more`.
+    tensors. Softmax also sets `stats`: of each row its lse, then delta, the sum of weights times their gradients, plus
+    `more`. A cut row has no such sum in one place, but it is grad_out * out (in half types with the output's rounding)
+    and `weighed`, the part of the returned weights.
     """
     ptr, index, perm = csr
     batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
@@ -384,6 +386,7 @@ def target_gradient_tasks(
     a, u = whole_lines(heads * width, lse), whole_lines(heads * width, lse)
     size = 2 * (TASK_EDGES + 1) * heads
     scratch, slopes, factors = np.empty(size, lse.dtype), np.empty(size, lse.dtype), np.empty(size, lse.dtype)
+    products, total = np.empty(size, lse.dtype), np.empty(heads, lse.dtype)
     acc = whole_lines(heads * width, lse)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, key_row + value_row)
@@ -393,7 +396,7 @@ def target_gradient_tasks(
         s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
         for i in range(tasks[task, 0], tasks[task, 1]):
             row = (b * targets + i) * heads
-            if normalizer == SOFTMAX:
+            if normalizer == SOFTMAX and slot >= 0:
                 # Pieces of a cut row write the same numbers.
                 delta = 2 * row + heads
                 dot_heads(
@@ -404,6 +407,8 @@ def target_gradient_tasks(
                     stats[2 * row + h] = lse[row + h]
                     if more is not None:
                         stats[delta + h] += more[row + h]
+                    if weighed is not None:
+                        stats[delta + h] += weighed[row + h]
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 soon = b * sources + np.int64(index[min(e + ahead, last)])
@@ -426,9 +431,24 @@ def target_gradient_tasks(
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, stats, 2 * row, 0, None, 0, True, high - low, heads)
-                shift_rows(g, (low - first) * heads, stats, 2 * row + heads, 0, None, 0, False, high - low, heads)
-        weigh_with_gradient(s, g, normalizer)
+                shift_rows(s, (low - first) * heads, lse, row, 0, None, 0, True, high - low, heads)
+                if slot >= 0:
+                    shift_rows(g, (low - first) * heads, stats, 2 * row + heads, 0, None, 0, False, high - low, heads)
+        if normalizer == SOFTMAX and slot < 0:
+            exponential(s)
+            for d in range(s.size):
+                products[d] = s[d] * g[d]
+            for i in range(tasks[task, 0], tasks[task, 1]):
+                row, delta = (b * targets + i) * heads, 2 * (b * targets + i) * heads + heads
+                sum_columns(products, (ptr[i] - first) * heads, total, ptr[i + 1] - ptr[i], heads)
+                for h in range(heads):
+                    stats[2 * row + h] = lse[row + h]
+                    stats[delta + h] = total[h] + (more[row + h] if more is not None else 0)
+                shift_rows(g, (ptr[i] - first) * heads, stats, delta, 0, None, 0, False, ptr[i + 1] - ptr[i], heads)
+            for d in range(s.size):
+                g[d] *= s[d]
+        else:
+            weigh_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
                 s[d] *= factors[d]

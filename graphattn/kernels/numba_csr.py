@@ -272,16 +272,16 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     edges = len(csr[1])
     operands = _Operands(shared, edges, mode)
     batches, heads, width = operands.batches, query.size(2), query.size(3)
-    stats, more = lse, None
+    stats, more, weighed = lse, None, None
     is_softmax = normalizer == NORMALIZER_CODES[Softmax]
     if is_softmax:
         stats = _empty(query, *lse.shape[:2], 2 * heads)
         more = None if grad_lse is None else -grad_lse
-        if grad_weights is not None:
-            weighed = weights(*shared, lse, rows, *mode) * grad_weights
+        # Only the sums of cut rows can't be had on the way.
+        if grad_weights is not None and slots:
             ptr, index, perm = map(torch.from_numpy, csr)
-            weighed = segment_sum(weighed, Rows(index, ptr, perm.to(torch.int64) if perm.numel() else None), -2)
-            more = weighed if more is None else more + weighed
+            products = weights(*shared, lse, rows, *mode) * grad_weights
+            weighed = segment_sum(products, Rows(index, ptr, perm.to(torch.int64) if perm.numel() else None), -2)
     grads = (_flat(grad_out), _flat(lse), _flat(stats), _flat(grad_weights))
     found: dict[str, Tensor] = {}
     one = operands.mode[3].dtype.type(1)
@@ -314,6 +314,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
             grads,
             _flat(out),
             _flat(more),
+            _flat(weighed),
             *results,
             multiple=batches if by_edge else 1,
         )
