@@ -72,7 +72,8 @@ def check_finite(where: str, argument: str, value: float) -> None:
     """Raise unless `value` is a number other than NaN and the infinities."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(message(where, argument, "must be a number", f"{value!r} ({type(value).__name__})"))
-    if not math.isfinite(value):
+    # In a graph that torch.compile is tracing, a number may be a symbol.
+    if not torch.compiler.is_compiling() and not math.isfinite(value):
         raise ValueError(message(where, argument, "must be finite, or every score becomes NaN", value))
 
 

@@ -559,3 +559,106 @@ def test_accelerate_says_what_it_left_and_why():
     )
     with pytest.raises(TypeError, match="accelerate: model must be a torch.nn.Module, got int"):
         graphattn.accelerate(3)
+
+
+@pytest.mark.parametrize("name", ["GATConv", "GATv2Conv"])
+def test_returned_edges_are_the_callers_to_write_to(name):
+    _, layer = pair(name, 6, 4, edge_dim=3)
+    x, attr = torch.randn(5, 6, dtype=torch.float64), edge_attr_for({"edge_dim": 3})
+    expected = layer(x, EDGES, attr)
+    _, (listed, _) = layer(x, EDGES, attr, return_attention_weights=True)
+    listed.zero_()
+    torch.testing.assert_close(layer(x, EDGES, attr), expected)
+    _, alone = pair(name, 6, 4, add_self_loops=False)
+    assert alone(x, EDGES, return_attention_weights=True)[1][0] is EDGES
+    assert layer(x, EDGES.int(), attr, return_attention_weights=True)[1][0].dtype == torch.int32
+    index = EdgeIndex(EDGES, sparse_size=(5, 5))
+    assert isinstance(layer(x, index, attr, return_attention_weights=True)[1][0], EdgeIndex)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("GATConv", {"bias": False}), ("GATv2Conv", {"bias": False}), ("TransformerConv", {"root_weight": False})],
+)
+def test_outputs_may_be_written_to(name, options):
+    theirs, mine = pair(name, 6, 4, **options)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    gradients = []
+    for layer in (theirs, mine):
+        leaf = x.clone().requires_grad_()
+        torch.relu_(layer(leaf, EDGES)).sum().backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+# torch looks at the .grad of tensors in the middle of a graph that it continues after a break.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_explaining_is_pygs_in_a_compiled_layer(name):
+    _, layer = pair(name, 6, 4, heads=2)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    layer.explain, layer._edge_mask, layer._loop_mask = True, torch.randn(9, dtype=torch.float64), EDGES[0] != EDGES[1]
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x, EDGES), layer(x, EDGES))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_take_pygs_route_and_second_order_the_scatter_kernel(name):
+    theirs, mine = pair(name, 6, 4, heads=2)
+    x, tangent = torch.randn(2, 5, 6, dtype=torch.float64)
+    both = (torch.func.jvp(lambda x: layer(x, EDGES), (x,), (tangent,))[1] for layer in (theirs, mine))  # noqa: B023
+    torch.testing.assert_close(*both)
+    mine.backend = "scatter"
+    found = []
+    for layer in (theirs, mine):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(leaf, EDGES).square().sum(), leaf, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), leaf)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_a_replaced_method_is_obeyed_and_reported():
+    theirs, mine = pair("GATConv", 6, 4)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for layer in (theirs, mine):
+        layer.message = lambda x_j, alpha: 3 * x_j * alpha.unsqueeze(-1)
+    torch.testing.assert_close(mine(x, EDGES), theirs(x, EDGES))
+    assert str(graphattn.accelerate(theirs)).endswith("the model itself: left, its message was replaced")
+
+
+def test_restore_in_the_middle_of_an_explanation():
+    theirs, _ = pair("GATConv", 6, 4)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    theirs.explain, theirs._edge_mask, theirs._loop_mask = True, torch.randn(9).double(), EDGES[0] != EDGES[1]
+    expected = theirs(x, EDGES)
+    graphattn.accelerate(theirs)
+    torch.testing.assert_close(theirs(x, EDGES), expected)
+    graphattn.restore(theirs)
+    torch.testing.assert_close(theirs(x, EDGES), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_compile_with_dynamic_shapes_from_the_start(name):
+    _, layer = pair(name, 6, 4, heads=2)
+    x = torch.randn(5, 6, dtype=torch.float64)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x, EDGES), layer(x, EDGES))
+
+
+def test_mixed_dtypes_meet_where_pygs_do():
+    theirs, mine = pair("GATv2Conv", 6, 4, heads=2, dtype=torch.float32)
+    x = torch.randn(5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        both = [layer(x, EDGES, return_attention_weights=True)[1][1] for layer in (theirs, mine)]
+    assert both[0].dtype == both[1].dtype == torch.float32
+    for layer in (theirs, mine):
+        layer.att.data = layer.att.data.double()
+    torch.testing.assert_close(mine(x, EDGES), theirs(x, EDGES))
+
+
+def test_backward_hooks_on_the_projection_of_edges_fire():
+    _, layer = pair("GATConv", 6, 4, edge_dim=3)
+    seen = []
+    layer.lin_edge.register_full_backward_hook(lambda *_: seen.append(1))
+    attr = edge_attr_for({"edge_dim": 3}).requires_grad_()
+    layer(torch.randn(5, 6, dtype=torch.float64), EDGES, attr).sum().backward()
+    assert seen == [1]

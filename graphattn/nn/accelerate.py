@@ -99,6 +99,9 @@ def restore(model: torch.nn.Module) -> int:
             for method in ("propagate", "edge_updater"):
                 layer.__dict__.pop(method, None)
             layer.__class__ = theirs[type(layer)]
+            if layer.explain:
+                # As PyG does when an explainer comes: the code that it generates knows nothing of masks.
+                layer.propagate = type(layer)._orig_propagate.__get__(layer)
             count += 1
     return count
 

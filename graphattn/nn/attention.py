@@ -141,7 +141,11 @@ class GraphAttention(Projections, MessagePassing):
         route = self._pass_messages if self._is_observed() else self._attend
         out, weights = route(query, key, value, pattern, edge, bias, bool(return_attention_weights))
         out = self.lin_out(out.flatten(-2))
-        return (out, (pattern.edge_index, weights)) if return_attention_weights else out
+        if not return_attention_weights:
+            return out
+        # What the pattern has derived from its edges would be stale if someone wrote to them.
+        listed = pattern.edge_index.clone() if self.add_self_loops else pattern.edge_index
+        return out, (listed, weights)
 
     def _attend(
         self,

@@ -6,6 +6,7 @@ PyG adds no self-loops to it and passes it on unread to `edge_updater` and `prop
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..kernels import KERNELS
 from ..patterns import Edges
 from ..patterns.edges import Loops, read_edges
 from ..patterns.known import known_edges
-from ..scores import Additive
+from ..scores import Additive, DotProduct, Score
 
 HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 
@@ -57,13 +58,25 @@ class _Graph:
         """Reorder a tensor of messages as edges."""
         return of_messages if self.order is None else of_messages[self.order.argsort()]
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    def listed(self, edge_index: Tensor) -> Tensor:
+        """The edges as PyG returns them: those given, or new ones of the same kind if loops were renewed."""
+        if self.renewed is None:
+            return edge_index
+        listed = self.pattern.edge_index.to(edge_index.dtype, copy=True)
+        if not isinstance(edge_index, EdgeIndex):
+            return listed
+        return EdgeIndex(listed, sparse_size=(self.pattern.num_sources, self.pattern.num_targets))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
         """Attend: [T, H, C], in the dtype at which PyG's own arithmetic would arrive."""
-        dtype = torch.promote_types(torch.promote_types(query.dtype, key.dtype), value.dtype)
+        tensors = (query, key, value)
+        dtypes = [x.dtype for x in tensors] + ([score.vector.dtype] if isinstance(score, Additive) else [])
+        dtype = functools.reduce(torch.promote_types, dtypes)
         options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
-        tensors = (query.to(dtype), key.to(dtype), value.to(dtype))
+        query, key, value = (x.to(dtype) for x in tensors)
+        options |= dict(score=score.to(dtype), return_weights=self.return_weights)
         with torch.autocast(query.device.type, enabled=False):
-            result = attention(*tensors, self.pattern, return_weights=self.return_weights, **options)
+            result = attention(query, key, value, self.pattern, **options)
         if not self.return_weights:
             return result
         out, weights = result
@@ -79,10 +92,12 @@ class Fused(MessagePassing):
             True brings PyG's back.
         mask_removes_edges: an explainer's mask multiplies messages after their weights were normalized, so that a mask
             of 0 is not a missing edge. True adds its logarithm to the scores instead: then it is one.
+        backend: as in `attention`. "scatter" has derivatives of second order.
     """
 
     returns_dropped_weights = False
     mask_removes_edges = False
+    backend = "auto"
 
     heads: int
     dropout: float
@@ -147,8 +162,11 @@ class Fused(MessagePassing):
             return True
         if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
             return True
+        if _is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
+            return True
         if edge_index.layout != torch.strided:
-            return return_weights or (renews and has_edge_attr)
+            is_listed_twice = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
+            return return_weights or (renews and (has_edge_attr or is_listed_twice))
         # How many edges there are after loops were renewed depends on the data: no compiled graph can hold that.
         if not (torch.compiler.is_compiling() and renews):
             return False
@@ -225,16 +243,19 @@ class TransformerConv(Fused, conv.TransformerConv):
             return conv.TransformerConv.forward(self, *theirs)
         edge_attr = edge_attr.view(-1, 1) if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
         source, target = (x, x) if isinstance(x, Tensor) else x
+        if source is None or target is None or source.dim() != 2:
+            return conv.TransformerConv.forward(self, *theirs)
         graph = self._read(edge_index, source.size(0), target.size(0), None, return_weights)
         out = conv.TransformerConv.forward(self, x, graph, edge_attr)
+        out = _writable(out, self.concat and not self.root_weight)
         return (out, (edge_index, graph.weights)) if return_weights else out
 
     def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         edge = given["edge_attr"]
         if edge is not None:
             edge = self.lin_edge(edge).view(-1, self.heads, self.out_channels)
-        tensors = (given["query"], given["key"], given["value"])
-        return graph.attend(*tensors, edge_key=edge, edge_value=edge, edge_bias=bias, dropout_p=self._drops())
+        options = dict(edge_key=edge, edge_value=edge, edge_bias=bias, dropout_p=self._drops(), backend=self.backend)
+        return graph.attend(given["query"], given["key"], given["value"], DotProduct(), **options)
 
 
 class GATConv(Fused, conv.GATConv):
@@ -258,14 +279,17 @@ class GATConv(Fused, conv.GATConv):
         source, target = (x, x) if isinstance(x, Tensor) else x
         num_sources = source.size(0)
         num_targets = _rows_of_nothing(edge_index, size, num_sources) if target is None else target.size(0)
-        if size is not None and tuple(size) != (num_sources, num_targets):
+        if size is not None and any(
+            n is not None and n != m for n, m in zip(size, (num_sources, num_targets), strict=True)
+        ):
             rule = f"must be ({num_sources}, {num_targets}) like x"
             raise ValueError(message("GATConv", "size", rule, tuple(size)))
         loops = min(num_sources, num_targets) if self.add_self_loops else None
         graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
         edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         out = conv.GATConv.forward(self, x, graph, edge_attr, size)
-        return (out, (graph.pattern.edge_index, graph.weights)) if return_weights else out
+        out = _writable(out, self.concat and self.bias is None and self.res is None)
+        return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         by_source, by_target = self._scores(given)
@@ -280,10 +304,11 @@ class GATConv(Fused, conv.GATConv):
             by_target.unsqueeze(-1),
             by_source.unsqueeze(-1),
             value,
-            score=score,
+            score,
             edge_key=edge,
             edge_bias=bias,
             dropout_p=self._drops(),
+            backend=self.backend,
         )
 
     def _scores(self, given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
@@ -292,7 +317,7 @@ class GATConv(Fused, conv.GATConv):
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """[E, H], the edges' part of the scores: projection and vector as one matrix, so that no [E, H, C] is built."""
         lin_edge, att_edge = self.lin_edge, self.att_edge
-        if type(lin_edge) is Linear and not lin_edge._forward_hooks and not lin_edge._forward_pre_hooks:
+        if type(lin_edge) is Linear and "forward" not in vars(lin_edge) and not _has_hooks(lin_edge):
             weight = lin_edge.weight.view(self.heads, self.out_channels, -1)
             return edge_attr @ (weight * att_edge.view(self.heads, self.out_channels, 1)).sum(1).t()
         return (lin_edge(edge_attr).view(-1, self.heads, self.out_channels) * att_edge).sum(-1)
@@ -330,7 +355,8 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
         edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         out = conv.GATv2Conv.forward(self, x, graph, edge_attr)
-        return (out, (graph.pattern.edge_index, graph.weights)) if return_weights else out
+        out = _writable(out, self.concat and self.bias is None and self.res is None)
+        return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         source, target = given["x"]
@@ -339,7 +365,8 @@ class GATv2Conv(Fused, conv.GATv2Conv):
             edge = self.lin_edge(edge.view(-1, 1) if edge.dim() == 1 else edge)
             edge = edge.view(-1, self.heads, self.out_channels)
         score = Additive(self.att[0], "leaky_relu", self.negative_slope)
-        return graph.attend(target, source, source, score=score, edge_key=edge, edge_bias=bias, dropout_p=self._drops())
+        options = dict(edge_key=edge, edge_bias=bias, dropout_p=self._drops(), backend=self.backend)
+        return graph.attend(target, source, source, score, **options)
 
 
 # Ours of each of PyG's.
@@ -363,7 +390,27 @@ def why_not_fused(layer: Any) -> str | None:
         return f"flow={layer.flow!r} is not 'source_to_target'"
     if layer.decomposed_layers != 1:
         return f"decomposed_layers={layer.decomposed_layers} is not 1"
+    replaced = [name for name in ("message", "aggregate", "update", "edge_update") if name in vars(layer)]
+    if replaced:
+        return f"its {replaced[0]} was replaced"
     return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode derivatives are at work, which fused kernels have nothing for."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def _has_hooks(module: torch.nn.Module) -> bool:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
+
+
+def _writable(out: Tensor, is_the_kernels: bool) -> Tensor:
+    """Copy where nothing was added to the kernel's output: its backward needs that, and the caller may write to it."""
+    return out.clone() if is_the_kernels and out.requires_grad else out
 
 
 def _generate(theirs: Any) -> None:
@@ -376,7 +423,7 @@ def _generate(theirs: Any) -> None:
 def _rows_of_nothing(edge_index: Tensor, size: Size, num_sources: int) -> int:
     """How many targets there are where they have no features."""
     if size is not None:
-        return size[1]
+        return num_sources if size[1] is None else size[1]
     if isinstance(edge_index, EdgeIndex):
         return num_sources if edge_index.num_cols is None else edge_index.num_cols
     return edge_index.size(0) if edge_index.layout != torch.strided else num_sources
