@@ -113,6 +113,7 @@ def measure(what: str, where: str, make: Callable, at_least: float, part: float 
 def picture(found: list[dict]) -> None:
     """Seconds and peak memory of an epoch, side by side, on logarithmic axes."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    labels = ["{}\n{}".format(*(line.partition(",")[0] for line in case["work"].split("\n"))) for case in found]
     for axes, key, label in zip(
         panels, ("seconds", "peak bytes"), ("seconds per epoch", "peak memory, bytes"), strict=True
     ):
@@ -120,7 +121,7 @@ def picture(found: list[dict]) -> None:
             for side, (name, color) in enumerate(COLORS.items()):
                 axes.bar(place + 0.38 * side, case[key][name], 0.36, color=color, label=name if place == 0 else None)
         axes.set(yscale="log", ylabel=label)
-        axes.set_xticks([place + 0.19 for place in range(len(found))], [case["work"] for case in found], fontsize=7)
+        axes.set_xticks([place + 0.19 for place in range(len(found))], labels, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
     figure.savefig(RESULTS / "layers.png", dpi=150)

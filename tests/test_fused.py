@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from graphattn import Additive, DotProduct, Edges, OffsetBias, Window, attention, dense_attention, explain_backend
-from graphattn.kernels import numba_compiled, numba_csr
+from graphattn.kernels import numba_csr
 from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, random_call
 
+TASK_EDGES = numba_csr._compiled("forward").TASK_EDGES
 NORMALIZERS = [normalizer().name for normalizer in NORMALIZER_CODES]
 # Sums across a vector are shared by 4 heads where the width divides by 16, by 8 where it is 8, and by none elsewhere.
 SIZES = [
@@ -51,7 +52,10 @@ def test_extreme_widths_equal_the_oracle(dtype, width):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_cut_rows_and_columns_equal_the_oracle(dtype, normalizer):
     pattern = long_rows()
-    assert max(pattern.csr().ptr.diff().max(), pattern.csc().ptr.diff().max()) > 2 * numba_compiled.TASK_EDGES
+    assert (
+        max(pattern.csr().ptr.diff().max(), pattern.csc().ptr.diff().max())
+        > 2 * numba_csr._compiled("forward").TASK_EDGES
+    )
     tensors = random_call(pattern, edge_tensors=True, dtype=dtype, width=8)
     if normalizer != "softmax":
         # Sums over hundreds of edges would leave the range of float16.
@@ -209,9 +213,11 @@ def test_rows_beyond_the_2_to_the_31st_number_are_found():
 
 def test_tasks_of_more_than_2_to_the_31_edges_cover_each_edge_once():
     ptr = torch.tensor([0, 2**31 - 3, 2**31 + 600])
-    tasks, cut = numba_compiled.plan_tasks(ptr.numpy())
+    tasks, cut = numba_csr._compiled("forward").plan_tasks(ptr.numpy())
     assert tasks[0, 2] == 0 and tasks[-1, 3] == 2**31 + 600
-    assert (tasks[1:, 2] == tasks[:-1, 3]).all() and (tasks[:, 3] - tasks[:, 2] <= numba_compiled.TASK_EDGES).all()
+    assert (tasks[1:, 2] == tasks[:-1, 3]).all() and (
+        tasks[:, 3] - tasks[:, 2] <= numba_csr._compiled("forward").TASK_EDGES
+    ).all()
     assert cut[-1, 2] == tasks[-1, 4] + 1
 
 

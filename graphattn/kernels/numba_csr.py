@@ -1,4 +1,4 @@
-"""Fused rows on the CPU: runs what `numba_compiled` compiles, for the operators of `csr_op`.
+"""Fused rows on the CPU: runs what `numba_forward` and `numba_backward` compile, for the operators of `csr_op`.
 
 Numba is loaded when the first call arrives.
 """
@@ -49,7 +49,7 @@ if _advise is not None:
     _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 _pool: ThreadPoolExecutor | None = None
-_modules: list[Any] = []
+_modules: dict[str, Any] = {}
 _loading = threading.Lock()
 
 
@@ -81,25 +81,25 @@ class NumbaCSR(Kernel):
         return run_fused(call, *lists_for(call, self.name, _plan))
 
 
-def _compiled() -> Any:
-    """Return the module of compiled functions; the first call loads Numba."""
-    return _modules[0] if _modules else _load()
+def _compiled(part: str) -> Any:
+    """Return the module of compiled functions, "forward" or "backward"; the first call loads Numba."""
+    if part not in _modules:
+        _load(part)
+    return _modules[part]
 
 
-def _load() -> Any:
+def _load(part: str) -> None:
     """Load Numba and what it compiles, with a folder for the compiled code that can be written."""
     import numba
 
     config: Any = numba.config
     with _loading:
-        if not _modules:
-            before = config.CACHE_DIR
-            config.CACHE_DIR = before or str(_cache_folder())
-            try:
-                _modules.append(importlib.import_module(".numba_compiled", __package__))
-            finally:
-                config.CACHE_DIR = before
-    return _modules[0]
+        before = config.CACHE_DIR
+        config.CACHE_DIR = before or str(_cache_folder())
+        try:
+            _modules[part] = importlib.import_module(f".numba_{part}", __package__)
+        finally:
+            config.CACHE_DIR = before
 
 
 def _cache_folder() -> Path:
@@ -108,7 +108,7 @@ def _cache_folder() -> Path:
     Numba looks at the file of a function alone, and would miss a change in one that it calls.
     """
     here = Path(__file__).parent
-    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("compiled", "heads", "vector"))
+    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("forward", "backward", "heads", "vector"))
     name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
     for parent in (here / "__pycache__", cache):
@@ -139,7 +139,7 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 def _plan(csr: CSR) -> list[Tensor]:
     """A CSR with its tasks and its cut rows."""
-    tasks, cut = _compiled().plan_tasks(csr.ptr.numpy())
+    tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
     return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
 
 
@@ -229,7 +229,7 @@ def _arrays(given: list[Tensor], side: str, query: Tensor, key: Tensor) -> tuple
 
 def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """`csr_forward` on the CPU."""
-    compiled = _compiled()
+    compiled = _compiled("forward")
     *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
     query, value = shared[0], shared[2]
     csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
@@ -251,7 +251,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 def weights(*inputs: Any) -> Tensor:
     """`csr_weights` on the CPU."""
-    compiled = _compiled()
+    compiled = _compiled("forward")
     *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
     csr, tasks, _, _ = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
@@ -264,7 +264,7 @@ def weights(*inputs: Any) -> Tensor:
 
 def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
     """`csr_backward` on the CPU."""
-    compiled = _compiled()
+    compiled = _compiled("backward")
     *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
     query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
