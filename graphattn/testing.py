@@ -68,11 +68,8 @@ def pattern_zoo() -> dict[str, Pattern]:
         "window dilated": Window([7, 0, 2], radius=2, dilation=2),
         "window global": Window([6, 0, 2], radius=1, dilation=2, global_tokens=(4, 0)),
         "window global causal": Window([6, 3], radius=1, causal=True, global_tokens=(1, 4)),
-        "grid shift": Grid((3, 2), radius=(1, 0), border="shift"),
-        "grid shift dilated": Grid((7,), radius=1, dilation=2, border="shift"),
-        "grid shift causal": Grid((3, 4), radius=1, causal=(True, False), border="shift"),
+        "grid shift dilated": Grid((7, 1), radius=(1, 0), dilation=(2, 1), border="shift"),
         "grid wrap": Grid([(5,), (0,), (6,)], radius=1, dilation=2, border="wrap"),
-        "grid wrap 2-D": Grid((3, 4), radius=1, border="wrap"),
         "grid causal": Grid((2, 5), radius=(1, 2), dilation=(1, 2), causal=(False, True)),
         "union": Window([4, 3], radius=1, global_tokens=(0,)) | graph_zoo()["unsorted edges"],
     }
