@@ -93,8 +93,9 @@ class Box(Pattern):
     @property
     def num_offsets(self) -> int:
         """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""
-        lowest, highest = self._offset_bounds()
-        return math.prod(max(high - low + 1, 0) for low, high in zip(lowest, highest, strict=True))
+        lowest, highest = self.keep("offset bounds", self._offset_bounds)
+        # A list, because a graph that torch.compile traces takes no generator here.
+        return math.prod([max(high - low + 1, 0) for low, high in zip(lowest, highest, strict=True)])
 
     def offset_index(self) -> Tensor:
         """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset."""

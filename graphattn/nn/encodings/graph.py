@@ -89,6 +89,10 @@ class LaplacianPosition(Encoding):
         check_features("LaplacianPosition", x, self.channels, pattern)
         return (x + self.lin(self.vectors(pattern).to(self.lin.weight.dtype))).to(x.dtype)
 
+    def extra_repr(self) -> str:
+        """Arguments of the constructor."""
+        return f"{self.channels}, k={self.k}"
+
 
 class RandomWalkPosition(Encoding):
     """Adds a projection of the probabilities with which a random walk from each node is back after 1, 2, ... steps.
@@ -144,6 +148,10 @@ class RandomWalkPosition(Encoding):
         """Return [*B, N, channels], in the dtype of `x`."""
         check_features("RandomWalkPosition", x, self.channels, pattern)
         return (x + self.lin(self.probabilities(pattern).to(self.lin.weight.dtype))).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Arguments of the constructor."""
+        return f"{self.channels}, walk_length={self.walk_length}"
 
 
 def _by_component(pattern: Pattern, width: int, encode: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor, int]:
