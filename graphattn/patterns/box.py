@@ -98,10 +98,21 @@ class Box(Pattern):
         _, source_position = _locate(source, self.source_ptr, self.source_shape)
         return self._offset(position, source_position, self.source_shape[component])
 
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Coordinates of each target and of each source in its own component: [T, n] and [S, n] int64."""
+        sides = ((self.num_targets, self.ptr, self.shape), (self.num_sources, self.source_ptr, self.source_shape))
+
+        def build() -> tuple[Tensor, Tensor]:
+            target, source = (_locate(torch.arange(rows, device=self.device), *side)[1] for rows, *side in sides)
+            return target, source
+
+        return self.keep("positions", build)
+
     @property
     def num_offsets(self) -> int:
         """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""
-        return math.prod(len(along) for along in self._offset_ranges()) + (self._tokens is not None)
+        # Kept, because the sizes depend on data, which no compiled graph can read.
+        return self.keep("num_offsets", self._count_offsets)
 
     def offset_index(self) -> Tensor:
         """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset.
@@ -129,6 +140,9 @@ class Box(Pattern):
         """Component of each target, [T]; its first source coordinate and its number of sources, [T, n]."""
         component, position = _locate(torch.arange(self.num_targets, device=self.device), self.ptr, self.shape)
         return component, *self._span(position, self.source_shape[component])
+
+    def _count_offsets(self) -> int:
+        return math.prod(len(along) for along in self._offset_ranges()) + (self._tokens is not None)
 
     def _count_edges(self) -> int:
         count = int(self._spans()[2].prod(1).sum())
