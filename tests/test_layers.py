@@ -271,12 +271,49 @@ def test_parameter_names_are_pinned():
     assert not any("bias" in name for name, _ in GraphAttention(4, 6, bias=False).named_parameters())
 
 
+@pytest.mark.parametrize("kv_heads", [3, 1])
+@pytest.mark.parametrize("score", SCORE_NAMES)
+def test_heads_may_be_wider_or_narrower_than_their_share(score, kv_heads):
+    pattern = graph_zoo()["unsorted edges"]
+    options = dict(kv_heads=kv_heads, head_channels=5, score=score, edge_dim=2)
+    layer, twin = GraphAttention(4, 7, 3, **options).double(), DenseGraphAttention(4, 7, 3, **options).double()
+    twin.load_state_dict(layer.state_dict())
+    shapes = {name: list(p.shape) for name, p in layer.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "lin_query.weight": [15, 4],
+        "lin_key.weight": [5 * kv_heads, 4],
+        "lin_value.weight": [5 * kv_heads, 4],
+        "lin_out.weight": [7, 15],
+        "lin_edge.weight": [5 * kv_heads, 2],
+    }
+    pattern = Edges.from_mask(pattern.mask())
+    x = torch.randn(2, 7, 4, dtype=torch.float64, requires_grad=True)
+    edge_attr = torch.randn(pattern.num_edges, 2, dtype=torch.float64)
+    results = []
+    for each in (layer, watched(layer), twin):
+        out = each(x, pattern, edge_attr)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *each.parameters()])))
+    assert results[0][0].shape == (2, 7, 7)
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=1e-9, atol=1e-10)
+
+
+def test_head_channels_of_the_share_change_nothing():
+    torch.manual_seed(0)
+    plain = GraphAttention(4, 6, heads=2)
+    torch.manual_seed(0)
+    given = GraphAttention(4, 6, heads=2, head_channels=3)
+    x = torch.randn(5, 4)
+    assert torch.equal(plain(x, Full(5)), given(x, Full(5)))
+
+
 def test_repr():
     assert repr(GraphAttention(8, 32, heads=4)) == "GraphAttention(8, 32, heads=4)"
     assert (
         repr(DenseGraphAttention((8, 4), 32, heads=4, kv_heads=2))
         == "DenseGraphAttention((8, 4), 32, heads=4, kv_heads=2)"
     )
+    assert repr(GraphAttention(8, 3, heads=4, head_channels=2)) == "GraphAttention(8, 3, heads=4, head_channels=2)"
 
 
 def test_a_modules_score_trains_with_the_layer():
