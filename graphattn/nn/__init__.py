@@ -4,6 +4,7 @@ from .accelerate import AccelerateReport as AccelerateReport
 from .accelerate import accelerate as accelerate
 from .accelerate import restore as restore
 from .attention import GraphAttention as GraphAttention
+from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
 from .encodings import Encoding as Encoding
 from .pyg import GATConv as GATConv
@@ -19,5 +20,6 @@ __all__ = [
     "GraphAttention",
     "TransformerConv",
     "accelerate",
+    "conv_as_attention",
     "restore",
 ]
