@@ -13,7 +13,10 @@ class OffsetBias:
     """Adds `table[r]` to the score of every edge whose source lies at the r-th offset from its target.
 
     Offsets are numbered in row-major order from the lowest to the highest that the pattern can have, see
-    `Pattern.offset_index`: for a window of radius 2, rows 0 to 4 stand for the offsets -2 to 2.
+    `Pattern.offset_index`: for a window of radius 2, rows 0 to 4 stand for the offsets -2 to 2. With a dilation they
+    count in steps of it. A grid with border="shift" has offsets up to 2 * radius steps either way, for a window at the
+    border has moved by as much as its radius. A window with global tokens has one more row, the last: that of all
+    edges which are there only through a token.
 
     Args:
         table: [R, H] float, R = `pattern.num_offsets`.

@@ -38,14 +38,19 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
         CSR(ptr=tensor([0, 1, 3]), index=tensor([0, 1, 2], dtype=torch.int32),
             perm=tensor([1, 2, 0], dtype=torch.int32))
     """
-    if _is_sorted(row, column):
-        perm = None
-    else:
-        perm = stable_order(column, num_columns)
-        perm = perm[stable_order(row[perm], num_rows)]
+    perm = order_of_pairs(row, column, num_rows, num_columns)
+    if perm is not None:
         row, column = row[perm], column[perm]
         perm = perm.to(index_dtype(row.numel()))
     return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), perm)
+
+
+def order_of_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> Tensor | None:
+    """Stable argsort by (row, column): [E] int64; None where they are sorted already."""
+    if _is_sorted(row, column):
+        return None
+    perm = stable_order(column, num_columns)
+    return perm[stable_order(row[perm], num_rows)]
 
 
 def stable_order(key: Tensor, num_keys: int) -> Tensor:

@@ -47,7 +47,7 @@ def graph_zoo() -> dict[str, Edges]:
 
 
 def pattern_zoo() -> dict[str, Pattern]:
-    """The graph zoo and the structured patterns: single, ragged, bipartite, causal, with empty components.
+    """The graph zoo and the structured patterns: single, ragged, bipartite, with empty components, and every option.
 
     Example:
         >>> len(pattern_zoo()) > len(graph_zoo())
@@ -65,6 +65,15 @@ def pattern_zoo() -> dict[str, Pattern]:
         "grid 2-D": Grid((3, 4), radius=1),
         "grid 3-D": Grid((2, 3, 2), radius=(1, 0, 1)),
         "grid ragged": Grid([(2, 3), (1, 4)], radius=1),
+        "window dilated": Window([7, 0, 2], radius=2, dilation=2),
+        "window global": Window([6, 0, 2], radius=1, dilation=2, global_tokens=(4, 0)),
+        "window global causal": Window([6, 3], radius=1, causal=True, global_tokens=(1, 4)),
+        "grid shift": Grid((3, 2), radius=(1, 0), border="shift"),
+        "grid shift dilated": Grid((7,), radius=1, dilation=2, border="shift"),
+        "grid shift causal": Grid((3, 4), radius=1, causal=(True, False), border="shift"),
+        "grid wrap": Grid([(5,), (0,), (6,)], radius=1, dilation=2, border="wrap"),
+        "grid wrap 2-D": Grid((3, 4), radius=1, border="wrap"),
+        "grid causal": Grid((2, 5), radius=(1, 2), dilation=(1, 2), causal=(False, True)),
     }
 
 

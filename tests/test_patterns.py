@@ -112,7 +112,13 @@ def test_offsets_are_source_minus_target_coordinates(name):
         rows = [list(itertools.product(*map(range, shape))) for shape in shapes.tolist()]
         coordinates.append(torch.tensor([row for part in rows for row in part]).view(-1, axes))
     source, target = pattern.edge_index
-    assert torch.equal(pattern.offsets(), coordinates[0][source] - coordinates[1][target])
+    offsets, differences = pattern.offsets(), coordinates[0][source] - coordinates[1][target]
+    if getattr(pattern, "border", "clip") == "wrap":
+        component = torch.searchsorted(pattern.ptr, target, right=True) - 1
+        assert bool(((offsets - differences) % pattern.shape[component] == 0).all())
+        assert bool((offsets.abs() <= torch.tensor(pattern.radius) * torch.tensor(pattern.dilation)).all())
+    else:
+        assert torch.equal(offsets, differences)
 
 
 @pytest.mark.parametrize("name", STRUCTURED)
@@ -120,6 +126,9 @@ def test_offsets_are_numbered_row_major_from_the_lowest(name):
     pattern = ZOO[name]
     offsets, index = pattern.offsets(), pattern.offset_index()
     assert len(index) == 0 or (0 <= int(index.min()) and int(index.max()) < pattern.num_offsets)
+    if getattr(pattern, "global_tokens", ()):
+        is_local = index < pattern.num_offsets - 1
+        offsets, index = offsets[is_local], index[is_local]
     number = {}
     for offset, place in zip(offsets.tolist(), index.tolist(), strict=True):
         assert number.setdefault(tuple(offset), place) == place

@@ -70,7 +70,7 @@ class Pattern(ABC):
     @property
     @abstractmethod
     def num_offsets(self) -> int:
-        """R, how many offsets the pattern can have: rows of an `OffsetBias` table.
+        """R, how many offsets the pattern can have: rows of an `OffsetBias` table; one more where tokens are global.
 
         Raises:
             NotImplementedError: the pattern has no coordinates.

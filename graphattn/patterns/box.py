@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..csr import order_of_pairs
 from ..errors import check_int, message
 from .base import Pattern, check_square
+from .edges import Edges
+from .tokens import GlobalTokens
 
 
 class Box(Pattern):
@@ -23,11 +26,22 @@ class Box(Pattern):
         ptr, source_ptr: [components + 1] int64, first node of each component.
     """
 
-    def __init__(self, shape: Tensor, source_shape: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        shape: Tensor,
+        source_shape: Tensor | None = None,
+        *,
+        is_cyclic: bool = False,
+        tokens: GlobalTokens | None = None,
+    ) -> None:
         self.shape = shape
         self.source_shape = shape if source_shape is None else source_shape
         self.ptr = _pointers(self.shape)
         self.source_ptr = _pointers(self.source_shape)
+        # Whether coordinates go on at the far end of the array, and whom nodes attend to beyond their box.
+        self._is_cyclic = is_cyclic
+        self._tokens = tokens
+        self._has_own_targets = self.source_shape is shape or torch.equal(self.source_shape, shape)
         super().__init__(int(self.source_ptr[-1]), int(self.ptr[-1]))
         if float(self.shape.double().prod(1).sum()) >= 2**62:
             fix = "Split the array."
@@ -37,18 +51,18 @@ class Box(Pattern):
 
     @abstractmethod
     def _span(self, position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """First source coordinate and number of sources, per target and dimension.
+        """First source coordinate and number of sources, per target and dimension; the sources lie a step apart.
 
         `position` is the target's coordinate, `extent` the size of its component's sources, both [T, n].
         """
 
     @abstractmethod
-    def _is_near(self, offset: Tensor) -> Tensor:
-        """Whether an offset, source minus target, may be attended to along each dimension: [..., n] boolean."""
+    def _is_near(self, offset: Tensor, position: Tensor, extent: Tensor) -> Tensor:
+        """Whether an offset from `position` lies in the box along each dimension: [..., n] boolean."""
 
     @abstractmethod
-    def _offset_bounds(self) -> tuple[list[int], list[int]]:
-        """Lowest and highest offset that the pattern can have along each dimension."""
+    def _offset_ranges(self) -> Sequence[range]:
+        """Offsets that the box can have along each dimension."""
 
     @property
     def device(self) -> torch.device:
@@ -57,8 +71,8 @@ class Box(Pattern):
 
     @property
     def num_edges(self) -> int:
-        """E, from the extents alone."""
-        return self.keep("num_edges", lambda: int(self._spans()[2].prod(1).sum()))
+        """E, from the extents and the global tokens alone."""
+        return self.keep("num_edges", self._count_edges)
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
         """The definition: True where `target` may attend to `source`; both are indices that broadcast together."""
@@ -66,52 +80,136 @@ class Box(Pattern):
         other, source_position = _locate(
             torch.as_tensor(source, device=self.device), self.source_ptr, self.source_shape
         )
-        return (component == other) & self._is_near(source_position - position).all(-1)
+        extent = self.source_shape[component]
+        allowed = self._is_near(self._offset(position, source_position, extent), position, extent).all(-1)
+        if self._tokens is not None:
+            allowed |= self._tokens.allow(position[..., 0], source_position[..., 0])
+        return (component == other) & allowed
 
     def with_self_loops(self) -> Pattern:
-        """Every box holds its own target already, so this is the pattern itself."""
+        """Every box holds its own target, so this is the pattern itself where those are among the sources."""
         check_square(self)
-        return self
+        return self if self._has_own_targets else Edges(self.edge_index, self.num_targets).with_self_loops()
 
     def offsets(self) -> Tensor:
         """Coordinates of the source relative to the target: [E, dimensions] int64, in the caller's order."""
         source, target = self.edge_index
-        _, position = _locate(target, self.ptr, self.shape)
+        component, position = _locate(target, self.ptr, self.shape)
         _, source_position = _locate(source, self.source_ptr, self.source_shape)
-        return source_position - position
+        return self._offset(position, source_position, self.source_shape[component])
 
     @property
     def num_offsets(self) -> int:
         """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""
-        lowest, highest = self._offset_bounds()
-        return math.prod(max(high - low + 1, 0) for low, high in zip(lowest, highest, strict=True))
+        return math.prod(len(along) for along in self._offset_ranges()) + (self._tokens is not None)
 
     def offset_index(self) -> Tensor:
-        """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset."""
-        lowest, highest = self._offset_bounds()
-        offsets = self.offsets()
+        """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset.
+
+        Offsets count in steps of the dilation. With global tokens the last row is that of the edges which are there
+        only through a token, whatever their offset.
+        """
+        offsets, ranges = self.offsets(), self._offset_ranges()
         index = torch.zeros_like(offsets[:, 0])
-        for dim, (low, high) in enumerate(zip(lowest, highest, strict=True)):
-            index = index * (high - low + 1) + offsets[:, dim] - low
-        return index
+        for dim, along in enumerate(ranges):
+            index = index * len(along) + (offsets[:, dim] - along.start) // along.step
+        if self._tokens is None:
+            return index
+        return torch.where(is_within(offsets, ranges).all(-1), index, self.num_offsets - 1)
+
+    def _offset(self, position: Tensor, source_position: Tensor, extent: Tensor) -> Tensor:
+        """Source minus target, all [..., n]; around the far end of the array where that is shorter."""
+        offset = source_position - position
+        if not self._is_cyclic:
+            return offset
+        lowest = torch.tensor([along.start for along in self._offset_ranges()], device=offset.device)
+        return (offset - lowest) % extent + lowest
 
     def _spans(self) -> tuple[Tensor, Tensor, Tensor]:
         """Component of each target, [T]; its first source coordinate and its number of sources, [T, n]."""
         component, position = _locate(torch.arange(self.num_targets, device=self.device), self.ptr, self.shape)
         return component, *self._span(position, self.source_shape[component])
 
+    def _count_edges(self) -> int:
+        count = int(self._spans()[2].prod(1).sum())
+        return count if self._tokens is None else count + self._list_beyond(self._tokens).size(1)
+
     def _list_edges(self) -> Tensor:
+        edge_index = self._list_boxes()
+        if self._tokens is not None:
+            edge_index = torch.cat([edge_index, self._list_beyond(self._tokens)], 1)
+        elif not self._is_cyclic:
+            return edge_index
+        source, target = edge_index
+        perm = order_of_pairs(target, source, self.num_targets, self.num_sources)
+        return edge_index if perm is None else edge_index[:, perm]
+
+    def _list_boxes(self) -> Tensor:
+        """[2, E] by target, then in the order of the box: by source too, unless the box goes around the far end."""
         component, first, count = self._spans()
         degree = count.prod(1)
         target = torch.repeat_interleave(torch.arange(self.num_targets, device=self.device), degree)
         rank = torch.arange(target.numel(), device=self.device) - (degree.cumsum(0) - degree)[target]
         source = self.source_ptr[component][target]
         stride = torch.ones_like(source)
-        for dim in reversed(range(count.size(1))):
-            source += (first[target, dim] + rank % count[target, dim]) * stride
+        for dim, along in reversed(list(enumerate(self._offset_ranges()))):
+            extent = self.source_shape[component, dim][target]
+            coordinate = first[target, dim] + rank % count[target, dim] * along.step
+            source += (coordinate % extent if self._is_cyclic else coordinate) * stride
             rank //= count[target, dim]
-            stride *= self.source_shape[component, dim][target]
+            stride *= extent
         return torch.stack([source, target])
+
+    def _list_beyond(self, tokens: GlobalTokens) -> Tensor:
+        """[2, X] edges that are there only through a global token, in no particular order."""
+        component, position = tokens.present(self.shape[:, 0])
+        extent = self.shape[component, 0]
+        token = torch.repeat_interleave(position, extent)
+        begins = torch.repeat_interleave(extent.cumsum(0) - extent, extent)
+        other = torch.arange(token.numel(), device=self.device) - begins
+        # As a target each token has all nodes; as a source those that aren't tokens, which have theirs already.
+        target = torch.stack([token, other], 1)
+        source = target.flip(1)
+        is_near = is_within((source - target)[..., None], self._offset_ranges()).all(-1)
+        is_new = tokens.allow(target, source) & ~is_near
+        is_new[:, 1] &= ~tokens.hold(other)
+        shift = torch.repeat_interleave(self.ptr[component], extent)[:, None]
+        return torch.stack([(source + shift)[is_new], (target + shift)[is_new]])
+
+
+def reach(radius: int, dilation: int, causal: bool) -> range:
+    """Offsets up to `radius` steps of the dilation away, in both directions or only back."""
+    return range(-radius * dilation, (0 if causal else radius * dilation) + 1, dilation)
+
+
+def is_within(offset: Tensor, ranges: Sequence[range]) -> Tensor:
+    """Whether an offset is in the range of its dimension: [..., n] boolean."""
+    lowest, highest, step = _columns(ranges, offset.device)
+    near = (offset >= lowest) & (offset <= highest)
+    return near if all(along.step == 1 for along in ranges) else near & (offset % step == 0)
+
+
+def clipped_span(position: Tensor, extent: Tensor, ranges: Sequence[range]) -> tuple[Tensor, Tensor]:
+    """First source coordinate and number of sources where the box is cut off at the border."""
+    lowest, highest, step = _columns(ranges, position.device)
+    before = torch.minimum(position, -lowest) // step
+    after = torch.minimum(extent - 1 - position, highest) // step
+    return position - before * step, before + after + 1
+
+
+def check_dilation(where: str, radius: int, dilation: int, extents: Tensor) -> None:
+    """Raise ValueError if no neighbor is ever reached: `extents` [components] are those of arrays with nodes."""
+    if dilation == 1 or radius == 0 or extents.numel() == 0 or dilation < int(extents.max()):
+        return
+    rule = f"must be less than the longest extent, {int(extents.max())}, or no neighbor is ever reached"
+    raise ValueError(message(where, "dilation", rule, dilation, "Use dilation=1, or radius=0 for each node alone."))
+
+
+def check_same(attribute: str, patterns: Sequence[Box]) -> None:
+    """Raise ValueError unless the patterns to be joined have the same value of an option."""
+    values = [getattr(pattern, attribute) for pattern in patterns]
+    if any(value != values[0] for value in values):
+        raise ValueError(message("join", f"patterns' {attribute}", "must be the same for all", sorted(set(values))))
 
 
 def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) -> Tensor:
@@ -150,6 +248,11 @@ def write_sizes(shape: Tensor) -> str:
         return listed[0]
     more = f", ... {len(rows)} in all" if len(rows) > 6 else ""
     return f"[{', '.join(listed)}{more}]"
+
+
+def _columns(ranges: Sequence[range], device: torch.device) -> Tensor:
+    """Lowest, highest and step of each dimension: three rows of [n]."""
+    return torch.tensor([[along[0], along[-1], along.step] for along in ranges], device=device).t()
 
 
 def _pointers(shape: Tensor) -> Tensor:

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from ..errors import check_int, message
-from .box import Box, parse_sizes, sizes_of_batch, write_sizes
+from .box import (
+    Box,
+    check_dilation,
+    check_same,
+    clipped_span,
+    is_within,
+    parse_sizes,
+    reach,
+    sizes_of_batch,
+    write_sizes,
+)
+from .tokens import GlobalTokens, parse_tokens
 
 
 class Full(Box):
@@ -67,18 +78,17 @@ class Full(Box):
     def _span(self, position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(position), torch.minimum(position + 1, extent) if self.causal else extent
 
-    def _is_near(self, offset: Tensor) -> Tensor:
+    def _is_near(self, offset: Tensor, position: Tensor, extent: Tensor) -> Tensor:
         return offset <= 0 if self.causal else torch.ones_like(offset, dtype=torch.bool)
 
-    def _offset_bounds(self) -> tuple[list[int], list[int]]:
+    def _offset_ranges(self) -> Sequence[range]:
         if not self.shape.numel():
-            return [0], [-1]
-        last = 0 if self.causal else int(self.source_shape.max()) - 1
-        return [1 - int(self.shape.max())], [last]
+            return [range(0)]
+        return [range(1 - int(self.shape.max()), 1 if self.causal else int(self.source_shape.max()))]
 
     @classmethod
     def _join(cls, patterns: Sequence[Full]) -> Self:
-        _check_same("causal", patterns)
+        check_same("causal", patterns)
         return cls(
             torch.cat([pattern.shape for pattern in patterns]).flatten(),
             torch.cat([pattern.source_shape for pattern in patterns]).flatten(),
@@ -92,16 +102,23 @@ class Full(Box):
 
 
 class Window(Box):
-    """Every position attends to those at most `radius` away in its own sequence: truncated attention.
+    """Every position attends to those at most `radius` steps away in its own sequence: truncated attention.
+
+    Global tokens reach further: such a position attends to all of its sequence, and all of its sequence to it.
 
     Args:
         sizes: length of the sequence, or one length per sequence of a ragged batch.
         radius: reach to either side, at least 0.
-        causal: attend only to the position itself and those before it.
+        dilation: positions from one step to the next, at least 1: the sources lie at the offsets k * dilation with
+            |k| <= radius.
+        causal: attend only to the position itself and those before it; this binds global tokens too.
+        global_tokens: their positions in each sequence. One that is too short to have a position lacks that token.
 
     Raises:
-        TypeError: a size or the radius is not an integer.
-        ValueError: a size or the radius is negative.
+        TypeError: a size, the radius, the dilation or a global token is not an integer.
+        ValueError: a size or the radius is negative, or the dilation less than 1; no sequence is longer than the
+            dilation, so that it would leave them all; a global token is negative, named twice, or in no sequence.
+            (A pattern without nodes may have any dilation and tokens.)
 
     Example:
         >>> Window([3, 2], radius=1).mask().int()
@@ -110,45 +127,75 @@ class Window(Box):
                 [0, 1, 1, 0, 0],
                 [0, 0, 0, 1, 1],
                 [0, 0, 0, 1, 1]], dtype=torch.int32)
+        >>> Window(5, radius=1, dilation=2, global_tokens=(0,)).mask().int()
+        tensor([[1, 1, 1, 1, 1],
+                [1, 1, 0, 1, 0],
+                [1, 0, 1, 0, 1],
+                [1, 1, 0, 1, 0],
+                [1, 0, 1, 0, 1]], dtype=torch.int32)
         >>> Window(1_000_000, radius=64).num_edges
         128995840
+
+    References:
+        Beltagy et al., 2020 (Longformer): sliding windows, dilated ones, and global attention. There a global token
+        has projections of its own; here it is a matter of the pattern alone.
     """
 
-    def __init__(self, sizes: int | Sequence[int] | Tensor, radius: int, *, causal: bool = False) -> None:
+    def __init__(
+        self,
+        sizes: int | Sequence[int] | Tensor,
+        radius: int,
+        *,
+        dilation: int = 1,
+        causal: bool = False,
+        global_tokens: Sequence[int] = (),
+    ) -> None:
+        shape = parse_sizes("Window", sizes)
         self.radius = check_int("Window", "radius", radius, 0)
+        self.dilation = check_int("Window", "dilation", dilation, 1)
         self.causal = causal
-        super().__init__(parse_sizes("Window", sizes))
+        check_dilation("Window", self.radius, self.dilation, shape[shape > 0])
+        self.global_tokens = parse_tokens("Window", global_tokens, shape)
+        super().__init__(shape, tokens=GlobalTokens(self.global_tokens, causal) if self.global_tokens else None)
 
     @classmethod
-    def from_batch(cls, batch: Tensor, radius: int, *, causal: bool = False) -> Self:
-        """Windows within each graph of a PyG batch; `batch` [N] int64 is sorted."""
-        return cls(sizes_of_batch("Window.from_batch", "batch", batch), radius, causal=causal)
+    def from_batch(
+        cls,
+        batch: Tensor,
+        radius: int,
+        *,
+        dilation: int = 1,
+        causal: bool = False,
+        global_tokens: Sequence[int] = (),
+    ) -> Self:
+        """Windows within each graph of a PyG batch; `batch` [N] int64 is sorted, the rest as in the constructor."""
+        sizes = sizes_of_batch("Window.from_batch", "batch", batch)
+        return cls(sizes, radius, dilation=dilation, causal=causal, global_tokens=global_tokens)
 
     def _span(self, position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        first = (position - self.radius).clamp(min=0)
-        last = position if self.causal else torch.minimum(position + self.radius, extent - 1)
-        return first, last - first + 1
+        return clipped_span(position, extent, self._offset_ranges())
 
-    def _is_near(self, offset: Tensor) -> Tensor:
-        near = offset.abs() <= self.radius
-        return near & (offset <= 0) if self.causal else near
+    def _is_near(self, offset: Tensor, position: Tensor, extent: Tensor) -> Tensor:
+        return is_within(offset, self._offset_ranges())
 
-    def _offset_bounds(self) -> tuple[list[int], list[int]]:
-        return [-self.radius], [0 if self.causal else self.radius]
+    def _offset_ranges(self) -> Sequence[range]:
+        return [reach(self.radius, self.dilation, self.causal)]
 
     @classmethod
     def _join(cls, patterns: Sequence[Window]) -> Self:
-        _check_same("radius", patterns)
-        _check_same("causal", patterns)
-        sizes = torch.cat([pattern.shape for pattern in patterns]).flatten()
-        return cls(sizes, patterns[0].radius, causal=patterns[0].causal)
+        for option in ("radius", "dilation", "causal", "global_tokens"):
+            check_same(option, patterns)
+        first = patterns[0]
+        return cls(
+            torch.cat([pattern.shape for pattern in patterns]).flatten(),
+            first.radius,
+            dilation=first.dilation,
+            causal=first.causal,
+            global_tokens=first.global_tokens,
+        )
 
     def __repr__(self) -> str:
+        dilation = f", dilation={self.dilation}" if self.dilation > 1 else ""
         causal = ", causal=True" if self.causal else ""
-        return f"Window({write_sizes(self.shape[:, 0])}, radius={self.radius}{causal})"
-
-
-def _check_same(attribute: str, patterns: Sequence[Box]) -> None:
-    values = [getattr(pattern, attribute) for pattern in patterns]
-    if any(value != values[0] for value in values):
-        raise ValueError(message("join", f"patterns' {attribute}", "must be the same for all", sorted(set(values))))
+        tokens = f", global_tokens={self.global_tokens}" if self.global_tokens else ""
+        return f"Window({write_sizes(self.shape[:, 0])}, radius={self.radius}{dilation}{causal}{tokens})"
