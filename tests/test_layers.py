@@ -121,45 +121,9 @@ def test_weights_are_those_of_before_dropout_in_the_order_given():
     assert torch.equal(alpha[perm], permuted)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kdim", [None, 12])
-def test_full_pattern_equals_multihead_attention(bias, kdim):
-    reference = torch.nn.MultiheadAttention(8, 2, bias=bias, kdim=kdim, vdim=kdim, batch_first=True).double()
-    if bias:
-        torch.nn.init.normal_(reference.in_proj_bias)
-        torch.nn.init.normal_(reference.out_proj.bias)
-    target = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
-    source = torch.randn(3, 6, kdim or 8, dtype=torch.float64, requires_grad=True)
-    expected, weights = reference(target, source, source, average_attn_weights=False)
-    sparse = GraphAttention.from_multihead_attention(reference)
-    dense = DenseGraphAttention.from_multihead_attention(reference)
-    pattern = Full(5, 6)
-    out, (_, alpha) = sparse((source, target), pattern, return_attention_weights=True)
-    twin, matrix = dense((source, target), torch.ones(5, 6, dtype=torch.bool), return_attention_weights=True)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(twin, expected)
-    torch.testing.assert_close(matrix, weights)
-    torch.testing.assert_close(alpha.view(3, 5, 6, 2).movedim(-1, 1), weights)
-    for ours, theirs in zip(
-        torch.autograd.grad(out.square().sum(), [source, target]),
-        torch.autograd.grad(expected.square().sum(), [source, target]),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_multihead_attention_that_has_no_equal_is_refused():
     with pytest.raises(ValueError, match="must have no add_bias_kv"):
         GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 2, add_bias_kv=True))
-
-
-def test_ragged_full_pattern_equals_multihead_attention_on_each_graph():
-    reference = torch.nn.MultiheadAttention(8, 4, batch_first=True)
-    layer = GraphAttention.from_multihead_attention(reference)
-    parts = [torch.randn(size, 8) for size in (3, 1, 6)]
-    out = layer(torch.cat(parts), Full([3, 1, 6]))
-    expected = torch.cat([reference(part, part, part)[0] for part in parts])
-    torch.testing.assert_close(out, expected)
 
 
 def test_self_loops_come_last_with_zero_features():
