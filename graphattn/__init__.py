@@ -13,6 +13,8 @@ from .patterns import Full as Full
 from .patterns import Grid as Grid
 from .patterns import Pattern as Pattern
 from .patterns import Window as Window
+from .patterns import random_edges as random_edges
+from .patterns import random_regular as random_regular
 from .scores import Additive as Additive
 from .scores import DotProduct as DotProduct
 
@@ -32,5 +34,7 @@ __all__ = [
     "explain_backend",
     "merge",
     "nn",
+    "random_edges",
+    "random_regular",
     "restore",
 ]

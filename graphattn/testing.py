@@ -74,6 +74,7 @@ def pattern_zoo() -> dict[str, Pattern]:
         "grid wrap": Grid([(5,), (0,), (6,)], radius=1, dilation=2, border="wrap"),
         "grid wrap 2-D": Grid((3, 4), radius=1, border="wrap"),
         "grid causal": Grid((2, 5), radius=(1, 2), dilation=(1, 2), causal=(False, True)),
+        "union": Window([4, 3], radius=1, global_tokens=(0,)) | graph_zoo()["unsorted edges"],
     }
 
 

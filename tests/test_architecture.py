@@ -92,6 +92,8 @@ def test_public_names_are_pinned():
         "explain_backend",
         "merge",
         "nn",
+        "random_edges",
+        "random_regular",
         "restore",
     ]
     assert all(hasattr(graphattn, name) for name in graphattn.__all__)

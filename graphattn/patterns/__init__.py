@@ -3,6 +3,8 @@
 from .base import Pattern as Pattern
 from .edges import Edges as Edges
 from .grid import Grid as Grid
+from .random_edges import random_edges as random_edges
+from .random_edges import random_regular as random_regular
 from .sequence import Full as Full
 from .sequence import Window as Window
 

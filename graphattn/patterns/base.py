@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..csr import CSR, build_csr
 from ..errors import message
+
+if TYPE_CHECKING:
+    from .edges import Edges
 
 T = TypeVar("T")
 
@@ -158,6 +161,37 @@ class Pattern(ABC):
             names = sorted(cls.__name__ for cls in classes)
             raise TypeError(message("join", "patterns", "must be one or more patterns of one class", names))
         return patterns[0] if len(patterns) == 1 else patterns[0]._join(patterns)
+
+    def __or__(self, other: Pattern) -> Edges:
+        """Set union as an edge list: all edges of this pattern in its order, then those of the other that it lacks.
+
+        Parallel edges within either stay parallel.
+
+        Raises:
+            ValueError: the patterns have different sizes, or lie on different devices.
+
+        Example:
+            >>> from graphattn import Edges, Window
+            >>> (Window(3, radius=0) | Edges(torch.tensor([[2, 1], [0, 1]]), 3)).edge_index
+            tensor([[0, 1, 2, 2],
+                    [0, 1, 2, 0]])
+        """
+        if not isinstance(other, Pattern):
+            return NotImplemented
+        # Edge lists are patterns themselves: their module imports this one.
+        from .edges import Edges
+
+        if (self.num_sources, self.num_targets) != (other.num_sources, other.num_targets):
+            raise ValueError(message("union", "patterns", "must have the same nodes", f"{self} and {other}"))
+        if self.device != other.device:
+            fix = f"Use other.to('{self.device}')."
+            raise ValueError(
+                message("union", "patterns", "must be on one device", f"{self.device} and {other.device}", fix)
+            )
+        source, target = other.edge_index
+        is_new = ~self.allows(target, source)
+        edge_index = torch.cat([self.edge_index, other.edge_index[:, is_new]], 1)
+        return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
 
     def _sort(self, row: int, column: int) -> CSR:
         sizes = (self.num_sources, self.num_targets)

@@ -167,9 +167,13 @@ class Edges(Pattern):
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
         """The definition: True where `target` may attend to `source`; both are indices that broadcast together."""
-        target = torch.as_tensor(target, device=self.device)[..., None]
-        source = torch.as_tensor(source, device=self.device)[..., None]
-        return ((self.edge_index[1] == target) & (self.edge_index[0] == source)).any(-1)
+        ptr, index, _ = self.csr()
+        row = torch.repeat_interleave(torch.arange(self.num_targets, device=self.device), ptr.diff())
+        # Every pair as one number, rising along the compressed rows; the one at the end is no pair's.
+        held = torch.nn.functional.pad(row * self.num_sources + index, (0, 1), value=-1)
+        target, source = (torch.as_tensor(node, device=self.device) for node in (target, source))
+        pair = target * self.num_sources + source
+        return held[torch.searchsorted(held[:-1], pair)] == pair
 
     def mask(self) -> Tensor:
         """[T, S] boolean, True where the target may attend to the source. Parallel edges are one entry."""
