@@ -6,18 +6,32 @@ from .accelerate import restore as restore
 from .attention import GraphAttention as GraphAttention
 from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
+from .encodings import ALiBi as ALiBi
 from .encodings import Encoding as Encoding
+from .encodings import LaplacianPosition as LaplacianPosition
+from .encodings import LearnedPosition as LearnedPosition
+from .encodings import RandomWalkPosition as RandomWalkPosition
+from .encodings import RelativeBias as RelativeBias
+from .encodings import Rotary as Rotary
+from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
 
 __all__ = [
+    "ALiBi",
     "AccelerateReport",
     "DenseGraphAttention",
     "Encoding",
     "GATConv",
     "GATv2Conv",
     "GraphAttention",
+    "LaplacianPosition",
+    "LearnedPosition",
+    "RandomWalkPosition",
+    "RelativeBias",
+    "Rotary",
+    "Sinusoidal",
     "TransformerConv",
     "accelerate",
     "conv_as_attention",

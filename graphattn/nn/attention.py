@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import OptTensor
 
+from ..bias import OffsetBias
 from ..call import as_pattern, can_be_fused
 from ..errors import check_choice, message
 from ..functional import attention
@@ -44,7 +45,7 @@ class GraphAttention(Projections, MessagePassing):
         dropout: probability with which a weight is dropped in training.
         bias: let the projections of queries, keys, values and output have one.
         add_self_loops: let every node attend to itself; new loops come after the given edges, with zero features.
-        encoding: a positional encoding.
+        encoding: a positional encoding, see `graphattn.nn.encodings`; one that changes features takes no pair.
         backend: as in `attention`.
 
     Raises:
@@ -115,7 +116,9 @@ class GraphAttention(Projections, MessagePassing):
         if edge_attr is None and self.edge_dim is not None and not isinstance(edge_index, Pattern | list | tuple):
             values = read_edges("GraphAttention", edge_index).values
             edge_attr = None if values is None else values.to(self.lin_out.weight.dtype)
-        fused = not self.add_self_loops and can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
+        fused = can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
+        # Both look at the edges of a pattern that they can recognize.
+        fused = fused and not self.add_self_loops and self.encoding is None
         pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2), may_trace=fused)
         edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target.shape[:-2])
         if self.add_self_loops:
@@ -127,16 +130,11 @@ class GraphAttention(Projections, MessagePassing):
             if edge_attr is not None:
                 edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))
 
-        bias = None
-        if self.encoding is not None:
-            if x_source is x_target:
-                x_source = x_target = self.encoding.input(x_source, pattern)
-            bias = self.encoding.bias(pattern)
+        x_source, x_target = self._encode_input(x_source, x_target, pattern)
         query = self._split(self.lin_query(x_target), self.heads)
         key = self._split(self.lin_key(x_source), self.kv_heads)
         value = self._split(self.lin_value(x_source), self.kv_heads)
-        if self.encoding is not None:
-            query, key = self.encoding.rotate(query, key, pattern)
+        query, key, bias = self._encode_scores(query, key, pattern)
         edge = None
         if self.lin_edge is not None and edge_attr is not None:
             edge = self._split(self.lin_edge(edge_attr), self.kv_heads)
@@ -157,7 +155,7 @@ class GraphAttention(Projections, MessagePassing):
         value: Tensor,
         pattern: Pattern,
         edge: Tensor | None,
-        bias: Tensor | None,
+        bias: Tensor | OffsetBias | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         result = attention(
@@ -183,7 +181,7 @@ class GraphAttention(Projections, MessagePassing):
         value: Tensor,
         pattern: Pattern,
         edge: Tensor | None,
-        bias: Tensor | None,
+        bias: Tensor | OffsetBias | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """PyG's own route, for hooks and explainers: the same result, by way of `message` and `aggregate`."""
@@ -198,6 +196,8 @@ class GraphAttention(Projections, MessagePassing):
             edges = (target, source, pattern.occurrence())
             seed = draw_seed(query.device)
             keep = keep_edges_of_heads(seed, self.dropout, query.shape[:-3], self.heads, *edges)
+        if isinstance(bias, OffsetBias):
+            bias = bias.of_edges(pattern)
         # edge_updater_type: (query: Tensor, key: Tensor, edge: OptTensor, bias: OptTensor)
         alpha = self.edge_updater(edge_index, size=size, query=query, key=key, edge=edge, bias=bias)  # type: ignore[operator]
         # propagate_type: (value: Tensor, alpha: Tensor, edge: OptTensor, keep: OptTensor)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..bias import OffsetBias
 from ..dense import attend_matrix
 from ..errors import message, shape_of
 from ..normalizers import UserNormalizer
@@ -77,23 +78,23 @@ class DenseGraphAttention(Projections):
         x_source, x_target = self._check_features(x)
         pattern = mask if isinstance(mask, Pattern) else None
         mask = self._check_mask(mask, x_source, x_target)
-        bias = None
         if pattern is not None:
             edge_attr = self._to_matrix(self._check_edge_dim(edge_attr, (pattern.num_edges,), ()), pattern)
         else:
             edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)), x_target.shape[:-2])
-        if self.encoding is not None:
-            if pattern is None:
-                rule = "must be a pattern because the layer has an encoding"
-                raise TypeError(message("DenseGraphAttention", "mask", rule, "a tensor"))
-            if x_source is x_target:
-                x_source = x_target = self.encoding.input(x_source, pattern)
-            bias = self._to_matrix(self.encoding.bias(pattern), pattern)
+        if self.encoding is not None and pattern is None:
+            rule = "must be a pattern because the layer has an encoding"
+            raise TypeError(message("DenseGraphAttention", "mask", rule, "a tensor"))
+        if pattern is not None:
+            x_source, x_target = self._encode_input(x_source, x_target, pattern)
         query = self._split(self.lin_query(x_target), self.heads)
         key = self._split(self.lin_key(x_source), self.kv_heads)
         value = self._split(self.lin_value(x_source), self.kv_heads)
-        if self.encoding is not None and pattern is not None:
-            query, key = self.encoding.rotate(query, key, pattern)
+        pair_bias = None
+        if pattern is not None:
+            query, key, bias = self._encode_scores(query, key, pattern)
+            bias = bias.of_edges(pattern) if isinstance(bias, OffsetBias) else bias
+            pair_bias = self._to_matrix(bias, pattern)
         edge = None
         if self.lin_edge is not None and edge_attr is not None:
             edge = self._split(self.lin_edge(edge_attr), self.kv_heads)
@@ -107,7 +108,7 @@ class DenseGraphAttention(Projections):
             mask if mask.dim() == 2 else mask.unsqueeze(-3),
             as_score("DenseGraphAttention", self._own_score()),
             self.normalizer,
-            pair_bias=bias,
+            pair_bias=pair_bias,
             pair_key=edge,
             pair_value=edge,
             keep=self._keep(query, key) if dropout_p > 0 else None,

@@ -10,8 +10,10 @@ from torch.nn import Parameter
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot
 
+from ..bias import OffsetBias
 from ..errors import check_choice, check_float_tensor, check_int, check_probability, message, shape_of
 from ..normalizers import as_normalizer
+from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding
 
@@ -81,7 +83,7 @@ class Projections(torch.nn.Module):
         if self.edge_dim is not None:
             self.lin_edge = Linear(self.edge_dim, self.kv_heads * width, **{**options, "bias": False})
         self._build_vector(width)
-        self.reset_parameters()
+        self._draw_parameters()
 
     def _build_vector(self, width: int) -> None:
         """Own the vector of an additive score: drawn for a name; a given one is trained if it is a parameter."""
@@ -141,12 +143,41 @@ class Projections(torch.nn.Module):
         return layer.train(attention.training)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Draw all parameters anew, the encoding's too."""
+        self._draw_parameters()
+        if self.encoding is not None:
+            self.encoding.reset_parameters()
+
+    def _draw_parameters(self) -> None:
         for linear in (self.lin_query, self.lin_key, self.lin_value, self.lin_out, self.lin_edge):
             if linear is not None:
                 linear.reset_parameters()
         if isinstance(self.score, str):
             glorot(self.score_vector)
+
+    def _encode_input(self, x_source: Tensor, x_target: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Let the encoding change the features, which it can where sources and targets are the same nodes."""
+        if self.encoding is None:
+            return x_source, x_target
+        if x_source is x_target:
+            x_source = x_target = self.encoding.input(x_source, pattern)
+        elif type(self.encoding).input is not Encoding.input:
+            rule = f"must be one tensor because {type(self.encoding).__name__} changes the features of nodes"
+            fix = "Call encoding.input(x, Full(sizes)) on each side before the layer."
+            raise ValueError(message(type(self).__name__, "x", rule, "a pair", fix))
+        return x_source, x_target
+
+    def _encode_scores(
+        self, query: Tensor, key: Tensor, pattern: Pattern
+    ) -> tuple[Tensor, Tensor, Tensor | OffsetBias | None]:
+        """Let the encoding change query and key, and name a bias of the scores."""
+        if self.encoding is None:
+            return query, key, None
+        query, key = self.encoding.rotate(query, key, pattern)
+        bias = self.encoding.bias(pattern)
+        if isinstance(bias, OffsetBias):
+            bias.check(type(self).__name__, query, pattern)
+        return query, key, bias
 
     def _own_score(self) -> Score | ScoreFunction:
         if self.score_vector is not None and isinstance(self.score, Additive):

@@ -98,6 +98,16 @@ class Box(Pattern):
         _, source_position = _locate(source, self.source_ptr, self.source_shape)
         return self._offset(position, source_position, self.source_shape[component])
 
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Coordinates of each target and of each source in its own component: [T, n] and [S, n] int64."""
+        sides = ((self.num_targets, self.ptr, self.shape), (self.num_sources, self.source_ptr, self.source_shape))
+
+        def build() -> tuple[Tensor, Tensor]:
+            target, source = (_locate(torch.arange(rows, device=self.device), *side)[1] for rows, *side in sides)
+            return target, source
+
+        return self.keep("positions", build)
+
     @property
     def num_offsets(self) -> int:
         """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""

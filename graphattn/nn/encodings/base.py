@@ -1,0 +1,102 @@
+"""What a positional encoding may do to attention, and what encodings of coordinates share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...bias import OffsetBias
+from ...errors import check_finite, check_float_tensor, check_int, message, shape_of
+from ...patterns import Pattern
+from ...patterns.box import Box
+
+
+class Encoding(torch.nn.Module):
+    """Base of encodings: each overrides one or more of the three places where position can enter.
+
+    The pattern is handed along because it alone knows the components of a ragged batch and the nodes' coordinates.
+    What an encoding derives from a pattern belongs into `pattern.keep`, so that it is derived once.
+    """
+
+    def input(self, x: Tensor, pattern: Pattern) -> Tensor:
+        """Change the features [*B, N, C] before projection, where sources and targets are the same nodes."""
+        return x
+
+    def rotate(self, query: Tensor, key: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
+        """Change query [*B, T, H, D] and key [*B, S, H_kv, D] before scoring."""
+        return query, key
+
+    def bias(self, pattern: Pattern) -> Tensor | OffsetBias | None:
+        """Return what is added to the scores: [E, H] in the caller's order, a table per offset, or None."""
+        return None
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; the layer that has the encoding calls this in its own `reset_parameters`."""
+
+
+def check_coordinates(where: str, pattern: Pattern, dims: int, fix: str) -> Box:
+    """Return the pattern, or raise ValueError unless its nodes have `dims` coordinates; `fix` may use {found}."""
+    if not isinstance(pattern, Box):
+        rule = "must have coordinates, as Full, Window and Grid have"
+        raise ValueError(message(where, "pattern", rule, pattern, "Use LaplacianPosition or RandomWalkPosition."))
+    found = pattern.shape.size(1)
+    if found != dims:
+        rule = f"must have as many dimensions as the encoding, {dims}"
+        raise ValueError(message(where, "pattern", rule, f"{found} in {pattern}", fix.format(found=found)))
+    return pattern
+
+
+def check_features(where: str, x: Tensor, channels: int, pattern: Pattern) -> None:
+    """Raise unless `x` has a row of `channels` features for each node, and sources and targets are the same nodes."""
+    check_float_tensor(where, "x", x)
+    if pattern.num_sources != pattern.num_targets:
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        fix = "Encode each side on its own, before the layer."
+        raise ValueError(message(where, "pattern", "must have the same nodes as sources and targets", got, fix))
+    if x.dim() < 2 or x.shape[-2:] != (pattern.num_targets, channels):
+        fix = "" if x.dim() < 2 or x.size(-1) == channels else f"Use channels={x.size(-1)}."
+        raise ValueError(
+            message(where, "x", f"must have shape [*B, {pattern.num_targets}, {channels}]", shape_of(x), fix)
+        )
+
+
+def own_positions(where: str, pattern: Box) -> Tensor:
+    """Coordinates [N, n] of nodes that are both sources and targets, or ValueError where the two lie elsewhere."""
+    target, source = pattern.positions()
+    if not torch.equal(target, source):
+        fix = "Encode each side on its own, before the layer."
+        raise ValueError(message(where, "pattern", "must have its sources at its targets' positions", pattern, fix))
+    return target
+
+
+def angles(position: Tensor, width: int, base: float) -> Tensor:
+    """Coordinates [N, n] times frequencies, [N, width / 2] float64: an equal share of them per axis, axis by axis.
+
+    The frequencies of an axis are base^(-2m / w) for m = 0, 1, ..., where w = width / n.
+    """
+    pairs = width // 2 // position.size(1)
+    frequency = base ** (-torch.arange(pairs, dtype=torch.float64, device=position.device) / pairs)
+    return (position.unsqueeze(-1) * frequency).flatten(1)
+
+
+def check_frequencies(where: str, argument: str, width: int, dims: int, base: float) -> tuple[int, int, float]:
+    """Check what `angles` takes: every axis gets whole pairs."""
+    width, dims = check_int(where, argument, width, 1), check_int(where, "dims", dims, 1)
+    check_finite(where, "base", base)
+    if base <= 0:
+        raise ValueError(message(where, "base", "must be positive", base, "Use base=10000."))
+    if width % (2 * dims):
+        near = -(-width // (2 * dims)) * 2 * dims
+        rule = f"must be a multiple of 2 * dims = {2 * dims}, a pair per axis and frequency"
+        raise ValueError(message(where, argument, rule, width, f"Use {argument}={near}."))
+    return width, dims, float(base)
+
+
+def check_extents(where: str, argument: str, extents: int | Sequence[int], minimum: int) -> tuple[int, ...]:
+    """Read one integer, or one per dimension."""
+    listed = list(extents) if isinstance(extents, Sequence) and not isinstance(extents, str) else [extents]
+    if not listed:
+        raise ValueError(message(where, argument, "must name at least one dimension", extents))
+    return tuple(check_int(where, argument, extent, minimum) for extent in listed)
