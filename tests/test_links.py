@@ -303,6 +303,20 @@ def test_a_trained_layer_is_still_a_convolution():
     torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_matrices_and_messages_convolve_too():
+    conv = torch.nn.Conv2d(2, 3, 3, padding=1, bias=False).double()
+    layer = conv_as_attention(conv)
+    inside = layer.layer
+    twin = DenseGraphAttention(2, 3, 9, head_channels=2, bias=False, encoding=inside.encoding).double()
+    twin.load_state_dict(inside.state_dict())
+    x, pattern = torch.randn(2, 4, 5, dtype=torch.float64, requires_grad=True), layer.pattern((4, 5))
+    expected = conv(x)
+    inside.register_message_forward_hook(lambda module, inputs, output: None)
+    for out in (twin(x.flatten(1).t(), pattern).t().view(3, 4, 5), layer(x)):
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(gradients(out, [x]), torch.autograd.grad((expected**2).sum(), x, retain_graph=True))
+
+
 def test_the_copy_has_the_convolutions_mode_and_type_and_travels():
     conv = torch.nn.Conv1d(2, 3, 3).double().eval()
     layer = conv_as_attention(conv)

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ..bias import OffsetBias
 from ..errors import check_float_tensor, message, shape_of
-from ..patterns import Grid
+from ..patterns import Grid, Pattern
 from .attention import GraphAttention
 from .encodings import Encoding
 
@@ -181,7 +181,7 @@ class _OneOffsetPerHead(Encoding):
         table = torch.full((offsets, offsets), -torch.inf).fill_diagonal_(0.0)
         self.register_buffer("table", table, persistent=False)
 
-    def bias(self, pattern: Any) -> Any:
+    def bias(self, pattern: Pattern) -> OffsetBias:
         return OffsetBias(self.table)
 
 
