@@ -278,6 +278,14 @@ def test_padding_that_keeps_the_size_adds_no_pixels():
     assert "radius=(1, 2), dilation=(1, 1), padding=(1, 2)" in repr(layer)
 
 
+def test_one_layer_takes_images_of_any_shape_in_turn():
+    conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+    layer = conv_as_attention(conv)
+    for shape in ((4, 6), (6, 4), (4, 6), (1, 2)):
+        x = torch.randn(2, *shape)
+        torch.testing.assert_close(layer(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
 def test_a_trained_layer_is_still_a_convolution():
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(2, 3, 3, padding=1)
