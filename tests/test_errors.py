@@ -499,6 +499,16 @@ BAD_LAYERS = {
         ValueError,
         "GraphAttention: score.vector must have shape [heads, out_channels / heads] = [2, 4], got [2, 3].",
     ),
+    "vector of another width than the heads": (
+        lambda: GraphAttention(4, 7, heads=2, head_channels=3, score=Additive(torch.ones(2, 4))),
+        ValueError,
+        "GraphAttention: score.vector must have shape [heads, head_channels] = [2, 3], got [2, 4].",
+    ),
+    "heads without width": (
+        lambda: DenseGraphAttention(4, 8, heads=3, head_channels=0),
+        ValueError,
+        "DenseGraphAttention: head_channels must be at least 1, got 0.",
+    ),
     "encoding by name": (
         lambda: GraphAttention(4, 8, encoding="rotary"),
         TypeError,

@@ -60,6 +60,14 @@ def test_accelerate_pyg_compares_both_and_draws(tmp_path):
     assert (tmp_path / "accelerate_pyg_digits.png").stat().st_size > 20_000
 
 
+def test_convolution_is_attention_compares_both_and_draws(tmp_path):
+    printed = run_example("convolution_is_attention.py", "--smoke", "--output", str(tmp_path)).splitlines()
+    assert printed[0].endswith("on 10 digits is GraphAttention(1, 4, heads=9, head_channels=1)")
+    for line, most in zip(printed[1:3], (1e-12, 1e-5), strict=True):
+        assert float(line.split("differ by ")[1].split(",")[0]) < most
+    assert (tmp_path / "convolution_is_attention.png").stat().st_size > 40_000
+
+
 def test_digits_are_a_symmetric_graph_of_neighbors():
     data = digits_graph(neighbors=3)
     assert data.x.shape == (1797, 64) and 0 <= float(data.x.min()) and float(data.x.max()) == 1

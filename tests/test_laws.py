@@ -1,4 +1,4 @@
-"""Laws that attention obeys on every kernel, and its exact links to attention elsewhere."""
+"""Laws that attention obeys on every kernel."""
 
 from __future__ import annotations
 
@@ -153,47 +153,6 @@ def test_merge_takes_only_parts_that_fit():
     out, lse = torch.zeros(3, 2, 4), torch.zeros(3, 2)
     with pytest.raises(ValueError, match=r"merge: parts must be out \[\*B, T, H, V\] and lse"):
         merge(out, lse, out, lse.t())
-
-
-def sdpa(tensors, mask=None, **options):
-    """The same by torch itself, which keeps heads first."""
-    heads_first = (tensors[name].transpose(-2, -3) for name in ("query", "key", "value"))
-    out = torch.nn.functional.scaled_dot_product_attention(*heads_first, attn_mask=mask, **options)
-    return out.transpose(-2, -3)
-
-
-@pytest.mark.parametrize("backend", [kernel.name for kernel in KERNELS])
-@pytest.mark.parametrize("batch", [(), (2,)], ids=str)
-def test_the_full_pattern_is_scaled_dot_product_attention(batch, backend):
-    pattern = Full(6, 5)
-    tensors = random_call(pattern, batch=batch, value_width=3)
-    tensors = {name: x if batch else x.unsqueeze(0) for name, x in tensors.items()}
-    torch.testing.assert_close(attention(**tensors, pattern=pattern, backend=backend), sdpa(tensors))
-
-
-@pytest.mark.parametrize("backend", [kernel.name for kernel in KERNELS])
-@pytest.mark.parametrize("name", ["window ragged", "window causal", "grid 2-D", "full causal", "unsorted edges"])
-def test_a_pattern_is_scaled_dot_product_attention_with_its_mask(name, backend):
-    pattern = pattern_zoo()[name]
-    pattern = Edges.from_mask(pattern.mask()) if pattern.occurrence() is not None else pattern
-    tensors = {name: x.unsqueeze(0) for name, x in random_call(pattern).items()}
-    expected = sdpa(tensors, pattern.mask())
-    has_edges = pattern.mask().any(1)
-    out = attention(**tensors, pattern=pattern, backend=backend)
-    torch.testing.assert_close(out[:, has_edges], expected[:, has_edges])
-    assert bool((out[:, ~has_edges] == 0).all())
-
-
-def test_causal_is_torchs_causal():
-    pattern = Full(5, causal=True)
-    tensors = {name: x.unsqueeze(0) for name, x in random_call(pattern).items()}
-    torch.testing.assert_close(attention(**tensors, pattern=pattern), sdpa(tensors, is_causal=True))
-
-
-def test_grouped_query_heads_are_torchs():
-    pattern = Full(5)
-    tensors = {name: x.unsqueeze(0) for name, x in random_call(pattern, heads=6, kv_heads=2).items()}
-    torch.testing.assert_close(attention(**tensors, pattern=pattern), sdpa(tensors, enable_gqa=True))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

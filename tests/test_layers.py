@@ -121,45 +121,9 @@ def test_weights_are_those_of_before_dropout_in_the_order_given():
     assert torch.equal(alpha[perm], permuted)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("kdim", [None, 12])
-def test_full_pattern_equals_multihead_attention(bias, kdim):
-    reference = torch.nn.MultiheadAttention(8, 2, bias=bias, kdim=kdim, vdim=kdim, batch_first=True).double()
-    if bias:
-        torch.nn.init.normal_(reference.in_proj_bias)
-        torch.nn.init.normal_(reference.out_proj.bias)
-    target = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
-    source = torch.randn(3, 6, kdim or 8, dtype=torch.float64, requires_grad=True)
-    expected, weights = reference(target, source, source, average_attn_weights=False)
-    sparse = GraphAttention.from_multihead_attention(reference)
-    dense = DenseGraphAttention.from_multihead_attention(reference)
-    pattern = Full(5, 6)
-    out, (_, alpha) = sparse((source, target), pattern, return_attention_weights=True)
-    twin, matrix = dense((source, target), torch.ones(5, 6, dtype=torch.bool), return_attention_weights=True)
-    torch.testing.assert_close(out, expected)
-    torch.testing.assert_close(twin, expected)
-    torch.testing.assert_close(matrix, weights)
-    torch.testing.assert_close(alpha.view(3, 5, 6, 2).movedim(-1, 1), weights)
-    for ours, theirs in zip(
-        torch.autograd.grad(out.square().sum(), [source, target]),
-        torch.autograd.grad(expected.square().sum(), [source, target]),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
 def test_multihead_attention_that_has_no_equal_is_refused():
     with pytest.raises(ValueError, match="must have no add_bias_kv"):
         GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 2, add_bias_kv=True))
-
-
-def test_ragged_full_pattern_equals_multihead_attention_on_each_graph():
-    reference = torch.nn.MultiheadAttention(8, 4, batch_first=True)
-    layer = GraphAttention.from_multihead_attention(reference)
-    parts = [torch.randn(size, 8) for size in (3, 1, 6)]
-    out = layer(torch.cat(parts), Full([3, 1, 6]))
-    expected = torch.cat([reference(part, part, part)[0] for part in parts])
-    torch.testing.assert_close(out, expected)
 
 
 def test_self_loops_come_last_with_zero_features():
@@ -271,12 +235,49 @@ def test_parameter_names_are_pinned():
     assert not any("bias" in name for name, _ in GraphAttention(4, 6, bias=False).named_parameters())
 
 
+@pytest.mark.parametrize("kv_heads", [3, 1])
+@pytest.mark.parametrize("score", SCORE_NAMES)
+def test_heads_may_be_wider_or_narrower_than_their_share(score, kv_heads):
+    pattern = graph_zoo()["unsorted edges"]
+    options = dict(kv_heads=kv_heads, head_channels=5, score=score, edge_dim=2)
+    layer, twin = GraphAttention(4, 7, 3, **options).double(), DenseGraphAttention(4, 7, 3, **options).double()
+    twin.load_state_dict(layer.state_dict())
+    shapes = {name: list(p.shape) for name, p in layer.named_parameters() if name.endswith("weight")}
+    assert shapes == {
+        "lin_query.weight": [15, 4],
+        "lin_key.weight": [5 * kv_heads, 4],
+        "lin_value.weight": [5 * kv_heads, 4],
+        "lin_out.weight": [7, 15],
+        "lin_edge.weight": [5 * kv_heads, 2],
+    }
+    pattern = Edges.from_mask(pattern.mask())
+    x = torch.randn(2, 7, 4, dtype=torch.float64, requires_grad=True)
+    edge_attr = torch.randn(pattern.num_edges, 2, dtype=torch.float64)
+    results = []
+    for each in (layer, watched(layer), twin):
+        out = each(x, pattern, edge_attr)
+        results.append((out, *torch.autograd.grad(out.square().sum(), [x, *each.parameters()])))
+    assert results[0][0].shape == (2, 7, 7)
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, rtol=1e-9, atol=1e-10)
+
+
+def test_head_channels_of_the_share_change_nothing():
+    torch.manual_seed(0)
+    plain = GraphAttention(4, 6, heads=2)
+    torch.manual_seed(0)
+    given = GraphAttention(4, 6, heads=2, head_channels=3)
+    x = torch.randn(5, 4)
+    assert torch.equal(plain(x, Full(5)), given(x, Full(5)))
+
+
 def test_repr():
     assert repr(GraphAttention(8, 32, heads=4)) == "GraphAttention(8, 32, heads=4)"
     assert (
         repr(DenseGraphAttention((8, 4), 32, heads=4, kv_heads=2))
         == "DenseGraphAttention((8, 4), 32, heads=4, kv_heads=2)"
     )
+    assert repr(GraphAttention(8, 3, heads=4, head_channels=2)) == "GraphAttention(8, 3, heads=4, head_channels=2)"
 
 
 def test_a_modules_score_trains_with_the_layer():

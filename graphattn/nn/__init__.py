@@ -4,6 +4,7 @@ from .accelerate import AccelerateReport as AccelerateReport
 from .accelerate import accelerate as accelerate
 from .accelerate import restore as restore
 from .attention import GraphAttention as GraphAttention
+from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
 from .encodings import ALiBi as ALiBi
 from .encodings import Encoding as Encoding
@@ -33,5 +34,6 @@ __all__ = [
     "Sinusoidal",
     "TransformerConv",
     "accelerate",
+    "conv_as_attention",
     "restore",
 ]

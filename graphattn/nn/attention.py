@@ -29,14 +29,15 @@ class GraphAttention(Projections, MessagePassing):
         out = W_o concat_h( sum over j -> i of weight_ij,h (W_v x_j)_h )
         weight_ij,h = normalizer over j -> i of score((W_q x_i)_h, (W_k x_j)_h)
 
-    The heads share `out_channels` between them, as in a transformer. With the full pattern this is
-    `torch.nn.MultiheadAttention`.
+    The heads share `out_channels` between them, as in a transformer, unless `head_channels` says otherwise. With the
+    full pattern this is `torch.nn.MultiheadAttention`.
 
     Args:
         in_channels: features per node, or a pair (source, target) for a bipartite graph; -1 is found at the first call.
         out_channels: features of the output, split over the heads.
-        heads: H; must divide `out_channels`.
+        heads: H; must divide `out_channels`, unless `head_channels` is given.
         kv_heads: heads of key and value; must divide `heads`; as many as `heads` where left out.
+        head_channels: width of each head's query, key and value; `out_channels / heads` where left out.
         score: "dot_product", "additive" (tanh), "gatv2" (leaky_relu); or a `Score` or a callable
             `(query_i, key_j, edge_key) -> [*B, E, H]`, which may be a module with parameters.
         normalizer: "softmax", "relu", "sigmoid", "identity", or an object as in `attention`.
@@ -67,6 +68,7 @@ class GraphAttention(Projections, MessagePassing):
         heads: int = 1,
         *,
         kv_heads: int | None = None,
+        head_channels: int | None = None,
         score: str | Score | ScoreFunction = "dot_product",
         normalizer: str | UserNormalizer = "softmax",
         edge_dim: int | None = None,
@@ -80,7 +82,8 @@ class GraphAttention(Projections, MessagePassing):
         check_choice("GraphAttention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
         self.add_self_loops = add_self_loops
         self.backend = backend
-        self._build(in_channels, out_channels, heads, kv_heads, score, normalizer, edge_dim, dropout, bias, encoding)
+        widths = (in_channels, out_channels, heads, kv_heads, head_channels)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""

@@ -40,6 +40,7 @@ class DenseGraphAttention(Projections):
         heads: int = 1,
         *,
         kv_heads: int | None = None,
+        head_channels: int | None = None,
         score: str | Score | ScoreFunction = "dot_product",
         normalizer: str | UserNormalizer = "softmax",
         edge_dim: int | None = None,
@@ -48,7 +49,8 @@ class DenseGraphAttention(Projections):
         encoding: Encoding | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
-        self._build(in_channels, out_channels, heads, kv_heads, score, normalizer, edge_dim, dropout, bias, encoding)
+        widths = (in_channels, out_channels, heads, kv_heads, head_channels)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
 
     def forward(
         self,

@@ -38,6 +38,7 @@ class Projections(torch.nn.Module):
         out_channels: int,
         heads: int,
         kv_heads: int | None,
+        head_channels: int | None,
         score: str | Score | ScoreFunction,
         normalizer: Any,
         edge_dim: int | None,
@@ -46,24 +47,16 @@ class Projections(torch.nn.Module):
         encoding: Encoding | None,
     ) -> None:
         where = type(self).__name__
-        pair = in_channels if isinstance(in_channels, tuple | list) else (in_channels, in_channels)
-        if len(pair) != 2:
-            raise ValueError(
-                message(where, "in_channels", "must be one integer or a (source, target) pair", in_channels)
-            )
-        for channels in pair:
-            if check_int(where, "in_channels", channels, -1) == 0:
-                raise ValueError(
-                    message(where, "in_channels", "must be positive, or -1 to be found at the first call", 0)
-                )
+        source_channels, target_channels = _read_channels(where, in_channels)
         self.in_channels = in_channels
         self.out_channels = check_int(where, "out_channels", out_channels, 1)
         self.heads = check_int(where, "heads", heads, 1)
         self.kv_heads = self.heads if kv_heads is None else check_int(where, "kv_heads", kv_heads, 1)
+        self.head_channels = None if head_channels is None else check_int(where, "head_channels", head_channels, 1)
         self.edge_dim = None if edge_dim is None else check_int(where, "edge_dim", edge_dim, 1)
         check_probability(where, "dropout", dropout)
         self.dropout = float(dropout)
-        if self.out_channels % self.heads:
+        if self.head_channels is None and self.out_channels % self.heads:
             raise ValueError(message(where, "heads", f"must divide out_channels, {out_channels}", heads))
         if self.heads % self.kv_heads:
             raise ValueError(message(where, "kv_heads", f"must divide heads, {heads}", kv_heads))
@@ -80,8 +73,7 @@ class Projections(torch.nn.Module):
         self.normalizer = as_normalizer(where, normalizer)
         self.encoding = encoding
 
-        width = self.out_channels // self.heads
-        source_channels, target_channels = pair
+        width = self.out_channels // self.heads if self.head_channels is None else self.head_channels
         options = {"bias": bias, "weight_initializer": "glorot", "bias_initializer": "zeros"}
         self.lin_query = Linear(target_channels, self.heads * width, **options)
         self.lin_key = Linear(source_channels, self.kv_heads * width, **options)
@@ -101,7 +93,8 @@ class Projections(torch.nn.Module):
             return
         vector = self.score.vector
         if tuple(vector.shape) != (self.heads, width):
-            rule = f"must have shape [heads, out_channels / heads] = {[self.heads, width]}"
+            columns = "out_channels / heads" if self.head_channels is None else "head_channels"
+            rule = f"must have shape [heads, {columns}] = {[self.heads, width]}"
             raise ValueError(message(type(self).__name__, "score.vector", rule, shape_of(vector)))
         if isinstance(vector, Parameter):
             self.score_vector = vector
@@ -126,7 +119,7 @@ class Projections(torch.nn.Module):
             rule = "must have no add_bias_kv, no add_zero_attn, and kdim == vdim"
             raise ValueError(message(where, "attention", rule))
         width = attention.embed_dim
-        fixed = {"heads", "kv_heads", "bias", "score", "edge_dim"} & set(options)
+        fixed = {"heads", "kv_heads", "head_channels", "bias", "score", "edge_dim"} & set(options)
         if fixed:
             rule = "can't choose what the weights decide"
             raise ValueError(message(where, "options", rule, ", ".join(sorted(fixed)), "Leave them out."))
@@ -241,8 +234,21 @@ class Projections(torch.nn.Module):
         return edge_attr
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.out_channels // self.heads))
+        return x.unflatten(-1, (heads, x.size(-1) // heads))
 
     def __repr__(self) -> str:
         kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
-        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads}{kv_heads})"
+        width = f", head_channels={self.head_channels}" if self.head_channels is not None else ""
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads}{kv_heads}{width})"
+
+
+def _read_channels(where: str, in_channels: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the features of sources and targets, each positive or -1."""
+    pair = tuple(in_channels) if isinstance(in_channels, tuple | list) else (in_channels, in_channels)
+    if len(pair) != 2:
+        raise ValueError(message(where, "in_channels", "must be one integer or a (source, target) pair", in_channels))
+    for channels in pair:
+        if check_int(where, "in_channels", channels, -1) == 0:
+            rule = "must be positive, or -1 to be found at the first call"
+            raise ValueError(message(where, "in_channels", rule, 0))
+    return pair
