@@ -126,9 +126,9 @@ def dense_memory(
         itemsize * H * (matrices * T * S + 3/2 * (T + S) * D) + T * S
 
     With softmax the oracle holds 6 matrices [H, T, S] at once, with sparsemax and entmax15 8 of float64, with the other
-    normalizers 3; with an `Additive` score 3 arrays [H, T, S, D], with a callable about 5. The last term is the mask. With parallel edges it has a column for
-    each edge: E in place of S. From n-dimensional coordinates a mask is made in 17 n bytes per pair, which may be more
-    than all that follows where there is one head.
+    normalizers 3; with an `Additive` score 3 arrays [H, T, S, D], with a callable about 5. The last term is the mask.
+    With parallel edges it has a column for each edge: E in place of S. From n-dimensional coordinates a mask is made in
+    17 n bytes per pair, which may be more than all that follows where there is one head.
 
     Args:
         pattern: gives T, S and E.
