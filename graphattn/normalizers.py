@@ -131,7 +131,7 @@ class Identity(Elementwise):
 
 
 class Entmax(Normalizer):
-    """max(s / p - tau, 0) ^ p, with each target's tau such that its weights sum to 1: most are exactly zero.
+    """max(s / p - tau, 0) ^ p, with each target's tau such that its weights sum to 1: low scores get exactly zero.
 
     Thresholds are found and weights formed in float64: in float32 the many small weights of a hub would not sum to 1.
     """
@@ -289,7 +289,12 @@ def _search(scaled: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None, pow
 
 
 # How often the loop runs depends on the numbers, so that a compiled graph holds it as one operator.
-_search_compiled = torch.library.custom_op("graphattn::entmax_search", _search, mutates_args=())
+_search_compiled = torch.library.custom_op(
+    "graphattn::entmax_search",
+    _search,
+    mutates_args=(),
+    schema="(Tensor scaled, Tensor index, Tensor ptr, Tensor? perm, SymInt power) -> Tensor",
+)
 
 
 @_search_compiled.register_fake
