@@ -17,7 +17,7 @@ from .dense import dense_attention
 from .errors import check_int, message
 from .functional import attention
 from .memory import peak_memory
-from .normalizers import Identity, Normalizer, Relu, Sigmoid, UserNormalizer, as_normalizer
+from .normalizers import Entmax, Identity, Normalizer, Relu, Sigmoid, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
 from .patterns.box import Box
 from .scores import Additive, DotProduct, Score, ScoreFunction, as_score
@@ -125,10 +125,10 @@ def dense_memory(
 
         itemsize * H * (matrices * T * S + 3/2 * (T + S) * D) + T * S
 
-    With softmax the oracle holds 6 matrices [H, T, S] at once, with the other normalizers 3; with an `Additive` score
-    3 arrays [H, T, S, D], with a callable about 5. The last term is the mask. With parallel edges it has a column for
-    each edge: E in place of S. From n-dimensional coordinates a mask is made in 17 n bytes per pair, which may be more
-    than all that follows where there is one head.
+    With softmax the oracle holds 6 matrices [H, T, S] at once, with sparsemax and entmax15 8 of float64, with the other
+    normalizers 3; with an `Additive` score 3 arrays [H, T, S, D], with a callable about 5. The last term is the mask.
+    With parallel edges it has a column for each edge: E in place of S. From n-dimensional coordinates a mask is made in
+    17 n bytes per pair, which may be more than all that follows where there is one head.
 
     Args:
         pattern: gives T, S and E.
@@ -151,6 +151,8 @@ def dense_memory(
     has_parallel = isinstance(pattern, Edges) and pattern.occurrence() is not None
     rows, columns = pattern.num_targets, pattern.num_edges if has_parallel else pattern.num_sources
     matrices = 3 if isinstance(normalizer, Relu | Sigmoid | Identity) else 6
+    if isinstance(normalizer, Entmax):
+        matrices = 8 * torch.float64.itemsize // dtype.itemsize
     if not isinstance(score, DotProduct):
         matrices = max(matrices, (3 if isinstance(score, Additive) else 5) * width)
     numbers = heads * (matrices * rows * columns + 3 * (rows + columns) * width // 2)

@@ -46,8 +46,8 @@ def attention(
         pattern: a `Pattern`, a list of patterns of one class (they are joined), or anything that `Edges` takes, such
             as an `edge_index` [2, E], whose first row lists sources and whose second row lists targets.
         score: `DotProduct()`, `Additive(vector)` or a callable `(query_i, key_j, edge_key) -> [*B, E, H]`.
-        normalizer: "softmax", "relu", "sigmoid", "identity", or an object with `edgewise(score, target, num_targets)`
-            and `dense(score, mask)`.
+        normalizer: "softmax", "relu", "sigmoid", "identity", "sparsemax", "entmax15", or an object with
+            `edgewise(score, target, num_targets)` and `dense(score, mask)`.
         edge_bias: [*B or nothing, E, H], added to the score last; -inf removes the edge. Or an `OffsetBias` table.
         edge_key: [*B or nothing, E, H_kv, D], added to the key; of any trailing shape for a callable score.
         edge_value: [*B or nothing, E, H_kv, V], added to the value.

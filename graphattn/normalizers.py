@@ -130,6 +130,89 @@ class Identity(Elementwise):
         return torch.where(score == -torch.inf, 0, score)
 
 
+class Entmax(Normalizer):
+    """max(s / p - tau, 0) ^ p, with each target's tau such that its weights sum to 1: low scores get exactly zero.
+
+    Thresholds are found and weights formed in float64: in float32 the many small weights of a hub would not sum to 1.
+    """
+
+    power: int
+
+    @abstractmethod
+    def _threshold(self, count: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+        """The tau at which a support of `count` edges, of this mean and mean square of s / p, has weights of sum 1."""
+
+    def _raise(self, gap: Tensor) -> Tensor:
+        # Under torch.compile the power may be symbolic, and `pow` has no derivative for such a one.
+        return gap if self.power == 1 else gap.square()
+
+    def on_rows(self, score: Tensor, rows: Rows) -> Tensor:
+        """Weights of the scores [*B, E, H], edges grouped by target."""
+        shift = _finite_or_zero(segment_max(score, rows, -2))
+        scaled = (score - gather(shift, rows, -2)).double() / self.power
+        search = _search_compiled if torch.compiler.is_compiling() else _search
+        # Measured from the tau that the search has found, the sums below are of order one, whatever the degree.
+        gap = (scaled - gather(search(scaled.detach(), *rows, self.power), rows, -2)).relu()
+        is_chosen = gap > 0
+        count = segment_sum(is_chosen.to(gap.dtype), rows, -2).clamp(min=1)
+        mean, square = (segment_sum(x, rows, -2) / count for x in (gap, gap.square()))
+        rest = gather(self._threshold(count, mean, square), rows, -2)
+        return self._raise(torch.where(is_chosen, gap - rest, gap).relu()).to(score.dtype)
+
+    def dense(self, score: Tensor, mask: Tensor) -> Tensor:
+        """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
+        score = torch.where(mask, score, -torch.inf)
+        scaled = (score - _finite_or_zero(_row_max(score))).double() / self.power
+        # The largest is 0 and no tau lies below -1, so that what is cut off at -2 has no weight.
+        ranked = scaled.clamp(min=-2).sort(-1, descending=True).values
+        with torch.no_grad():
+            counts = torch.arange(1, ranked.size(-1) + 1, dtype=ranked.dtype, device=ranked.device)
+            mean, square = (x.cumsum(-1) / counts for x in (ranked, ranked.square()))
+            # The support: each score that exceeds the tau of the scores up to it.
+            is_chosen = ranked > self._threshold(counts, mean, square)
+        count = is_chosen.sum(-1, keepdim=True, dtype=ranked.dtype).clamp(min=1)
+        mean, square = (torch.where(is_chosen, x, 0).sum(-1, keepdim=True) / count for x in (ranked, ranked.square()))
+        return self._raise((scaled - self._threshold(count, mean, square)).relu()).to(score.dtype)
+
+
+class Sparsemax(Entmax):
+    """max(s - tau, 0), with each target's tau such that its weights sum to 1.
+
+    Example:
+        >>> Sparsemax().dense(torch.tensor([1.0, 0.5, -1.0]), torch.tensor(True))
+        tensor([0.7500, 0.2500, 0.0000])
+
+    References:
+        Martins and Astudillo, "From Softmax to Sparsemax", 2016: algorithm 1 on matrices. On edges Michelot, "A finite
+        algorithm for finding the projection of a point onto the canonical simplex of R^n", 1986.
+    """
+
+    name = "sparsemax"
+    power = 1
+
+    def _threshold(self, count: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+        return mean - 1 / count
+
+
+class Entmax15(Entmax):
+    """max(s / 2 - tau, 0) ^ 2, with each target's tau such that its weights sum to 1.
+
+    Example:
+        >>> Entmax15().dense(torch.tensor([0.4, 0.0, -2.0]), torch.tensor(True))
+        tensor([0.6400, 0.3600, 0.0000])
+
+    References:
+        Peters, Niculae and Martins, "Sparse Sequence-to-Sequence Models", 2019: algorithm 2 on matrices.
+    """
+
+    name = "entmax15"
+    power = 2
+
+    def _threshold(self, count: Tensor, mean: Tensor, square: Tensor) -> Tensor:
+        # Sets that can't be a support, whose variance is too large, get their mean, which not all of them exceed.
+        return mean - (1 / count - (square - mean.square())).clamp(min=0).sqrt()
+
+
 class OwnNormalizer(Normalizer):
     """A user's own normalizer, with edges of score -inf set to zero after it."""
 
@@ -154,7 +237,7 @@ class OwnNormalizer(Normalizer):
         return repr(self.own)
 
 
-NORMALIZERS: tuple[type[Normalizer], ...] = (Softmax, Relu, Sigmoid, Identity)
+NORMALIZERS: tuple[type[Normalizer], ...] = (Softmax, Relu, Sigmoid, Identity, Sparsemax, Entmax15)
 
 
 def as_normalizer(where: str, normalizer: Any) -> Normalizer:
@@ -182,6 +265,41 @@ def _check_result(form: str, weight: Any, score: Tensor) -> None:
     if weight.shape != score.shape or weight.dtype != score.dtype:
         rule = f"must return weights like the scores, {score.dtype} {list(score.shape)}"
         raise ValueError(message("attention", f"normalizer.{form}", rule, f"{weight.dtype} {list(weight.shape)}"))
+
+
+def _search(scaled: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None, power: int) -> Tensor:
+    """The tau [*B, T, H] at which the powers of max(scaled - tau, 0) sum to 1 in each row, by Newton's method.
+
+    The sum is convex in tau and falls, so that steps from the left, from -1 below the row's largest of 0, never pass
+    the root. Each step divides the distance of the sum to 1, times the slope, by 4 at least: 64 steps are enough for
+    any degree.
+    """
+    rows = Rows(index, ptr, perm)
+    tau = scaled.new_full((*scaled.shape[:-2], rows.num_rows, scaled.size(-1)), -1)
+    for _ in range(64):
+        gap = (scaled - gather(tau, rows, -2)).relu()
+        slope = power * segment_sum(gap.pow(power - 1) * (gap > 0), rows, -2)
+        moved = tau + (segment_sum(gap.pow(power), rows, -2) - 1) / slope
+        # False for rows without edges and for those that hold a NaN.
+        goes_on = moved > tau
+        if not bool(goes_on.any()):
+            break
+        tau = torch.where(goes_on, moved, tau)
+    return tau
+
+
+# How often the loop runs depends on the numbers, so that a compiled graph holds it as one operator.
+_search_compiled = torch.library.custom_op(
+    "graphattn::entmax_search",
+    _search,
+    mutates_args=(),
+    schema="(Tensor scaled, Tensor index, Tensor ptr, Tensor? perm, SymInt power) -> Tensor",
+)
+
+
+@_search_compiled.register_fake
+def _fake_search(scaled: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None, power: int) -> Tensor:
+    return scaled.new_empty(*scaled.shape[:-2], ptr.numel() - 1, scaled.size(-1))
 
 
 def _row_max(score: Tensor) -> Tensor:

@@ -192,7 +192,8 @@ BAD_CALLS = {
     "unknown normalizer": (
         lambda: call(normalizer="sofmax"),
         ValueError,
-        "attention: normalizer must be one of 'softmax', 'relu', 'sigmoid', 'identity', got 'sofmax'. "
+        "attention: normalizer must be one of 'softmax', 'relu', 'sigmoid', 'identity', 'sparsemax', 'entmax15', got "
+        "'sofmax'. "
         "Did you mean 'softmax'?",
     ),
     "normalizer without its forms": (
@@ -608,8 +609,10 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     [
         (dict(score=lambda query, key, edge: (query * key).sum(-1)), "it has no score like FunctionScore(<lambda>)"),
         (dict(normalizer=Relu6()), "it has no normalizer like "),
+        (dict(normalizer="sparsemax"), "it has no normalizer like 'sparsemax'."),
+        (dict(normalizer="entmax15"), "it has no normalizer like 'entmax15'."),
     ],
-    ids=["score", "normalizer"],
+    ids=["score", "normalizer", "sparsemax", "entmax15"],
 )
 def test_the_fused_kernel_says_what_it_has_not(options, reason):
     with pytest.raises(NotImplementedError) as caught:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import KERNELS_WITH_NORMALIZERS
 
 from graphattn import Additive, DotProduct, Full, Grid, Window, attention
 from graphattn.kernels import KERNELS
 from graphattn.nn import GraphAttention
-from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 pytestmark = pytest.mark.gpu
@@ -17,9 +17,8 @@ PATTERNS = pattern_zoo()
 DEVICE = "cuda"
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_kernel_matches_oracle(name, normalizer, dtype, kernel):
     pattern = PATTERNS[name].to(DEVICE, non_blocking=True)

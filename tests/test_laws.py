@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import KERNELS_WITH_NORMALIZERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +15,7 @@ from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, rand
 
 NAMES = [cls.name for cls in NORMALIZERS]
 kernels = st.sampled_from([kernel.name for kernel in KERNELS])
-normalizers = st.sampled_from(NAMES)
+runs = st.sampled_from([dict(normalizer=cls.name, backend=kernel.name) for kernel, cls in KERNELS_WITH_NORMALIZERS])
 scores = st.sampled_from([DotProduct(), Additive(torch.ones(2, 4, dtype=torch.float64), "leaky_relu")])
 seeds = st.integers(0, 2**20)
 
@@ -34,9 +35,9 @@ def everything(tensors, pattern, **options):
     return out, weights, *torch.autograd.grad((out * direction).sum(), list(tensors.values()))
 
 
-@given(graphs(), scores, normalizers, kernels, seeds, st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+@given(graphs(), scores, runs, seeds, st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
 @settings(max_examples=60)
-def test_edge_order_does_not_matter_bitwise(pattern, score, normalizer, backend, seed, dtype):
+def test_edge_order_does_not_matter_bitwise(pattern, score, run, seed, dtype):
     tensors = random_call(pattern, dtype=dtype, seed=seed, edge_tensors=True)
     score = DotProduct() if isinstance(score, DotProduct) else Additive(score.vector.to(dtype), "leaky_relu")
     # Parallel edges with differing edge tensors keep their given order: a stable shuffle moves pairs alone.
@@ -45,7 +46,7 @@ def test_edge_order_does_not_matter_bitwise(pattern, score, normalizer, backend,
     edges = dict(num_sources=pattern.num_sources, num_targets=pattern.num_targets)
     shuffled = Edges(pattern.edge_index[:, perm], **edges)
     moved = {n: x.detach()[perm].requires_grad_() if n.startswith("edge") else x for n, x in tensors.items()}
-    options = dict(score=score, normalizer=normalizer, backend=backend, dropout_p=0.3)
+    options = dict(score=score, **run, dropout_p=0.3)
     torch.manual_seed(seed)
     plain = everything(tensors, pattern, **options)
     torch.manual_seed(seed)
@@ -55,53 +56,63 @@ def test_edge_order_does_not_matter_bitwise(pattern, score, normalizer, backend,
         assert torch.equal(ours[perm] if is_moved else ours, theirs)
 
 
-@given(graphs(), scores, normalizers, kernels, seeds)
+@given(graphs(), scores, runs, seeds)
 @settings(max_examples=30)
-def test_running_twice_changes_nothing(pattern, score, normalizer, backend, seed):
+def test_running_twice_changes_nothing(pattern, score, run, seed):
     tensors = random_call(pattern, seed=seed)
-    options = dict(score=score, normalizer=normalizer, backend=backend)
+    options = dict(score=score, **run)
     for ours, theirs in zip(
         everything(tensors, pattern, **options), everything(tensors, pattern, **options), strict=True
     ):
         assert torch.equal(ours, theirs)
 
 
-@given(graphs(), scores, normalizers, kernels, seeds)
+@given(graphs(), scores, runs, seeds)
 @settings(max_examples=40)
-def test_random_graphs_match_the_oracle(pattern, score, normalizer, backend, seed):
+def test_random_graphs_match_the_oracle(pattern, score, run, seed):
     tensors = random_call(pattern, seed=seed, edge_tensors=True)
-    assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer, backend=backend, dropout_p=0.2)
+    assert_matches_dense(tensors, pattern, score=score, **run, dropout_p=0.2)
 
 
-@given(graphs(), scores, normalizers, kernels, seeds)
+@given(graphs(), scores, runs, seeds)
 @settings(max_examples=40)
-def test_relabelling_nodes_permutes_outputs(pattern, score, normalizer, backend, seed):
+def test_relabelling_nodes_permutes_outputs(pattern, score, run, seed):
     tensors = random_call(pattern, seed=seed)
     new_source, new_target = torch.randperm(pattern.num_sources), torch.randperm(pattern.num_targets)
     source, target = pattern.edge_index
     sizes = dict(num_sources=pattern.num_sources, num_targets=pattern.num_targets)
     renamed = Edges(torch.stack([new_source[source], new_target[target]]), **sizes)
-    options = dict(score=score, normalizer=normalizer, backend=backend)
+    options = dict(score=score, **run)
     out = attention(**tensors, pattern=pattern, **options)
     rows = {"query": new_target.argsort(), "key": new_source.argsort(), "value": new_source.argsort()}
     other = attention(**{name: x[rows[name]] for name, x in tensors.items()}, pattern=renamed, **options)
     torch.testing.assert_close(other[new_target], out)
 
 
-@given(st.lists(graphs(), min_size=2, max_size=3), normalizers, kernels, seeds)
+@given(st.lists(graphs(), min_size=2, max_size=3), runs, seeds)
 @settings(max_examples=30)
-def test_a_disjoint_union_equals_separate_runs(parts, normalizer, backend, seed):
+def test_a_disjoint_union_equals_separate_runs(parts, run, seed):
     tensors = [random_call(part, seed=seed + place) for place, part in enumerate(parts)]
     whole = {name: torch.cat([part[name] for part in tensors]) for name in tensors[0]}
-    options = dict(normalizer=normalizer, backend=backend)
+    options = run
     out = attention(**whole, pattern=parts, **options)
     separate = [attention(**each, pattern=part, **options) for each, part in zip(tensors, parts, strict=True)]
     torch.testing.assert_close(out, torch.cat(separate))
 
 
+@given(graphs(), runs.filter(lambda run: run["normalizer"] in ("softmax", "sparsemax", "entmax15")), seeds)
+@settings(max_examples=50)
+def test_a_constant_added_to_a_targets_scores_changes_nothing(pattern, run, seed):
+    tensors = random_call(pattern, seed=seed)
+    constant = 5 * torch.randn(pattern.num_targets, 2, dtype=torch.float64)
+    plain = everything(tensors, pattern, **run)
+    shifted = everything(tensors, pattern, edge_bias=constant[pattern.edge_index[1]], **run)
+    torch.testing.assert_close(shifted, plain)
+
+
 @given(graphs(), kernels, seeds)
 @settings(max_examples=30)
-def test_a_constant_added_to_a_targets_scores_changes_nothing_under_softmax(pattern, backend, seed):
+def test_lse_moves_by_a_constant_added_to_a_targets_scores(pattern, backend, seed):
     tensors = random_call(pattern, seed=seed)
     constant = 5 * torch.randn(pattern.num_targets, 2, dtype=torch.float64)
     bias = constant[pattern.edge_index[1]]
@@ -111,15 +122,15 @@ def test_a_constant_added_to_a_targets_scores_changes_nothing_under_softmax(patt
     torch.testing.assert_close(other, lse + constant)
 
 
-@given(graphs(), normalizers, kernels, seeds)
+@given(graphs(), runs, seeds)
 @settings(max_examples=30)
-def test_a_bias_of_minus_infinity_equals_leaving_the_edge_out(pattern, normalizer, backend, seed):
+def test_a_bias_of_minus_infinity_equals_leaving_the_edge_out(pattern, run, seed):
     tensors = random_call(pattern, seed=seed)
     stays = torch.rand(pattern.num_edges) < 0.6
     sizes = dict(num_sources=pattern.num_sources, num_targets=pattern.num_targets)
     fewer = Edges(pattern.edge_index[:, stays], **sizes)
     bias = torch.where(stays, 0.0, -torch.inf).double().unsqueeze(1).expand(-1, 2)
-    options = dict(normalizer=normalizer, backend=backend)
+    options = run
     out, weights, *gradients = everything(tensors, fewer, **options)
     masked, masked_weights, *masked_gradients = everything(tensors, pattern, edge_bias=bias, **options)
     torch.testing.assert_close([masked, masked_weights[stays], *masked_gradients], [out, weights, *gradients])
@@ -169,15 +180,14 @@ def test_weights_of_a_hub_in_half_precision_sum_to_one(degree, dtype, kernel):
     assert (out.float() - 1).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("normalizer", NAMES)
-def test_nan_stays_in_the_rows_that_see_it(normalizer, kernel):
+@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+def test_nan_stays_in_the_rows_that_see_it(kernel, normalizer):
     pattern = Edges(torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]]), 4)
     for name in ("query", "key", "value"):
         tensors = {key: x.detach().clone() for key, x in random_call(pattern).items()}
         tensors[name][2] = torch.nan
         tensors = {key: x.requires_grad_() for key, x in tensors.items()}
-        out = attention(**tensors, pattern=pattern, normalizer=normalizer, backend=kernel.name)
+        out = attention(**tensors, pattern=pattern, normalizer=normalizer.name, backend=kernel.name)
         seen = 2 if name == "query" else 1
         assert out[[row for row in range(4) if row != seen]].isfinite().all()
         gradient = torch.autograd.grad(out.sum(), tensors["value"])[0]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import KERNELS_WITH_NORMALIZERS
 
 from graphattn import Additive, DotProduct, Edges
 from graphattn.kernels import KERNELS
-from graphattn.normalizers import NORMALIZERS
 from graphattn.scores import SCORES, FunctionScore, Score
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -34,15 +34,19 @@ def examples(cls: type[Score]) -> list[Score]:
 ALL_SCORES = [score for cls in SCORES for score in examples(cls)]
 
 
-def able(kernels=KERNELS, scores=ALL_SCORES):
-    """Pairs of kernel and score; fused kernels have no score of the user's own, and another test says so."""
-    pairs = [(kernel, score) for kernel in kernels for score in scores]
-    chosen = [p for p in pairs if p[0].name == "scatter" or not isinstance(p[1], FunctionScore)]
-    return pytest.mark.parametrize("kernel, score", chosen, ids=lambda x: getattr(x, "name", repr(x)))
+def has_score(kernel, score):
+    """Fused kernels have no score of the user's own, and another test says so."""
+    return kernel.name == "scatter" or not isinstance(score, FunctionScore)
 
 
-@able()
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
+def id_of(x):
+    return getattr(x, "name", repr(x))
+
+
+CHOICES = [(*pair, score) for pair in KERNELS_WITH_NORMALIZERS for score in ALL_SCORES if has_score(pair[0], score)]
+
+
+@pytest.mark.parametrize("kernel, normalizer, score", CHOICES, ids=id_of)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_kernel_matches_oracle(name, score, normalizer, kernel):
     pattern = PATTERNS[name]
@@ -50,7 +54,7 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
 
 
-@able()
+@pytest.mark.parametrize("kernel, score", [(k, s) for k in KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of)
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
 def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, batch, kernel):
@@ -59,9 +63,8 @@ def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, 
     assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
 @pytest.mark.parametrize("name", ["hub", "unsorted edges", "parallel edges", "window ragged"])
 def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtype, kernel):
     pattern = PATTERNS[name]
@@ -82,7 +85,7 @@ def test_edge_tensors_may_have_batch_dimensions_of_their_own(kernel):
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
 def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
     pattern = PATTERNS["unsorted edges"]
-    for normalizer in NORMALIZERS:
+    for normalizer in (cls for other, cls in KERNELS_WITH_NORMALIZERS if other is kernel):
         tensors = random_call(pattern, edge_tensors=True)
         bias = tensors["edge_bias"].detach().clone()
         bias[::3] = -torch.inf
@@ -98,8 +101,7 @@ def test_a_table_of_offsets_is_a_bias(name, kernel):
     assert_matches_dense(tensors, PATTERNS[name], backend=kernel.name, dropout_p=0.1)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
+@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("culprit", ["query", "key", "value"])
 def test_nan_goes_where_the_oracle_has_it(culprit, normalizer, kernel):
     pattern = PATTERNS["unsorted edges"]

@@ -102,6 +102,8 @@ def test_normalizers_by_hand():
         "relu": [1.0, 0.0, 0.0],
         "sigmoid": [0.7310586, 0.1192029, 0.5],
         "identity": [1.0, -2.0, 0.0],
+        "sparsemax": [1.0, 0.0, 1.0],
+        "entmax15": [1.0, 0.0, 1.0],
     }
     for cls in NORMALIZERS:
         assert cls().edgewise(score, target, 2).flatten().tolist() == pytest.approx(expected[cls.name])

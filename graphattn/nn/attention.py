@@ -40,7 +40,7 @@ class GraphAttention(Projections, MessagePassing):
         head_channels: width of each head's query, key and value; `out_channels / heads` where left out.
         score: "dot_product", "additive" (tanh), "gatv2" (leaky_relu); or a `Score` or a callable
             `(query_i, key_j, edge_key) -> [*B, E, H]`, which may be a module with parameters.
-        normalizer: "softmax", "relu", "sigmoid", "identity", or an object as in `attention`.
+        normalizer: "softmax", "relu", "sigmoid", "identity", "sparsemax", "entmax15", or an object as in `attention`.
         edge_dim: features per edge; projected once, then added to the key and to the value of the edge.
         dropout: probability with which a weight is dropped in training.
         bias: let the projections of queries, keys, values and output have one.
