@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
 
-from graphattn import Window, attention, explain_backend
+from graphattn import Edges, Window, attention, explain_backend
 from graphattn.normalizers import Entmax15, Sparsemax, _search_compiled
 from graphattn.segments import Rows
 
@@ -127,10 +127,10 @@ def test_nan_stays_in_its_row(cls, form):
     assert bool(score.grad[[0, 2]].isfinite().all())
 
 
-def test_fused_kernels_leave_them_to_scatter():
+def test_fused_rows_leave_them_to_scatter():
     x = torch.randn(6, 2, 4)
     for name in ("sparsemax", "entmax15"):
-        report = explain_backend(x, x, x, Window(6, radius=1), normalizer=name)
+        report = explain_backend(x, x, x, Edges(Window(6, radius=1).edge_index), normalizer=name)
         assert report.chosen == "scatter"
         assert all(reason for kernel, (reason, _) in report.answers.items() if kernel != "scatter")
         assert report.answers["numba"][0] == f"it has no normalizer like {name!r}"

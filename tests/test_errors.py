@@ -24,6 +24,7 @@ from graphattn.testing import graph_zoo
 
 X = torch.randn(5, 2, 4)
 EDGES = torch.tensor([[0, 1, 4], [1, 2, 0]])
+BACKENDS = "'tiles', 'numba', 'scatter'"
 
 
 class Relu6:
@@ -204,7 +205,7 @@ BAD_CALLS = {
     "unknown backend": (
         lambda: call(backend="Scater"),
         ValueError,
-        "attention: backend must be one of 'auto', 'numba', 'scatter', got 'Scater'. Did you mean 'scatter'?",
+        f"attention: backend must be one of 'auto', {BACKENDS}, got 'Scater'. Did you mean 'scatter'?",
     ),
     "dropout above one": (lambda: call(dropout_p=1.5), ValueError, "attention: dropout_p must lie in [0, 1], got 1.5."),
     "dropout NaN": (
@@ -423,7 +424,7 @@ BAD_LAYERS = {
     "unknown backend": (
         lambda: GraphAttention(4, 8, backend="scattr"),
         ValueError,
-        "GraphAttention: backend must be one of 'auto', 'numba', 'scatter', got 'scattr'. Did you mean 'scatter'?",
+        f"GraphAttention: backend must be one of 'auto', {BACKENDS}, got 'scattr'. Did you mean 'scatter'?",
     ),
     "dropout": (
         lambda: GraphAttention(4, 8, dropout=2),
@@ -598,9 +599,10 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     report = explain_backend(X, X, X, EDGES)
     assert report.chosen == "numba"
-    first, never, numba, scatter = str(report).splitlines()
+    first, never, tiles, numba, scatter = str(report).splitlines()
     assert first == "backend='auto' runs 'numba'"
     assert never == "  never    cannot: it never can"
+    assert tiles == "  tiles    cannot: only Full, Window and Grid have tiles, not Edges"
     assert numba.startswith("> numba    can run, estimated ") and scatter.startswith("  scatter  can run, estimated ")
 
 

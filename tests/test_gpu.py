@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
 
 from graphattn import Additive, DotProduct, Full, Grid, Window, attention
-from graphattn.kernels import KERNELS
 from graphattn.nn import GraphAttention
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -29,7 +28,7 @@ def test_kernel_matches_oracle(name, normalizer, dtype, kernel):
         assert_matches_dense(tensors, pattern, **options)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 def test_running_twice_changes_nothing(kernel):
     pattern = PATTERNS["hub"].to(DEVICE)
     results = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
 
 NAMES = [cls.name for cls in NORMALIZERS]
-kernels = st.sampled_from([kernel.name for kernel in KERNELS])
+kernels = st.sampled_from([kernel.name for kernel in EDGE_KERNELS])
 runs = st.sampled_from([dict(normalizer=cls.name, backend=kernel.name) for kernel, cls in KERNELS_WITH_NORMALIZERS])
 scores = st.sampled_from([DotProduct(), Additive(torch.ones(2, 4, dtype=torch.float64), "leaky_relu")])
 seeds = st.integers(0, 2**20)
@@ -166,7 +166,7 @@ def test_merge_takes_only_parts_that_fit():
         merge(out, lse, out, lse.t())
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("degree", [300, 4096, 70_000])
 def test_weights_of_a_hub_in_half_precision_sum_to_one(degree, dtype, kernel):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
 
 from graphattn import Additive, DotProduct, Edges
-from graphattn.kernels import KERNELS
 from graphattn.scores import SCORES, FunctionScore, Score
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -54,7 +53,9 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
 
 
-@pytest.mark.parametrize("kernel, score", [(k, s) for k in KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of)
+@pytest.mark.parametrize(
+    "kernel, score", [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
+)
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
 def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, batch, kernel):
@@ -73,7 +74,7 @@ def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtyp
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 def test_edge_tensors_may_have_batch_dimensions_of_their_own(kernel):
     pattern = PATTERNS["parallel edges"]
     tensors = random_call(pattern, batch=(2,), edge_tensors=True)
@@ -82,7 +83,7 @@ def test_edge_tensors_may_have_batch_dimensions_of_their_own(kernel):
     assert_matches_dense(tensors, pattern, backend=kernel.name)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
     pattern = PATTERNS["unsorted edges"]
     for normalizer in (cls for other, cls in KERNELS_WITH_NORMALIZERS if other is kernel):
@@ -94,7 +95,7 @@ def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
         assert_matches_dense(tensors, pattern, normalizer=normalizer.name, backend=kernel.name)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 @pytest.mark.parametrize("name", [name for name, pattern in PATTERNS.items() if not isinstance(pattern, Edges)])
 def test_a_table_of_offsets_is_a_bias(name, kernel):
     tensors = random_call(PATTERNS[name], batch=(2,), offset_table=True)

@@ -5,5 +5,6 @@ from .base import Kernel as Kernel
 from .base import Result as Result
 from .numba_csr import NumbaCSR as NumbaCSR
 from .scatter import Scatter as Scatter
+from .tiles import Tiles as Tiles
 
-KERNELS: tuple[Kernel, ...] = (NumbaCSR(), Scatter())
+KERNELS: tuple[Kernel, ...] = (Tiles(), NumbaCSR(), Scatter())

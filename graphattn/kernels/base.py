@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..bias import OffsetBias
 from ..call import Call
+from ..scores import Additive
 
 
 class Result(NamedTuple):
@@ -39,3 +41,18 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, call: Call) -> Result:
         """Compute the call."""
+
+
+def needs_grad(call: Call) -> bool:
+    """Whether a gradient of this call can be asked for."""
+    if not torch.is_grad_enabled():
+        return False
+    own = call.score.vector if isinstance(call.score, Additive) else None
+    bias = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
+    tensors = (call.query, call.key, call.value, own, bias, call.edge_key, call.edge_value)
+    return any(x is not None and x.requires_grad for x in tensors)
+
+
+def only_scatter(what: str) -> NotImplementedError:
+    """The error for derivatives that no fused kernel has."""
+    return NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")

@@ -23,7 +23,7 @@ from ..patterns import Edges, Pattern
 from ..patterns.known import compared_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
-from .base import Result
+from .base import Result, needs_grad, only_scatter
 
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
@@ -105,7 +105,7 @@ class _AttendWithTangent(_Attend):
     # torch.compile refuses a Function that has a jvp: hence this one, outside of compile alone.
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
-        raise _only_scatter("forward-mode derivatives")
+        raise only_scatter("forward-mode derivatives")
 
 
 class _Gradients(torch.autograd.Function):
@@ -122,21 +122,7 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise _only_scatter("derivatives of second order")
-
-
-def _only_scatter(what: str) -> NotImplementedError:
-    return NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")
-
-
-def needs_grad(call: Call) -> bool:
-    """Whether a gradient of this call can be asked for, so that the columns are worth having."""
-    if not torch.is_grad_enabled():
-        return False
-    own = call.score.vector if isinstance(call.score, Additive) else None
-    bias = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
-    tensors = (call.query, call.key, call.value, own, bias, call.edge_key, call.edge_value)
-    return any(x is not None and x.requires_grad for x in tensors)
+        raise only_scatter("derivatives of second order")
 
 
 def why_not_fused(call: Call) -> str | None:

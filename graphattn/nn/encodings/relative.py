@@ -142,10 +142,14 @@ class RelativeBias(Encoding):
 
 
 def offsets_of_rows(pattern: Box) -> Tensor:
-    """Return the offset that each row of an `OffsetBias` table stands for, [R, n] int64; zeros where no edge has it."""
+    """Return the offset that each row of an `OffsetBias` table stands for: [R, n] int64; no edge is listed.
+
+    The row of edges that are there only through a global token, if there is one, stands for no distance at all.
+    """
 
     def build() -> Tensor:
-        offsets = pattern.offsets()
-        return offsets.new_zeros(pattern.num_offsets, offsets.size(1)).index_copy_(0, pattern.offset_index(), offsets)
+        along = [torch.tensor(offsets, dtype=torch.int64) for offsets in pattern._offset_ranges()]
+        rows = torch.cartesian_prod(*along).view(-1, len(along)).to(pattern.device)
+        return torch.nn.functional.pad(rows, (0, 0, 0, pattern.num_offsets - len(rows)))
 
     return pattern.keep("offsets of rows", build)
