@@ -158,7 +158,8 @@ def assert_matches_dense(
         score: a `Score`; the gradient of an `Additive` vector is compared too.
         backend: the kernel under test.
         seed: of dropout and of the random output gradients.
-        options: further arguments of `attention`.
+        options: further arguments of `attention`. Weights and lse are compared unless `return_weights` or `return_lse`
+            says no: a kernel may have a faster way then.
 
     Raises:
         AssertionError: names the tensor, the largest difference and the budget.
@@ -167,8 +168,8 @@ def assert_matches_dense(
         >>> window = Window(6, radius=1)
         >>> assert_matches_dense(random_call(window), window, normalizer="relu")
     """
-    options["return_weights"] = True
-    options["return_lse"] = options.get("normalizer", "softmax") == "softmax"
+    options.setdefault("return_weights", True)
+    options.setdefault("return_lse", options.get("normalizer", "softmax") == "softmax")
     low = {name: x.dtype for name, x in tensors.items()}
     sparse = _run(attention, tensors, low, pattern, score, seed, {**options, "backend": backend})
     rounded = _run(dense_attention, tensors, low, pattern, score, seed, options)
@@ -211,7 +212,8 @@ def _run(
     arguments = {name: x for name, x in leaves.items() if "." not in name}
     torch.manual_seed(seed)
     results = function(pattern=pattern, **arguments, **options)
-    named = dict(zip(("out", "weights", "lse"), results, strict=False))
+    asked = ["out", *(name for name in ("weights", "lse") if options[f"return_{name}"])]
+    named = dict(zip(asked, results if len(asked) > 1 else [results], strict=True))
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros((), dtype=torch.float64, device=pattern.device)
     for result in named.values():

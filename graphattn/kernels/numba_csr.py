@@ -42,6 +42,8 @@ HUGE_BYTES = 2**22
 # Tasks that one call of a compiled function runs at least; fewer than two such runs stay on the calling thread. Handing
 # over an argument list takes as long as a task or two.
 MIN_GRAIN = 16
+# Modules that Numba compiles, and those that hold what they call.
+COMPILED = ("numba_forward", "numba_backward", "numba_heads", "numba_vector", "tiles_loops", "tiles_block")
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -83,12 +85,17 @@ class NumbaCSR(Kernel):
 
 def _compiled(part: str) -> Any:
     """Return the module of compiled functions, "forward" or "backward"; the first call loads Numba."""
-    if part not in _modules:
-        _load(part)
-    return _modules[part]
+    return compiled(f"numba_{part}")
 
 
-def _load(part: str) -> None:
+def compiled(module: str) -> Any:
+    """Return a module of compiled functions among the kernels; the first call loads Numba."""
+    if module not in _modules:
+        _load(module)
+    return _modules[module]
+
+
+def _load(module: str) -> None:
     """Load Numba and what it compiles, with a folder for the compiled code that can be written."""
     import numba
 
@@ -97,7 +104,7 @@ def _load(part: str) -> None:
         before = config.CACHE_DIR
         config.CACHE_DIR = before or str(_cache_folder())
         try:
-            _modules[part] = importlib.import_module(f".numba_{part}", __package__)
+            _modules[module] = importlib.import_module(f".{module}", __package__)
         finally:
             config.CACHE_DIR = before
 
@@ -108,7 +115,7 @@ def _cache_folder() -> Path:
     Numba looks at the file of a function alone, and would miss a change in one that it calls.
     """
     here = Path(__file__).parent
-    sources = b"".join((here / f"numba_{part}.py").read_bytes() for part in ("forward", "backward", "heads", "vector"))
+    sources = b"".join((here / f"{module}.py").read_bytes() for module in COMPILED)
     name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
     for parent in (here / "__pycache__", cache):
@@ -143,20 +150,22 @@ def _plan(csr: CSR) -> list[Tensor]:
     return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
 
 
-def run_tasks(function: Callable[..., None], total: int, *arguments: Any, multiple: int = 1) -> None:
-    """Run tasks 0 to `total` on as many threads as torch uses, in runs of a multiple of `multiple`.
+def run_tasks(
+    function: Callable[..., None], total: int, *arguments: Any, multiple: int = 1, least: int = MIN_GRAIN
+) -> None:
+    """Run tasks 0 to `total` on as many threads as torch uses, in runs of a multiple of `multiple`, `least` at least.
 
     Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork
     or to change torch's own.
     """
-    threads = torch.get_num_threads() if total >= 2 * MIN_GRAIN else 1
+    threads = torch.get_num_threads() if total >= 2 * least else 1
     if threads <= 1:
         function(0, total, *arguments)
         return
     global _pool
     if _pool is None or _pool._max_workers < threads - 1:
         _pool = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="graphattn")
-    grain = max(MIN_GRAIN // multiple, 1, total // (32 * threads * multiple)) * multiple
+    grain = max(least // multiple, 1, total // (32 * threads * multiple)) * multiple
     begins = itertools.count(0, grain)
 
     def work() -> None:
@@ -184,7 +193,7 @@ def _flat(x: Tensor | None) -> np.ndarray | None:
     return x.numpy().reshape(-1)
 
 
-def _empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """New tensor of the accumulator's dtype, unless another is given, in huge pages where it is large.
 
     A fault for each 4 KiB of fresh memory takes longer than writing it.
@@ -235,11 +244,11 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     (batches, targets, heads), width = query.shape[:3], value.size(3)
-    out = _empty(query, batches, targets, heads, width, dtype=query.dtype)
-    lse = _empty(query, batches, targets, heads)
+    out = empty(query, batches, targets, heads, width, dtype=query.dtype)
+    lse = empty(query, batches, targets, heads)
     # Only softmax has one; what an operator returns must be the same each time all the same.
     lse = lse if normalizer == NORMALIZER_CODES[Softmax] else lse.zero_()
-    part_out, part_top, part_sum = (_empty(query, batches * slots * heads * w) for w in (width, 1, 1))
+    part_out, part_top, part_sum = (empty(query, batches * slots * heads * w) for w in (width, 1, 1))
     results = [_flat(x) for x in (out, lse, part_out, part_top, part_sum)]
     run_tasks(
         compiled.forward_tasks, batches * len(tasks), tasks, slots, csr, *operands.common(), operands.dropout, *results
@@ -256,7 +265,7 @@ def weights(*inputs: Any) -> Tensor:
     csr, tasks, _, _ = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     query = shared[0]
-    found = _empty(query, query.size(0), len(csr[1]), query.size(2))
+    found = empty(query, query.size(0), len(csr[1]), query.size(2))
     total = operands.batches * len(tasks)
     run_tasks(compiled.weight_tasks, total, tasks, csr, *operands.common(), _flat(lse), _flat(found))
     return found
@@ -275,7 +284,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     stats, more, weighed = lse, None, None
     is_softmax = normalizer == NORMALIZER_CODES[Softmax]
     if is_softmax:
-        stats = _empty(query, *lse.shape[:2], 2 * heads)
+        stats = empty(query, *lse.shape[:2], 2 * heads)
         more = None if grad_lse is None else -grad_lse
         # Only the sums of cut rows can't be had on the way.
         if grad_weights is not None and slots:
@@ -288,9 +297,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
 
     # Of softmax, this pass also sets the stats that the next one needs.
     if is_softmax or needs[0] or any(needs[3:]):
-        found["query"] = _empty(query, *query.shape, dtype=query.dtype)
+        found["query"] = empty(query, *query.shape, dtype=query.dtype)
         part_vector = query.new_zeros(batches * len(tasks), heads, width, dtype=lse.dtype) if needs[3] else None
-        part_query = _empty(query, batches * slots * heads * width)
+        part_query = empty(query, batches * slots * heads * width)
         of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
         for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
             if x is not None and need:
@@ -324,9 +333,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
             found["vector"] = part_vector.sum(0, dtype=torch.float64)
     if needs[1] or needs[2]:
         csc, tasks, cut, slots = _arrays(columns, "columns", query, key)
-        found["key"], found["value"] = (_empty(query, *x.shape, dtype=query.dtype) for x in (key, value))
+        found["key"], found["value"] = (empty(query, *x.shape, dtype=query.dtype) for x in (key, value))
         sizes = (key.size(2) * width, value.size(2) * value.size(3))
-        parts = [_empty(query, batches * slots * size) for size in sizes]
+        parts = [empty(query, batches * slots * size) for size in sizes]
         results = [_flat(x) for x in (found["key"], found["value"], *parts)]
         run_tasks(
             compiled.source_gradient_tasks,

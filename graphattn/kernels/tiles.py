@@ -17,7 +17,9 @@ from ..call import Call
 from ..random import draw_seed
 from ..scores import DotProduct
 from .base import Kernel, Result, needs_grad, only_scatter
+from .tiles_numba import is_for_panels
 from .tiles_op import SLOPES
+from .tiles_panels import write_panels
 from .tiles_plan import tile_seconds, tile_shapes, why_not_cut, write_plan
 
 
@@ -52,7 +54,9 @@ class Tiles(Kernel):
     def run(self, call: Call) -> Result:
         """Compute the call."""
         pattern = call.pattern
-        plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
+        plan, numbers = pattern.keep("panels", lambda: write_panels(pattern)) if is_for_panels(call) else ((), ())
+        if not plan:
+            plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
         dims = len(call.batch_shape)
         flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
         bias = None if isinstance(call.edge_bias, OffsetBias) else call.edge_bias

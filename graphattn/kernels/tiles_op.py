@@ -19,6 +19,9 @@ from ..normalizers import Normalizer, as_normalizer
 from ..random import keep_edges, keep_scale
 from ..scores import repeat_heads
 from ..segments import Rows, gather, segment_sum
+from .tiles_numba import backward as panels_backward
+from .tiles_numba import forward as panels_forward
+from .tiles_numba import has_panels
 from .tiles_parts import Part, cut
 from .tiles_plan import read_groups
 
@@ -134,6 +137,8 @@ class _Call:
 def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     *shared, return_weights, return_lse = inputs
     call = _read(*shared)
+    if has_panels(call.plan):
+        return panels_forward(call.query, call.key, call.value, call.plan, call.numbers, call.scale, return_lse)
     query, value = call.query, call.value
     sums = accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:3], value.size(3))
@@ -190,6 +195,9 @@ def _attend_by_products(call: _Call, part: Part, out: Tensor, weights: Tensor | 
 def _backward(*inputs: Any) -> list[Tensor]:
     grad_out, grad_weights, grad_lse, *shared, needs = inputs
     call = _read(*shared)
+    if has_panels(call.plan):
+        data = (call.query, call.key, call.value)
+        return panels_backward(grad_out, grad_lse, *data, call.plan, call.numbers, call.scale, needs)
     sums = accumulate_dtype(call.query.dtype)
     differentiable = (call.query, call.key, call.value, call.edge_bias, call.table)
     grads = [

@@ -93,12 +93,7 @@ TENSORS, NUMBERS, OFFSETS = 7, 11, 6
 def write_plan(pattern: Pattern) -> Plan:
     """Cut a pattern that `why_not_cut` has no objection to."""
     assert isinstance(pattern, Full | Window | Grid)
-    if isinstance(pattern, Full):
-        groups = _components(pattern)
-    elif isinstance(pattern, Window) and pattern.dilation == 1:
-        groups = _strips(pattern)
-    else:
-        groups = _patches(pattern)
+    groups = cut_groups(pattern)
     degree = torch.zeros(pattern.num_targets, dtype=torch.int64, device=pattern.device)
     for group in groups:
         count = group.count.prod(-1, dtype=torch.int64).expand(group.tiles, -1)
@@ -110,6 +105,16 @@ def write_plan(pattern: Pattern) -> Plan:
         tensors += group[-TENSORS:]
         numbers += [group.tiles, group.height, *group.box, *map(int, group[3:-TENSORS])]  # type: ignore[arg-type]
     return tuple(tensors), tuple(numbers)
+
+
+def cut_groups(pattern: Pattern, heights: tuple[int, int, int] | None = None) -> list[Group]:
+    """The groups of a pattern; `heights` are those of its tiles along each axis, the best where left out."""
+    assert isinstance(pattern, Full | Window | Grid)
+    if isinstance(pattern, Full):
+        return _components(pattern)
+    if isinstance(pattern, Window) and pattern.dilation == 1:
+        return _strips(pattern, heights)
+    return _patches(pattern, heights)
 
 
 def read_groups(tensors: list[Tensor], numbers: list[int]) -> list[Group]:
@@ -232,12 +237,12 @@ def _component(pattern: Full, tiles: int, size: int, source_size: int, row_start
     return Group(tiles, size, (1, 1, source_size), *strides, *kind, empty, empty, *_lines(place, count), empty)
 
 
-def _strips(pattern: Window) -> list[Group]:
+def _strips(pattern: Window, heights: tuple[int, int, int] | None) -> list[Group]:
     """Rows of the sequences laid end to end, each strip beside its window; bounds keep the sequences apart."""
     nodes, reach = pattern.num_targets, (1 if pattern.causal else 2) * pattern.radius
     if nodes == 0:
         return []
-    height = min(best_height((pattern.radius,), (pattern.causal,), [nodes])[2], nodes)
+    height = min((heights or best_height((pattern.radius,), (pattern.causal,), [nodes]))[2], nodes)
     width = min(height + reach, nodes)
     device = pattern.device
     component, first, count = pattern._spans()
@@ -270,7 +275,7 @@ def _strips(pattern: Window) -> list[Group]:
     return groups
 
 
-def _patches(pattern: Window | Grid) -> list[Group]:
+def _patches(pattern: Window | Grid, heights: tuple[int, int, int] | None) -> list[Group]:
     """Blocks of an array's nodes, each beside the smallest box that holds what they see."""
     axes, device = pattern.shape.size(1), pattern.device
     radius, dilation, causal = options_of(pattern)
@@ -280,8 +285,8 @@ def _patches(pattern: Window | Grid) -> list[Group]:
     if not len(arrays.extent):
         return []
     longest = arrays.extent.amax(0)
-    height = torch.tensor(best_height(radius, causal, longest.tolist()[3 - axes :]), device=device)
-    height = torch.minimum(height, longest)
+    heights = heights or best_height(radius, causal, longest.tolist()[3 - axes :])
+    height = torch.minimum(torch.tensor(heights, device=device), longest)
 
     tiles = (arrays.extent + height - 1) // height
     array = torch.repeat_interleave(torch.arange(len(tiles), device=device), tiles.prod(1))

@@ -1,0 +1,294 @@
+"""Products of small matrices in registers, and passes over columns of scores, for `tiles_loops`.
+
+Scores lie column by column: those of one source's row, [PANEL], for the targets of a panel, one target per lane. So a
+target's largest score and its sum take no steps across lanes. Arrays are flat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .numba_vector import (
+    constant,
+    exp_lanes,
+    float_of,
+    integer,
+    load_lanes,
+    loop,
+    multiply_add,
+    pointer_at,
+    splat,
+    store_lanes,
+    wide,
+)
+
+# Targets that are worked on at a time, and so from one source's scores to the next one's.
+PANEL = 64
+# A product holds ROWS * 2 vectors: 16 of the 32 registers of AVX-512, 8 of the 16 elsewhere.
+HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
+VECTOR_BYTES, ROWS = (64, 8) if HAS_AVX512 else (32, 4)
+
+
+def lanes_of(dtype: types.Type) -> int:
+    """Numbers in a vector."""
+    return VECTOR_BYTES * 8 // dtype.bitwidth
+
+
+@intrinsic
+def lanes_in(typingctx, x):
+    """Numbers in a vector, of an array's dtype."""
+
+    def codegen(context, builder, sig, args):
+        return integer(lanes_of(x.dtype))
+
+    return types.int64(x), codegen
+
+
+def _product(vectors: int, finish: str) -> Any:
+    """An intrinsic for ROWS rows of so many vectors, which it sets, scales by each row's factor, or adds."""
+
+    @intrinsic
+    def product(typingctx, c, c_rows, c_first, c_at, n, factors, a, a_rows, a_at, a_step, b, b_rows, b_at, begin, end):
+        """Compute c[i, :] = sum over k from begin to end of a[i, k] * b[k, :].
+
+        c[i, j] is c[c_rows[c_first + i] + c_at + j], a[i, k] is a[a_rows[c_first + i] + a_at + k * a_step], b[k, j] is
+        b[b_rows[k] + b_at + j]. Rows from n on are read, but only written where they are set.
+        """
+        i64 = types.int64
+        signature = types.void(c, c_rows, i64, i64, i64, factors, a, a_rows, i64, i64, b, b_rows, i64, i64, i64)
+
+        def codegen(context, builder, sig, args):
+            of_c, of_c_rows, c_first, c_at, n, of_factors, of_a, of_a_rows, a_at, a_step, of_b, of_b_rows, *rest = args
+            b_at, begin, end = rest
+            kind, lanes = float_of(c.dtype), lanes_of(c.dtype)
+            at = lambda array, data, offset: pointer_at(context, builder, array, data, offset)
+            row = lambda array, data, i: builder.load(at(array, data, integer(0))(i))
+            places = [builder.add(c_first, integer(i)) for i in range(ROWS)]
+            sources = [at(a, of_a, a_at)(row(a_rows, of_a_rows, place)) for place in places]
+            start = builder.mul(begin, a_step)
+            before = builder.block
+            body, after = (builder.append_basic_block(name) for name in ("product", "product_end"))
+            builder.cbranch(builder.icmp_signed("<", begin, end), body, after)
+
+            builder.position_at_end(body)
+            k, offset = (builder.phi(ir.IntType(64)) for _ in range(2))
+            sums = [[builder.phi(wide(kind, lanes)) for _ in range(vectors)] for _ in range(ROWS)]
+            from_b = at(b, of_b, b_at)(row(b_rows, of_b_rows, k))
+            right = [
+                load_lanes(builder, b.dtype, builder.gep(from_b, [integer(j * lanes)]), lanes) for j in range(vectors)
+            ]
+            totals = []
+            for source, line in zip(sources, sums, strict=True):
+                left = splat(builder, builder.load(builder.gep(source, [offset])), lanes)
+                totals.append([multiply_add(builder, left, x, total) for x, total in zip(right, line, strict=True)])
+            following = (builder.add(k, integer(1)), builder.add(offset, a_step))
+            for phi, first, then in ((k, begin, following[0]), (offset, start, following[1])):
+                phi.add_incoming(first, before)
+                phi.add_incoming(then, body)
+            zero = constant(kind, lanes, 0.0)
+            for line, total in zip(sums, totals, strict=True):
+                for phi, then in zip(line, total, strict=True):
+                    phi.add_incoming(zero, before)
+                    phi.add_incoming(then, body)
+            builder.cbranch(builder.icmp_signed("<", following[0], end), body, after)
+
+            builder.position_at_end(after)
+            results = [[builder.phi(wide(kind, lanes)) for _ in range(vectors)] for _ in range(ROWS)]
+            for line, total in zip(results, totals, strict=True):
+                for phi, then in zip(line, total, strict=True):
+                    phi.add_incoming(zero, before)
+                    phi.add_incoming(then, body)
+
+            def write(place, line):
+                to = at(c, of_c, c_at)(row(c_rows, of_c_rows, place))
+                for j, x in enumerate(line):
+                    pointer = builder.gep(to, [integer(j * lanes)])
+                    if finish == "scale":
+                        x = builder.fmul(x, splat(builder, row(factors, of_factors, place), lanes))
+                    if finish == "add":
+                        x = builder.fadd(load_lanes(builder, c.dtype, pointer, lanes), x)
+                    store_lanes(builder, c.dtype, pointer, x)
+
+            for i, (place, line) in enumerate(zip(places, results, strict=True)):
+                if finish == "set":
+                    write(place, line)
+                else:
+                    with builder.if_then(builder.icmp_signed("<", integer(i), n)):
+                        write(place, line)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return product
+
+
+set_one, set_two = _product(1, "set"), _product(2, "set")
+scale_one, scale_two = _product(1, "scale"), _product(2, "scale")
+add_one, add_two = _product(1, "add"), _product(2, "add")
+
+
+@intrinsic
+def turn(typingctx, to, at, x, rows, first, x_at, factor):
+    """Set to[at + d * PANEL + i] = factor * x[rows[first + i] + x_at + d] for a square of as many as a vector has."""
+    i64 = types.int64
+
+    def codegen(context, builder, sig, args):
+        lanes, i32 = lanes_of(x.dtype), ir.IntType(32)
+        source = pointer_at(context, builder, x, args[2], args[5])
+        row = pointer_at(context, builder, rows, args[3], args[4])
+        factor = splat(builder, args[6], lanes)
+        vectors = []
+        for i in range(lanes):
+            numbers = load_lanes(builder, x.dtype, source(builder.load(row(integer(i)))), lanes)
+            vectors.append(builder.fmul(numbers, factor))
+        half = lanes // 2
+        while half:
+            # Each pair of rows swaps the blocks beside the diagonal.
+            places = [[i if not i & half else lanes + i - half for i in range(lanes)]]
+            places.append([i + half if not i & half else lanes + i for i in range(lanes)])
+            masks = [ir.Constant(wide(i32, lanes), numbers) for numbers in places]
+            for i in range(lanes):
+                if not i & half:
+                    pair = vectors[i], vectors[i + half]
+                    vectors[i], vectors[i + half] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            half //= 2
+        place = pointer_at(context, builder, to, args[0], args[1])
+        for d, numbers in enumerate(vectors):
+            store_lanes(builder, to.dtype, place(integer(d * PANEL)), numbers)
+        return context.get_dummy_value()
+
+    return types.void(to, i64, x, rows, i64, i64, x.dtype), codegen
+
+
+class _Columns:
+    """The lanes of one vector of targets, column by column."""
+
+    def __init__(self, context: Any, builder: Any, array: types.Type, lane: Any) -> None:
+        self.context, self.builder, self.lane = context, builder, lane
+        self.dtype, self.kind, self.lanes = array.dtype, float_of(array.dtype), lanes_of(array.dtype)
+
+    def constant(self, number: float) -> Any:
+        return constant(self.kind, self.lanes, number)
+
+    def load(self, array: types.Type, data: Any) -> Any:
+        """What an array has for these targets."""
+        pointer = pointer_at(self.context, self.builder, array, data, self.lane)(integer(0))
+        if isinstance(array.dtype, types.Integer):
+            vector = wide(ir.IntType(array.dtype.bitwidth), self.lanes)
+            return self.builder.load(
+                self.builder.bitcast(pointer, vector.as_pointer()), align=array.dtype.bitwidth // 8
+            )
+        return load_lanes(self.builder, array.dtype, pointer, self.lanes)
+
+    def store(self, array: types.Type, data: Any, x: Any) -> None:
+        store_lanes(
+            self.builder, array.dtype, pointer_at(self.context, self.builder, array, data, self.lane)(integer(0)), x
+        )
+
+    def run(self, begin: Any, end: Any, arrays: list, start: Any, body: Callable[..., tuple]) -> Any:
+        """Run body(column, total, one vector of each array), which gives the next total and what the arrays get."""
+        builder = self.builder
+        total = cgutils.alloca_once(builder, start.type)
+        builder.store(start, total)
+        with loop(builder, begin, end, 1) as (column, _):
+            places = [
+                pointer_at(self.context, builder, array, data, self.lane)(builder.mul(column, integer(PANEL)))
+                for array, data in arrays
+            ]
+            vectors = [load_lanes(builder, self.dtype, place, self.lanes) for place in places]
+            then, *results = body(column, builder.load(total), *vectors)
+            builder.store(then, total)
+            for place, x in zip(places, results, strict=False):
+                if x is not None:
+                    store_lanes(builder, self.dtype, place, x)
+        return builder.load(total)
+
+
+@intrinsic
+def hide(typingctx, s, lane, begin, end, before, first, count, top):
+    """Set scores to -inf where column - before is not among the count sources from first, and raise top to the rest."""
+    i64 = types.int64
+
+    def codegen(context, builder, sig, args):
+        lane, begin, end, before = args[1:5]
+        columns, i32 = _Columns(context, builder, s, lane), ir.IntType(32)
+        start, many = columns.load(first, args[5]), columns.load(count, args[6])
+        lowest = columns.constant(float("-inf"))
+
+        def body(column, largest, x):
+            place = splat(builder, builder.trunc(builder.sub(column, before), i32), columns.lanes)
+            is_seen = builder.icmp_unsigned("<", builder.sub(place, start), many)
+            x = builder.select(is_seen, x, lowest)
+            return builder.select(builder.fcmp_ordered(">", x, largest), x, largest), x
+
+        largest = columns.run(begin, end, [(s, args[0])], columns.load(top, args[7]), body)
+        columns.store(top, args[7], largest)
+        return context.get_dummy_value()
+
+    return types.void(s, i64, i64, i64, i64, first, count, top), codegen
+
+
+@intrinsic
+def exponentials(typingctx, s, lane, begin, end, top, total):
+    """Set s = exp(s - top), and total to its sum; nothing is subtracted where top is -inf."""
+    i64 = types.int64
+
+    def codegen(context, builder, sig, args):
+        columns, zero = _Columns(context, builder, s, args[1]), None
+        zero, largest = columns.constant(0.0), columns.load(top, args[4])
+        is_empty = builder.fcmp_ordered("==", largest, columns.constant(float("-inf")))
+        largest = builder.select(is_empty, zero, largest)
+
+        def body(column, whole, x):
+            x = exp_lanes(builder, builder.fsub(x, largest))
+            return builder.fadd(whole, x), x
+
+        whole = columns.run(args[2], args[3], [(s, args[0])], zero, body)
+        columns.store(total, args[5], whole)
+        return context.get_dummy_value()
+
+    return types.void(s, i64, i64, i64, top, total), codegen
+
+
+@intrinsic
+def weigh(typingctx, s, slope, lane, begin, end, factor, total):
+    """Multiply s by factor, and set total to the sum of s * slope."""
+    i64 = types.int64
+
+    def codegen(context, builder, sig, args):
+        columns = _Columns(context, builder, s, args[2])
+        each = columns.load(factor, args[5])
+
+        def body(column, whole, x, y):
+            x = builder.fmul(x, each)
+            return multiply_add(builder, x, y, whole), x
+
+        arrays = [(s, args[0]), (slope, args[1])]
+        columns.store(total, args[6], columns.run(args[3], args[4], arrays, columns.constant(0.0), body))
+        return context.get_dummy_value()
+
+    return types.void(s, slope, i64, i64, i64, factor, total), codegen
+
+
+@intrinsic
+def differentiate(typingctx, s, slope, lane, begin, end, shift, factor):
+    """Set slope = factor * s * (slope - shift)."""
+    i64 = types.int64
+
+    def codegen(context, builder, sig, args):
+        columns = _Columns(context, builder, s, args[2])
+        less, factor = columns.load(shift, args[5]), splat(builder, args[6], columns.lanes)
+
+        def body(column, nothing, x, y):
+            return nothing, None, builder.fmul(builder.fmul(x, factor), builder.fsub(y, less))
+
+        columns.run(args[3], args[4], [(s, args[0]), (slope, args[1])], columns.constant(0.0), body)
+        return context.get_dummy_value()
+
+    return types.void(s, slope, i64, i64, i64, shift, s.dtype), codegen

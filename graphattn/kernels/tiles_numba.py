@@ -1,0 +1,91 @@
+"""Panels on the CPU: runs what `tiles_loops` compiles, for `tiles_op`. Numba is loaded on first use."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..call import Call
+from ..normalizers import Softmax
+from .numba_csr import HAS_NUMBA, compiled, empty, run_tasks
+from .tiles_panels import PANEL_TENSORS
+
+# Rows of query, key and value are whole vectors of so many bytes, and no longer than this.
+VECTOR_BYTES = 64
+MOST_WIDTH = 256
+
+
+def is_for_panels(call: Call) -> bool:
+    """Whether panels can compute a call, if their plan has been written: softmax of bare products on the CPU."""
+    query, value = call.query, call.value
+    if not HAS_NUMBA or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64):
+        return False
+    if call.edge_bias is not None or call.dropout_p > 0 or call.return_weights:
+        return False
+    lanes = VECTOR_BYTES // query.dtype.itemsize
+    fits = all(0 < x.size(-1) <= MOST_WIDTH and x.size(-1) % lanes == 0 for x in (query, value))
+    return fits and isinstance(call.normalizer, Softmax)
+
+
+def has_panels(plan: list[Tensor]) -> bool:
+    """Whether a plan is one of panels."""
+    return len(plan) == PANEL_TENSORS
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: list[Tensor], numbers: list[int], scale: float, return_lse: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`tiles_forward` for a plan of panels."""
+    data = (query, key, value)
+    out = empty(query, *query.shape[:3], value.size(3))
+    lse = query.new_empty(query.shape[:3] if return_lse else 0)
+    tasks = query.size(0) * query.size(2) * len(plan[0])
+    results = (_flat(out), _flat(lse), return_lse)
+    run_tasks(compiled("tiles_loops").forward_tasks, tasks, *_operands(data, plan, numbers, scale), *results, least=4)
+    return out, query.new_empty(0), lse
+
+
+def backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: list[Tensor],
+    numbers: list[int],
+    scale: float,
+    needs: list[bool],
+) -> list[Tensor]:
+    """`tiles_backward` for a plan of panels; every task adds to keys and values that no other task of its color has."""
+    data = (query, key, value, grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous())
+    grads = [empty(x, *x.shape) if need else x.new_empty(0, 0, 0, 0) for x, need in zip(data[:3], needs, strict=False)]
+    for grad in grads[1:]:
+        grad.zero_()
+    panels, shape, factor, arrays, strides = _operands(data, plan, numbers, scale)
+    strides += tuple(grad.stride()[:3] for grad in grads)
+    of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
+    results = (of_lse, grad_lse is not None, tuple(_flat(grad) for grad in grads), tuple(needs[:3]))
+    begin = 0
+    for end in numbers[1:]:
+        tasks = query.size(0) * key.size(2) * (end - begin)
+        chunks = plan[4][begin:end].numpy()
+        arguments = (panels, shape, factor, arrays, strides, chunks, *results)
+        run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=1)
+        begin = end
+    return [*grads, *[grad_out.new_empty(0)] * 2]
+
+
+def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple:
+    """What both passes take: plan, shape, scale, data and their strides."""
+    query, key, value, *_ = data
+    shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
+    number = (np.float64 if query.dtype == torch.float64 else np.float32)(scale)
+    panels = (*(x.numpy() for x in plan[:4]), numbers[0])
+    return panels, shape, number, tuple(_flat(x) for x in data), tuple(x.stride()[:3] for x in data)
+
+
+def _flat(x: Tensor) -> np.ndarray:
+    """All the memory between the tensor's first number and its last one."""
+    size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    return x.detach().as_strided((size,), (1,)).numpy()

@@ -1,0 +1,115 @@
+"""How `tiles_numba` cuts a pattern: panels of up to 64 targets, each beside a box of sources."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..patterns import Full, Grid, Pattern, Window
+from .tiles_plan import Group, Plan, cut_groups
+
+# Targets of a panel, and what their number is a multiple of where a tile has more.
+PANEL, UNIT = 64, 16
+# Sources of a tile: more would drive the scores of a panel out of the second cache.
+MOST_COLUMNS = 2048
+# Targets that one task of the backward pass takes, panel after panel.
+CHUNK = 512
+# Colors that a source can have.
+BITS = 62
+# panels, rows, columns, bounds, chunks: no plan of groups has as many.
+PANEL_TENSORS = 5
+# Targets of a tile along each axis that a pattern reaches along: in 2-D a group of 16 targets is then 4 x 4.
+HEIGHTS = {1: (64,), 2: (16, 4), 3: (8, 2, 4)}
+
+
+def write_panels(pattern: Pattern) -> Plan:
+    """Cut a pattern that `why_not_cut` has no objection to; nothing where a tile has too many sources.
+
+    Tensors, for P panels, R targets, C sources in all:
+        panels: [P, 6] int64: first and number of `rows`, first and number of `columns`, the last two extents of the
+            box that the sources make.
+        rows: [R] int64 targets, each once.
+        columns: [C] int64 sources.
+        bounds: [8, R] int32: first source along the three axes of the box, how many along each, and of all the box's
+            sources, in order, the first that the target sees and the one after the last.
+        chunks: [K, 2] int64, first and last panel of what one thread works on; those of a color share no source.
+    Numbers: the most sources of a panel, then where each color ends among the chunks.
+    """
+    groups = cut_groups(pattern, _height(pattern))
+    widest = max((group.width for group in groups), default=0)
+    if widest > MOST_COLUMNS:
+        return (), ()
+    empty = torch.empty(0, dtype=torch.int64)
+    panels, rows, columns, bounds = [empty.view(0, 6)], [empty], [empty], [empty.view(8, 0).int()]
+    row_begin, column_begin = 0, 0
+    for group in groups:
+        is_kept = torch.ones(group.tiles, group.height, dtype=torch.bool)
+        if group.kept.numel():
+            is_kept = torch.zeros_like(is_kept).view(-1).index_fill_(0, group.kept, True).view(is_kept.shape)
+        rows.append(group.targets(0, group.tiles, 0, group.height)[is_kept])
+        columns.append(group.sources(0, group.tiles, group.width).flatten())
+        first, count = (x.expand(group.tiles, -1, -1)[is_kept].T for x in (group.first, group.count))
+        bounds.append(torch.cat([first, count, *_ends(group, first, count)]).int())
+        panels.append(_cut_tiles(group, is_kept.sum(1), row_begin, column_begin))
+        row_begin, column_begin = row_begin + len(rows[-1]), column_begin + len(columns[-1])
+    table = torch.cat(panels)
+    chunks, ends = _color(table, torch.cat(columns), pattern.num_sources)
+    return (table, torch.cat(rows), torch.cat(columns), torch.cat(bounds, 1), chunks), (widest, *ends)
+
+
+def _height(pattern: Pattern) -> tuple[int, int, int]:
+    """Targets of a tile along each axis."""
+    assert isinstance(pattern, Full | Window | Grid)
+    longest = [1, 1, 1] + (pattern.shape.amax(0).tolist() if len(pattern.shape) else [])
+    axes = [axis for axis in range(3) if longest[-3:][axis] > 1]
+    height, room = [1, 1, 1], PANEL
+    for axis, most in zip(axes, HEIGHTS.get(len(axes), ()), strict=True):
+        height[axis] = min(longest[-3:][axis], room if axis == axes[-1] else most)
+        room //= height[axis]
+    return height[0], height[1], height[2]
+
+
+def _ends(group: Group, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """First source that each target sees, and the one after the last: [1, R] each."""
+    _, b1, b2 = group.box
+    flat = lambda x: (x[0] * b1 + x[1]) * b2 + x[2]
+    is_empty = (count == 0).any(0)
+    low, high = flat(first.long()), flat((first + count - 1).long()) + 1
+    return low.masked_fill(is_empty, 2**30)[None], high.masked_fill(is_empty, 0)[None]
+
+
+def _cut_tiles(group: Group, sizes: Tensor, row_begin: int, column_begin: int) -> Tensor:
+    """Panels of a group whose tiles have so many targets each."""
+    pieces = -(-sizes // PANEL)
+    even = (sizes + pieces - 1) // pieces.clamp(min=1)
+    size = (even + UNIT - 1) // UNIT * UNIT
+    tile = torch.repeat_interleave(torch.arange(group.tiles), pieces)
+    piece = torch.arange(len(tile)) - (pieces.cumsum(0) - pieces)[tile]
+    begin = (sizes.cumsum(0) - sizes)[tile] + piece * size[tile]
+    many = torch.minimum(sizes[tile] - piece * size[tile], size[tile])
+    constants = torch.tensor([group.width, *group.box[1:]]).expand(len(tile), 3)
+    return torch.cat([torch.stack([row_begin + begin, many, column_begin + tile * group.width], 1), constants], 1)
+
+
+def _color(panels: Tensor, columns: Tensor, sources: int) -> tuple[Tensor, list[int]]:
+    """Chunks of consecutive panels, color by color, and the ends of the colors: each gets the first that is free."""
+    label = panels[:, 0] // CHUNK
+    begins = [0, *((label.diff() != 0).nonzero().flatten() + 1).tolist()] if len(panels) else []
+    chunks = np.array([begins, [*begins[1:], len(panels)][: len(begins)]], dtype=np.int64).T
+    used = np.zeros(sources, dtype=np.int64)
+    colors = np.zeros(len(chunks), dtype=np.int64)
+    for k, (begin, end) in enumerate(chunks):
+        inside = [columns[column : column + count].numpy() for _, _, column, count, _, _ in panels[begin:end].tolist()]
+        seen = np.concatenate(inside)
+        taken = int(np.bitwise_or.reduce(used[seen], initial=0))
+        color = next((color for color in range(BITS) if not taken >> color & 1), None)
+        if color is None:
+            # Alone, one after another.
+            colors[k] = max(BITS, int(colors.max()) + 1)
+        else:
+            colors[k] = color
+            used[seen] |= 1 << color
+    order = np.argsort(colors, kind="stable")
+    ends = np.flatnonzero(np.diff(colors[order], append=-1)) + 1
+    return torch.from_numpy(chunks[order]), ends.tolist()
