@@ -9,8 +9,8 @@ from graphattn.kernels import KERNELS
 from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.normalizers import NORMALIZERS
 
-# Kernels that run every pattern; tiles, which run some, have tests of their own.
-EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name != "tiles"]
+# Kernels that run every pattern; those that run some have tests of their own.
+EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", "flex")]
 # Each of them with each normalizer that it has; another test says what the fused ones have not.
 KERNELS_WITH_NORMALIZERS = [
     (kernel, cls)

@@ -24,7 +24,7 @@ from graphattn.testing import graph_zoo
 
 X = torch.randn(5, 2, 4)
 EDGES = torch.tensor([[0, 1, 4], [1, 2, 0]])
-BACKENDS = "'tiles', 'numba', 'scatter'"
+BACKENDS = ", ".join(repr(kernel.name) for kernel in KERNELS)
 
 
 class Relu6:
@@ -599,10 +599,11 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     report = explain_backend(X, X, X, EDGES)
     assert report.chosen == "numba"
-    first, never, tiles, numba, scatter = str(report).splitlines()
+    first, never, tiles, flex, numba, scatter = str(report).splitlines()
     assert first == "backend='auto' runs 'numba'"
     assert never == "  never    cannot: it never can"
     assert tiles == "  tiles    cannot: only Full, Window and Grid have tiles, not Edges"
+    assert flex == "  flex     cannot: tensors are on cpu"
     assert numba.startswith("> numba    can run, estimated ") and scatter.startswith("  scatter  can run, estimated ")
 
 

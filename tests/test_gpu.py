@@ -28,6 +28,20 @@ def test_kernel_matches_oracle(name, normalizer, dtype, kernel):
         assert_matches_dense(tensors, pattern, **options)
 
 
+STRUCTURED = [name for name, x in PATTERNS.items() if isinstance(x, Full | Window | Grid)]
+STRUCTURED = [name for name in STRUCTURED if not getattr(PATTERNS[name], "global_tokens", ())]
+
+
+@pytest.mark.parametrize("offset_table", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", ["tiles", "flex"])
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_tiles_match_oracle(name, backend, dtype, offset_table):
+    pattern = PATTERNS[name].to(DEVICE)
+    options = dict(batch=(2,), kv_heads=1, width=16, dtype=dtype, device=DEVICE, offset_table=offset_table)
+    assert_matches_dense(random_call(pattern, **options), pattern, backend=backend, return_weights=False)
+
+
 @pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
 def test_running_twice_changes_nothing(kernel):
     pattern = PATTERNS["hub"].to(DEVICE)

@@ -194,7 +194,7 @@ def test_nan_stays_in_the_rows_that_see_it(kernel, normalizer):
         assert gradient[[0, 1]].isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.name != "flex"], ids=lambda k: k.name)
 def test_dropout_keeps_the_expectation_and_differs_by_batch_and_head(kernel):
     pattern = Full(1, 4000)
     ones = torch.ones(2, 4000, 3, 1)

@@ -3,8 +3,9 @@
 from ..call import Call as Call
 from .base import Kernel as Kernel
 from .base import Result as Result
+from .flex import Flex as Flex
 from .numba_csr import NumbaCSR as NumbaCSR
 from .scatter import Scatter as Scatter
 from .tiles import Tiles as Tiles
 
-KERNELS: tuple[Kernel, ...] = (Tiles(), NumbaCSR(), Scatter())
+KERNELS: tuple[Kernel, ...] = (Tiles(), Flex(), NumbaCSR(), Scatter())
