@@ -33,6 +33,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Writes benchmarks/results; less than ten minutes on two cores.
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/layers.py
 
 # DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.

@@ -121,7 +121,7 @@ def against_the_gather() -> tuple[list[Line], float]:
     for size, at_least, aim in ((LARGE, 75, 95), (NARROW, 30, 45)):
         _, pattern, inputs = draw(*size)
         forward = without_gradients(functools.partial(ours, *inputs, pattern))
-        taken = race({"gather": gather_loop(inputs[1], inputs[2], pattern), "graphattn": forward}, 6, 25)
+        taken = race({"gather": gather_loop(inputs[1], inputs[2], pattern), "graphattn": forward}, 4, 15)
         found = line(
             f"{say(*size)}: forward", "a loop that only gathers the rows", taken, "gather", "graphattn", at_least, aim
         )
@@ -191,7 +191,7 @@ def backward() -> list[Line]:
     for size in (SMALL, LARGE, NARROW, CORA):
         _, pattern, inputs = draw(*size)
         side = lambda inputs=inputs, pattern=pattern: ours(*inputs, pattern)
-        taken = race({"forward": without_gradients(side), "both": with_backward(side, inputs)}, 6, 25)
+        taken = race({"forward": without_gradients(side), "both": with_backward(side, inputs)}, 4, 15)
         measured = statistics.median((b - f) / f for f, b in zip(taken["forward"], taken["both"], strict=True))
         detail = f"forward {in_ms(taken['forward'])}, with backward {in_ms(taken['both'])}"
         lines.append(Line(f"{say(*size)}: backward", "forward", "x", 2.5, 2.2, measured, detail, more_is_better=False))
@@ -203,7 +203,7 @@ def halves() -> Line:
     _, pattern, inputs = draw(*LARGE)
     half = [x.detach().bfloat16() for x in inputs]
     sides = {"float32": lambda: ours(*inputs, pattern), "bfloat16": lambda: ours(*half, pattern)}
-    taken = race({name: without_gradients(side) for name, side in sides.items()}, 6, 25)
+    taken = race({name: without_gradients(side) for name, side in sides.items()}, 4, 15)
     return line(f"{say(*LARGE)}: forward in bfloat16", "float32", taken, "float32", "bfloat16", 1.25, 1.5)
 
 

@@ -16,7 +16,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def race(systems: dict[str, Callable[[], object]], seconds: float = 12.0, most: int = 15) -> dict[str, list[float]]:
+def race(systems: dict[str, Callable[[], object]], seconds: float = 6.0, most: int = 15) -> dict[str, list[float]]:
     """Seconds per run of each system in each round: in each round all take their turn, one after another.
 
     A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and they outlast the

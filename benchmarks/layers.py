@@ -97,7 +97,7 @@ def measure(what: str, where: str, make: Callable, at_least: float, part: float 
         ours.eval()(data.x, data.edge_index), model.eval()(data.x, data.edge_index), rtol=1e-3, atol=1e-3
     )
     steps = {"PyG": epoch(model.train(), data), "graphattn": epoch(ours.train(), data)}
-    taken = race(steps, 20, 10)
+    taken = race(steps, 10, 7)
     peaks = {name: peak_memory(step) or 0 for name, step in steps.items()}
     work = f"{where}: {what}, one epoch"
     detail = f"PyG {in_ms(taken['PyG'])}, graphattn {in_ms(taken['graphattn'])}"

@@ -36,7 +36,8 @@ class Flex(Kernel):
         query, value, pattern = call.query, call.value, call.pattern
         if query.device.type != self.device:
             return f"tensors are on {query.device.type}"
-        if not isinstance(pattern, Full | Window | Grid) or getattr(pattern, "global_tokens", ()):
+        has_tokens = isinstance(pattern, Window) and bool(pattern.global_tokens)
+        if not isinstance(pattern, Full | Window | Grid) or has_tokens:
             return f"only Full, Window and Grid without global tokens have a block mask, not {pattern}"
         if not isinstance(call.score, DotProduct) or not isinstance(call.normalizer, Softmax):
             return "it has the dot product under softmax alone"
@@ -84,7 +85,7 @@ class Flex(Kernel):
         return Result(out, None, lse) if dims else Result(out[0], None, None if lse is None else lse[0])
 
 
-def _flex_attention(device: str) -> Callable[..., Any]:
+def _flex_attention(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Uncompiled it holds all scores; in a graph that is being compiled it is compiled with the rest.
@@ -92,10 +93,11 @@ def _flex_attention(device: str) -> Callable[..., Any]:
 
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
+def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    compiled: Any = torch.compile(flex_attention)
+    return compiled
 
 
 def _blocks(pattern: Pattern) -> tuple[Tensor, Tensor]:
