@@ -50,22 +50,33 @@ def lanes_in(typingctx, x):
     return types.int64(x), codegen
 
 
+def maximum(builder: Any, x: Any, y: Any) -> Any:
+    """The larger one in each lane; y where x is NaN."""
+    return builder.select(builder.fcmp_ordered(">", x, y), x, y)
+
+
 def _product(vectors: int, finish: str) -> Any:
-    """An intrinsic for ROWS rows of so many vectors, which it sets, scales by each row's factor, or adds."""
+    """An intrinsic for ROWS rows of so many vectors.
+
+    It sets them, or scales them by each row's factor first, or adds them to what is there; or, as scores, sets them to
+    -inf where a row's bits are 0, and raises what `factors` holds for their lanes to the rest.
+    """
 
     @intrinsic
-    def product(typingctx, c, c_rows, c_first, c_at, n, factors, a, a_rows, a_at, a_step, b, b_rows, b_at, begin, end):
+    def product(
+        typingctx, c, c_rows, c_first, c_at, n, factors, bits, a, a_rows, a_at, a_step, b, b_rows, b_at, begin, end
+    ):
         """Compute c[i, :] = sum over k from begin to end of a[i, k] * b[k, :].
 
         c[i, j] is c[c_rows[c_first + i] + c_at + j], a[i, k] is a[a_rows[c_first + i] + a_at + k * a_step], b[k, j] is
         b[b_rows[k] + b_at + j]. Rows from n on are read, but only written where they are set.
         """
         i64 = types.int64
-        signature = types.void(c, c_rows, i64, i64, i64, factors, a, a_rows, i64, i64, b, b_rows, i64, i64, i64)
+        signature = types.void(c, c_rows, i64, i64, i64, factors, bits, a, a_rows, i64, i64, b, b_rows, i64, i64, i64)
 
         def codegen(context, builder, sig, args):
-            of_c, of_c_rows, c_first, c_at, n, of_factors, of_a, of_a_rows, a_at, a_step, of_b, of_b_rows, *rest = args
-            b_at, begin, end = rest
+            of_c, of_c_rows, c_first, c_at, n, of_factors, of_bits, of_a, of_a_rows, a_at, a_step, *rest = args
+            of_b, of_b_rows, b_at, begin, end = rest
             kind, lanes = float_of(c.dtype), lanes_of(c.dtype)
             at = lambda array, data, offset: pointer_at(context, builder, array, data, offset)
             row = lambda array, data, i: builder.load(at(array, data, integer(0))(i))
@@ -105,10 +116,18 @@ def _product(vectors: int, finish: str) -> Any:
                     phi.add_incoming(zero, before)
                     phi.add_incoming(then, body)
 
+            lowest, tops = constant(kind, lanes, float("-inf")), at(factors, of_factors, c_at)
+            largest = [lowest] * vectors
+
             def write(place, line):
                 to = at(c, of_c, c_at)(row(c_rows, of_c_rows, place))
                 for j, x in enumerate(line):
                     pointer = builder.gep(to, [integer(j * lanes)])
+                    if finish == "hide":
+                        seen = builder.lshr(row(bits, of_bits, place), builder.add(c_at, integer(j * lanes)))
+                        seen = builder.bitcast(builder.trunc(seen, ir.IntType(lanes)), wide(ir.IntType(1), lanes))
+                        x = builder.select(seen, x, lowest)
+                        largest[j] = maximum(builder, x, largest[j])
                     if finish == "scale":
                         x = builder.fmul(x, splat(builder, row(factors, of_factors, place), lanes))
                     if finish == "add":
@@ -116,11 +135,16 @@ def _product(vectors: int, finish: str) -> Any:
                     store_lanes(builder, c.dtype, pointer, x)
 
             for i, (place, line) in enumerate(zip(places, results, strict=True)):
-                if finish == "set":
+                if finish in ("set", "hide"):
                     write(place, line)
                 else:
                     with builder.if_then(builder.icmp_signed("<", integer(i), n)):
                         write(place, line)
+            if finish == "hide":
+                for j, x in enumerate(largest):
+                    pointer = tops(integer(j * lanes))
+                    before = load_lanes(builder, c.dtype, pointer, lanes)
+                    store_lanes(builder, c.dtype, pointer, maximum(builder, x, before))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -128,6 +152,7 @@ def _product(vectors: int, finish: str) -> Any:
     return product
 
 
+hide_one, hide_two = _product(1, "hide"), _product(2, "hide")
 set_one, set_two = _product(1, "set"), _product(2, "set")
 scale_one, scale_two = _product(1, "scale"), _product(2, "scale")
 add_one, add_two = _product(1, "add"), _product(2, "add")
@@ -166,6 +191,25 @@ def turn(typingctx, to, at, x, rows, first, x_at, factor):
     return types.void(to, i64, x, rows, i64, i64, x.dtype), codegen
 
 
+@intrinsic
+def fetch(typingctx, x, rows, first, width):
+    """Ask for width numbers of each of the ROWS rows from first on, for the second cache."""
+
+    def codegen(context, builder, sig, args):
+        at, i32, byte = pointer_at(context, builder, x, args[0], integer(0)), ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        function = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        row = pointer_at(context, builder, rows, args[1], args[2])
+        for i in range(ROWS):
+            begin = builder.load(row(integer(i)))
+            with loop(builder, integer(0), args[3], 64 * 8 // x.dtype.bitwidth) as (d, _):
+                hints = [ir.Constant(i32, hint) for hint in (0, 2, 1)]
+                builder.call(function, [builder.bitcast(at(builder.add(begin, d)), byte), *hints])
+        return context.get_dummy_value()
+
+    return types.void(x, rows, types.int64, types.int64), codegen
+
+
 class _Columns:
     """The lanes of one vector of targets, column by column."""
 
@@ -179,11 +223,6 @@ class _Columns:
     def load(self, array: types.Type, data: Any) -> Any:
         """What an array has for these targets."""
         pointer = pointer_at(self.context, self.builder, array, data, self.lane)(integer(0))
-        if isinstance(array.dtype, types.Integer):
-            vector = wide(ir.IntType(array.dtype.bitwidth), self.lanes)
-            return self.builder.load(
-                self.builder.bitcast(pointer, vector.as_pointer()), align=array.dtype.bitwidth // 8
-            )
         return load_lanes(self.builder, array.dtype, pointer, self.lanes)
 
     def store(self, array: types.Type, data: Any, x: Any) -> None:
@@ -210,28 +249,25 @@ class _Columns:
         return builder.load(total)
 
 
-@intrinsic
-def hide(typingctx, s, lane, begin, end, before, first, count, top):
-    """Set scores to -inf where column - before is not among the count sources from first, and raise top to the rest."""
-    i64 = types.int64
-
-    def codegen(context, builder, sig, args):
-        lane, begin, end, before = args[1:5]
-        columns, i32 = _Columns(context, builder, s, lane), ir.IntType(32)
-        start, many = columns.load(first, args[5]), columns.load(count, args[6])
-        lowest = columns.constant(float("-inf"))
-
-        def body(column, largest, x):
-            place = splat(builder, builder.trunc(builder.sub(column, before), i32), columns.lanes)
-            is_seen = builder.icmp_unsigned("<", builder.sub(place, start), many)
-            x = builder.select(is_seen, x, lowest)
-            return builder.select(builder.fcmp_ordered(">", x, largest), x, largest), x
-
-        largest = columns.run(begin, end, [(s, args[0])], columns.load(top, args[7]), body)
-        columns.store(top, args[7], largest)
-        return context.get_dummy_value()
-
-    return types.void(s, i64, i64, i64, i64, first, count, top), codegen
+def _exp_below(builder: Any, x: Any) -> Any:
+    """Exp in each lane where x <= 0 or NaN: `exp_lanes` without what only other numbers need."""
+    if isinstance(x.type.element, ir.DoubleType):
+        return exp_lanes(builder, x)
+    lanes = x.type.count
+    number, i32 = (lambda value: constant(x.type.element, lanes, value)), wide(ir.IntType(32), lanes)
+    # Adding 1.5 * 2^23 rounds to an integer, and leaves it in the last bits.
+    shifted = multiply_add(builder, x, number(1.4426950408889634), number(12582912.0))
+    n = builder.fsub(shifted, number(12582912.0))
+    r = multiply_add(builder, n, number(-0.693359375), x)
+    r = multiply_add(builder, n, number(2.12194440e-4), r)
+    p = number(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = multiply_add(builder, p, r, number(coefficient))
+    y = builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+    bits = builder.shl(builder.bitcast(shifted, i32), constant(ir.IntType(32), lanes, 23))
+    power = builder.bitcast(builder.add(bits, constant(ir.IntType(32), lanes, 127 << 23)), x.type)
+    # Below, 2^n would be no normal number.
+    return builder.select(builder.fcmp_ordered("<", x, number(-87.3)), number(0.0), builder.fmul(y, power))
 
 
 @intrinsic
@@ -240,13 +276,13 @@ def exponentials(typingctx, s, lane, begin, end, top, total):
     i64 = types.int64
 
     def codegen(context, builder, sig, args):
-        columns, zero = _Columns(context, builder, s, args[1]), None
+        columns = _Columns(context, builder, s, args[1])
         zero, largest = columns.constant(0.0), columns.load(top, args[4])
         is_empty = builder.fcmp_ordered("==", largest, columns.constant(float("-inf")))
         largest = builder.select(is_empty, zero, largest)
 
         def body(column, whole, x):
-            x = exp_lanes(builder, builder.fsub(x, largest))
+            x = _exp_below(builder, builder.fsub(x, largest))
             return builder.fadd(whole, x), x
 
         whole = columns.run(args[2], args[3], [(s, args[0])], zero, body)

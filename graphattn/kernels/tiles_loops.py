@@ -17,7 +17,9 @@ from .tiles_block import (
     add_two,
     differentiate,
     exponentials,
-    hide,
+    fetch,
+    hide_one,
+    hide_two,
     lanes_in,
     scale_one,
     scale_two,
@@ -27,10 +29,11 @@ from .tiles_block import (
     weigh,
 )
 
-# Columns of the table of panels, and rows of the bounds of targets: see `tiles_panels`.
-ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BOX_1, BOX_2 = range(6)
-LOW, HIGH = 6, 7
+# Columns of the table of panels: see `tiles_panels`.
+ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BITS, BOX_1, BOX_2 = range(7)
 NEVER = 2**30
+# Columns that are asked for ahead of their product.
+AHEAD = 64
 
 
 @njit(**OPTIONS)
@@ -48,19 +51,27 @@ def steps_of(n):
 
 
 @njit(**OPTIONS)
-def read_bounds(panel, bounds, local, lo, hi, lanes):
-    """Copy the bounds of a panel's targets, set its groups' columns; return how many groups there are, and sources."""
+def write_bits(panels, first, count, bits):
+    """Set bit m of each source that the m-th target of the panel sees."""
+    for panel in panels:
+        for m in range(panel[ROW_COUNT]):
+            row = panel[ROW] + m
+            for x in range(first[0, row], first[0, row] + count[0, row]):
+                for y in range(first[1, row], first[1, row] + count[1, row]):
+                    begin = panel[BITS] + (x * panel[BOX_1] + y) * panel[BOX_2] + first[2, row]
+                    for column in range(begin, begin + count[2, row]):
+                        bits[column] |= np.int64(1) << m
+
+
+@njit(**OPTIONS)
+def read_spans(panel, spans, lo, hi, lanes):
+    """Set the columns of a panel's groups; return how many groups there are."""
     begin, n = panel[ROW], panel[ROW_COUNT]
-    for k in range(8):
-        for m in range(n):
-            local[k * PANEL + m] = bounds[k, begin + m]
-        for m in range(n, PANEL):
-            local[k * PANEL + m] = 0
     groups = (n + lanes - 1) // lanes
     for j in range(groups):
         low, high = NEVER, 0
-        for m in range(j * lanes, min(n, (j + 1) * lanes)):
-            low, high = min(low, local[LOW * PANEL + m]), max(high, local[HIGH * PANEL + m])
+        for row in range(begin + j * lanes, begin + min(n, (j + 1) * lanes)):
+            low, high = min(low, spans[0, row]), max(high, spans[1, row])
         lo[j], hi[j] = low // ROWS * ROWS, (high + ROWS - 1) // ROWS * ROWS
     # Of the groups that have a column, none between two others may lack it.
     for j in range(1, groups):
@@ -90,6 +101,35 @@ def turn_rows(to, x, rows, groups, width, factor, lanes):
 
 
 @njit(**OPTIONS)
+def score_columns(s, steps, top, bits, x, rows, turned, width, groups, lo, hi, lanes, y, y_rows, y_width):
+    """Set s[c, m] = sum over d of x[c, d] * turned[d, m], -inf where m doesn't see c, and top to the largest.
+
+    Rows of x are asked for shortly before they are needed, and those of y as well.
+    """
+    for m in range(groups * lanes):
+        top[m] = -np.inf
+    fetched, end = lo[0], hi[groups - 1]
+    for j in range(0, groups, 2):
+        low, high, low_2, high_2 = lo[j], hi[j], NEVER, 0
+        if j + 1 < groups:
+            low_2, high_2 = lo[j + 1], hi[j + 1]
+        lane = j * lanes
+        for c in range(min(low, low_2), max(high, high_2), ROWS):
+            while fetched < min(c + AHEAD, end):
+                fetch(x, rows, fetched, width)
+                fetch(y, y_rows, fetched, y_width)
+                fetched += ROWS
+            is_one, is_other = low <= c < high, low_2 <= c < high_2
+            if is_one and is_other:
+                hide_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+            elif is_one:
+                hide_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+            elif is_other:
+                lane_2 = lane + lanes
+                hide_one(s, steps, c, lane_2, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane_2, 0, width)
+
+
+@njit(**OPTIONS)
 def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes):
     """Set s[c, m] = sum over d of x[c, d] * turned[d, m], in the columns of each group."""
     for j in range(0, groups, 2):
@@ -100,49 +140,27 @@ def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes):
         for c in range(min(low, low_2), max(high, high_2), ROWS):
             is_one, is_other = low <= c < high, low_2 <= c < high_2
             if is_one and is_other:
-                set_two(s, steps, c, lane, ROWS, s, x, rows, 0, 1, turned, steps, lane, 0, width)
+                set_two(s, steps, c, lane, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane, 0, width)
             elif is_one:
-                set_one(s, steps, c, lane, ROWS, s, x, rows, 0, 1, turned, steps, lane, 0, width)
+                set_one(s, steps, c, lane, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane, 0, width)
             elif is_other:
                 lane_2 = lane + lanes
-                set_one(s, steps, c, lane_2, ROWS, s, x, rows, 0, 1, turned, steps, lane_2, 0, width)
+                set_one(s, steps, c, lane_2, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane_2, 0, width)
 
 
 @njit(**OPTIONS)
-def soften(s, panel, groups, lo, hi, local, seen, top, total, lanes):
-    """Set scores to exp(score - top), 0 where the target doesn't see the source, and total to their sums."""
-    box_1, box_2 = panel[BOX_1], max(panel[BOX_2], 1)
-    first_2 = local[2 * PANEL :]
-    for j in range(groups):
-        lane = j * lanes
-        for m in range(lane, lane + lanes):
-            top[m] = -np.inf
-        column = lo[j]
-        while column < hi[j]:
-            line = column // box_2
-            end = min((line + 1) * box_2, hi[j])
-            y, z = line // box_1, line % box_1
-            for m in range(lane, lane + lanes):
-                is_in = (0 <= y - local[m] < local[3 * PANEL + m]) & (0 <= z - local[PANEL + m] < local[4 * PANEL + m])
-                seen[m] = local[5 * PANEL + m] if is_in else 0
-            hide(s, lane, column, end, line * box_2, first_2, seen, top)
-            column = end
-        exponentials(s, lane, lo[j], hi[j], top, total)
-
-
-@njit(**OPTIONS)
-def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, local, lanes):
+def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes):
     """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]."""
     for m in range(0, n, ROWS):
         low, high = NEVER, 0
         for i in range(m, min(m + ROWS, n)):
-            low, high = min(low, local[LOW * PANEL + i]), max(high, local[HIGH * PANEL + i])
+            low, high = min(low, spans[0, i]), max(high, spans[1, i])
         d = 0
         while d + 2 * lanes <= width:
-            scale_two(out, rows, m, d, n - m, factors, s, ones, 0, PANEL, x, x_rows, d, low, high)
+            scale_two(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
             d += 2 * lanes
         if d < width:
-            scale_one(out, rows, m, d, n - m, factors, s, ones, 0, PANEL, x, x_rows, d, low, high)
+            scale_one(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
 
 
 @njit(**OPTIONS)
@@ -159,10 +177,10 @@ def add_columns(grad, rows, count, s, steps, x, x_rows, n, width, groups, lo, hi
             continue
         d = 0
         while d + 2 * lanes <= width:
-            add_two(grad, rows, c, d, count - c, s, s, steps, 0, 1, x, x_rows, d, begin, end)
+            add_two(grad, rows, c, d, count - c, s, steps, s, steps, 0, 1, x, x_rows, d, begin, end)
             d += 2 * lanes
         if d < width:
-            add_one(grad, rows, c, d, count - c, s, s, steps, 0, 1, x, x_rows, d, begin, end)
+            add_one(grad, rows, c, d, count - c, s, steps, s, steps, 0, 1, x, x_rows, d, begin, end)
 
 
 @njit(**OPTIONS)
@@ -176,7 +194,7 @@ def invert(x, n):
 @njit(**OPTIONS)
 def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_lse):
     """Attend from panels: task (b * H + h) * P + p is panel p of head h in batch b."""
-    panels, rows, columns, bounds, widest = plan
+    panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
     query, key, value = data
     lanes, room = lanes_in(query), widest + ROWS
@@ -184,7 +202,6 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
     steps, ones = steps_of(max(room, width)), np.arange(PANEL)
     query_rows, out_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
-    local, seen = np.empty(8 * PANEL, np.int32), np.empty(PANEL, np.int32)
     lo, hi = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     top, total = np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype)
     for task in range(begin, end):
@@ -192,7 +209,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         b, h = task // len(panels) // heads, task // len(panels) % heads
         kv = h // (heads // kv_heads)
         first, n = panel[ROW], panel[ROW_COUNT]
-        groups = read_bounds(panel, bounds, local, lo, hi, lanes)
+        groups = read_spans(panel, spans, lo, hi, lanes)
         low, high = lo[0], hi[groups - 1]
         set_offsets(query_rows, 0, PANEL, rows, panel[:2], strides[0], b, h)
         set_offsets(
@@ -201,20 +218,38 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
         set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
         turn_rows(turned, query, query_rows, groups, width, scale, lanes)
-        multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes)
-        soften(scores, panel, groups, lo, hi, local, seen, top, total, lanes)
+        seen = bits[panel[BITS] :]
+        score_columns(
+            scores,
+            steps,
+            top,
+            seen,
+            key,
+            key_rows,
+            turned,
+            width,
+            groups,
+            lo,
+            hi,
+            lanes,
+            value,
+            value_rows,
+            value_width,
+        )
+        for j in range(groups):
+            exponentials(scores, j * lanes, lo[j], hi[j], top, total)
         if has_lse:
             for m in range(n):
                 place = (b * targets + rows[first + m]) * heads + h
                 lse[place] = top[m] + np.log(total[m]) if total[m] != 0 else -np.inf
         invert(total, groups * lanes)
-        multiply_rows(out, out_rows, n, total, scores, ones, value, value_rows, value_width, local, lanes)
+        multiply_rows(out, out_rows, n, total, scores, ones, value, value_rows, value_width, spans[:, first:], lanes)
 
 
 @njit(**OPTIONS)
 def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_lse, has_lse, grads, has_grads):
     """Differentiate: task (b * H_kv + h) * K + k is chunk k of key head h in batch b, for all its query heads."""
-    panels, rows, columns, bounds, widest = plan
+    panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
     query, key, value, grad_out = data
     grad_query, grad_key, grad_value = grads
@@ -225,7 +260,6 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
     query_rows, out_rows, grad_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
     grad_key_rows, grad_value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
-    local, seen = np.empty(8 * PANEL, np.int32), np.empty(PANEL, np.int32)
     lo, hi = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     top, total, delta = np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype)
     each = np.ones(PANEL, query.dtype)
@@ -236,7 +270,7 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
         for number in range(chunk[0] * share, chunk[1] * share):
             panel, h = panels[number // share], kv * share + number % share
             first, n, count = panel[ROW], panel[ROW_COUNT], panel[COLUMN_COUNT]
-            groups = read_bounds(panel, bounds, local, lo, hi, lanes)
+            groups = read_spans(panel, spans, lo, hi, lanes)
             low, high = lo[0], hi[groups - 1]
             set_offsets(query_rows, 0, PANEL, rows, panel[:2], strides[0], b, h)
             set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
@@ -247,8 +281,26 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
             set_offsets(grad_value_rows, low, high, columns, panel[2:4], strides[6], b, kv)
 
             turn_rows(turned, query, query_rows, groups, width, scale, lanes)
-            multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes)
-            soften(scores, panel, groups, lo, hi, local, seen, top, total, lanes)
+            seen = bits[panel[BITS] :]
+            score_columns(
+                scores,
+                steps,
+                top,
+                seen,
+                key,
+                key_rows,
+                turned,
+                width,
+                groups,
+                lo,
+                hi,
+                lanes,
+                value,
+                value_rows,
+                value_width,
+            )
+            for j in range(groups):
+                exponentials(scores, j * lanes, lo[j], hi[j], top, total)
             invert(total, groups * lanes)
             turn_rows(turned, grad_out, out_rows, groups, value_width, each[0], lanes)
             multiply_columns(slopes, steps, value, value_rows, turned, value_width, groups, lo, hi, lanes)
@@ -260,7 +312,9 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
             for j in range(groups):
                 differentiate(scores, slopes, j * lanes, lo[j], hi[j], delta, scale)
             if has_grads[0]:
-                multiply_rows(grad_query, grad_rows, n, each, slopes, ones, key, key_rows, width, local, lanes)
+                multiply_rows(
+                    grad_query, grad_rows, n, each, slopes, ones, key, key_rows, width, spans[:, first:], lanes
+                )
             if has_grads[1]:
                 add_columns(
                     grad_key, grad_key_rows, count, slopes, steps, query, query_rows, n, width, groups, lo, hi, lanes

@@ -69,7 +69,7 @@ def backward(
     begin = 0
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
-        chunks = plan[4][begin:end].numpy()
+        chunks = plan[5][begin:end].numpy()
         arguments = (panels, shape, factor, arrays, strides, chunks, *results)
         run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=1)
         begin = end
@@ -81,7 +81,7 @@ def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], 
     query, key, value, *_ = data
     shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
     number = (np.float64 if query.dtype == torch.float64 else np.float32)(scale)
-    panels = (*(x.numpy() for x in plan[:4]), numbers[0])
+    panels = (*(x.numpy() for x in plan[:5]), numbers[0])
     return panels, shape, number, tuple(_flat(x) for x in data), tuple(x.stride()[:3] for x in data)
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..patterns import Full, Grid, Pattern, Window
+from .numba_csr import compiled
 from .tiles_plan import Group, Plan, cut_groups
 
 # Targets of a panel, and what their number is a multiple of where a tile has more.
@@ -17,8 +18,8 @@ MOST_COLUMNS = 2048
 CHUNK = 512
 # Colors that a source can have.
 BITS = 62
-# panels, rows, columns, bounds, chunks: no plan of groups has as many.
-PANEL_TENSORS = 5
+# panels, rows, columns, spans, bits, chunks: no plan of groups has as many.
+PANEL_TENSORS = 6
 # Targets of a tile along each axis that a pattern reaches along: in 2-D a group of 16 targets is then 4 x 4.
 HEIGHTS = {1: (64,), 2: (16, 4), 3: (8, 2, 4)}
 
@@ -27,12 +28,12 @@ def write_panels(pattern: Pattern) -> Plan:
     """Cut a pattern that `why_not_cut` has no objection to; nothing where a tile has too many sources.
 
     Tensors, for P panels, R targets, C sources in all:
-        panels: [P, 6] int64: first and number of `rows`, first and number of `columns`, the last two extents of the
-            box that the sources make.
+        panels: [P, 7] int64: first and number of `rows`, first and number of `columns`, first of `bits`, and the last
+            two extents of the box that the sources make.
         rows: [R] int64 targets, each once.
         columns: [C] int64 sources.
-        bounds: [8, R] int32: first source along the three axes of the box, how many along each, and of all the box's
-            sources, in order, the first that the target sees and the one after the last.
+        spans: [2, R] int64: of the panel's sources the first that the target sees, and the one after the last.
+        bits: for each source of a panel, padded to multiples of 8, the targets that see it, as 64 bits.
         chunks: [K, 2] int64, first and last panel of what one thread works on; those of a color share no source.
     Numbers: the most sources of a panel, then where each color ends among the chunks.
     """
@@ -41,8 +42,8 @@ def write_panels(pattern: Pattern) -> Plan:
     if widest > MOST_COLUMNS:
         return (), ()
     empty = torch.empty(0, dtype=torch.int64)
-    panels, rows, columns, bounds = [empty.view(0, 6)], [empty], [empty], [empty.view(8, 0).int()]
-    row_begin, column_begin = 0, 0
+    panels, rows, columns, bounds = [empty.view(0, 7)], [empty], [empty], [empty.view(6, 0)]
+    spans, row_begin, column_begin = [empty.view(2, 0)], 0, 0
     for group in groups:
         is_kept = torch.ones(group.tiles, group.height, dtype=torch.bool)
         if group.kept.numel():
@@ -50,12 +51,18 @@ def write_panels(pattern: Pattern) -> Plan:
         rows.append(group.targets(0, group.tiles, 0, group.height)[is_kept])
         columns.append(group.sources(0, group.tiles, group.width).flatten())
         first, count = (x.expand(group.tiles, -1, -1)[is_kept].T for x in (group.first, group.count))
-        bounds.append(torch.cat([first, count, *_ends(group, first, count)]).int())
+        bounds.append(torch.cat([first, count]))
+        spans.append(_ends(group, first.long(), count.long()))
         panels.append(_cut_tiles(group, is_kept.sum(1), row_begin, column_begin))
         row_begin, column_begin = row_begin + len(rows[-1]), column_begin + len(columns[-1])
     table = torch.cat(panels)
+    padded = (table[:, 3] + 7) // 8 * 8
+    table[:, 4] = padded.cumsum(0) - padded
+    bits = torch.zeros(int(padded.sum()), dtype=torch.int64)
+    write_bits = compiled("tiles_loops").write_bits
+    write_bits(table.numpy(), *torch.cat(bounds, 1).long().view(2, 3, -1).numpy(), bits.numpy())
     chunks, ends = _color(table, torch.cat(columns), pattern.num_sources)
-    return (table, torch.cat(rows), torch.cat(columns), torch.cat(bounds, 1), chunks), (widest, *ends)
+    return (table, torch.cat(rows), torch.cat(columns), torch.cat(spans, 1), bits, chunks), (widest, *ends)
 
 
 def _height(pattern: Pattern) -> tuple[int, int, int]:
@@ -70,13 +77,13 @@ def _height(pattern: Pattern) -> tuple[int, int, int]:
     return height[0], height[1], height[2]
 
 
-def _ends(group: Group, first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """First source that each target sees, and the one after the last: [1, R] each."""
+def _ends(group: Group, first: Tensor, count: Tensor) -> Tensor:
+    """First source that each target sees, and the one after the last: [2, R]."""
     _, b1, b2 = group.box
     flat = lambda x: (x[0] * b1 + x[1]) * b2 + x[2]
     is_empty = (count == 0).any(0)
-    low, high = flat(first.long()), flat((first + count - 1).long()) + 1
-    return low.masked_fill(is_empty, 2**30)[None], high.masked_fill(is_empty, 0)[None]
+    low, high = flat(first), flat(first + count - 1) + 1
+    return torch.stack([low.masked_fill(is_empty, 2**30), high.masked_fill(is_empty, 0)])
 
 
 def _cut_tiles(group: Group, sizes: Tensor, row_begin: int, column_begin: int) -> Tensor:
@@ -88,7 +95,7 @@ def _cut_tiles(group: Group, sizes: Tensor, row_begin: int, column_begin: int) -
     piece = torch.arange(len(tile)) - (pieces.cumsum(0) - pieces)[tile]
     begin = (sizes.cumsum(0) - sizes)[tile] + piece * size[tile]
     many = torch.minimum(sizes[tile] - piece * size[tile], size[tile])
-    constants = torch.tensor([group.width, *group.box[1:]]).expand(len(tile), 3)
+    constants = torch.tensor([group.width, 0, *group.box[1:]]).expand(len(tile), 4)
     return torch.cat([torch.stack([row_begin + begin, many, column_begin + tile * group.width], 1), constants], 1)
 
 
@@ -100,7 +107,7 @@ def _color(panels: Tensor, columns: Tensor, sources: int) -> tuple[Tensor, list[
     used = np.zeros(sources, dtype=np.int64)
     colors = np.zeros(len(chunks), dtype=np.int64)
     for k, (begin, end) in enumerate(chunks):
-        inside = [columns[column : column + count].numpy() for _, _, column, count, _, _ in panels[begin:end].tolist()]
+        inside = [columns[column : column + count].numpy() for _, _, column, count, *_ in panels[begin:end].tolist()]
         seen = np.concatenate(inside)
         taken = int(np.bitwise_or.reduce(used[seen], initial=0))
         color = next((color for color in range(BITS) if not taken >> color & 1), None)
