@@ -191,25 +191,6 @@ def turn(typingctx, to, at, x, rows, first, x_at, factor):
     return types.void(to, i64, x, rows, i64, i64, x.dtype), codegen
 
 
-@intrinsic
-def fetch(typingctx, x, rows, first, width):
-    """Ask for width numbers of each of the ROWS rows from first on, for the second cache."""
-
-    def codegen(context, builder, sig, args):
-        at, i32, byte = pointer_at(context, builder, x, args[0], integer(0)), ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        function = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
-        row = pointer_at(context, builder, rows, args[1], args[2])
-        for i in range(ROWS):
-            begin = builder.load(row(integer(i)))
-            with loop(builder, integer(0), args[3], 64 * 8 // x.dtype.bitwidth) as (d, _):
-                hints = [ir.Constant(i32, hint) for hint in (0, 2, 1)]
-                builder.call(function, [builder.bitcast(at(builder.add(begin, d)), byte), *hints])
-        return context.get_dummy_value()
-
-    return types.void(x, rows, types.int64, types.int64), codegen
-
-
 class _Columns:
     """The lanes of one vector of targets, column by column."""
 

@@ -17,7 +17,6 @@ from .tiles_block import (
     add_two,
     differentiate,
     exponentials,
-    fetch,
     hide_one,
     hide_two,
     lanes_in,
@@ -32,8 +31,6 @@ from .tiles_block import (
 # Columns of the table of panels: see `tiles_panels`.
 ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BITS, BOX_1, BOX_2 = range(7)
 NEVER = 2**30
-# Columns that are asked for ahead of their product.
-AHEAD = 64
 
 
 @njit(**OPTIONS)
@@ -101,51 +98,31 @@ def turn_rows(to, x, rows, groups, width, factor, lanes):
 
 
 @njit(**OPTIONS)
-def score_columns(s, steps, top, bits, x, rows, turned, width, groups, lo, hi, lanes, y, y_rows, y_width):
-    """Set s[c, m] = sum over d of x[c, d] * turned[d, m], -inf where m doesn't see c, and top to the largest.
+def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes, hides, top, bits):
+    """Set s[c, m] = sum over d of x[c, d] * turned[d, m], in the columns of each group.
 
-    Rows of x are asked for shortly before they are needed, and those of y as well.
+    Where it `hides`, what m doesn't see becomes -inf, and top the largest of the rest.
     """
-    for m in range(groups * lanes):
-        top[m] = -np.inf
-    fetched, end = lo[0], hi[groups - 1]
+    if hides:
+        for m in range(groups * lanes):
+            top[m] = -np.inf
     for j in range(0, groups, 2):
         low, high, low_2, high_2 = lo[j], hi[j], NEVER, 0
         if j + 1 < groups:
             low_2, high_2 = lo[j + 1], hi[j + 1]
-        lane = j * lanes
-        for c in range(min(low, low_2), max(high, high_2), ROWS):
-            while fetched < min(c + AHEAD, end):
-                fetch(x, rows, fetched, width)
-                fetch(y, y_rows, fetched, y_width)
-                fetched += ROWS
-            is_one, is_other = low <= c < high, low_2 <= c < high_2
-            if is_one and is_other:
-                hide_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
-            elif is_one:
-                hide_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
-            elif is_other:
-                lane_2 = lane + lanes
-                hide_one(s, steps, c, lane_2, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane_2, 0, width)
-
-
-@njit(**OPTIONS)
-def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes):
-    """Set s[c, m] = sum over d of x[c, d] * turned[d, m], in the columns of each group."""
-    for j in range(0, groups, 2):
-        low, high, low_2, high_2 = lo[j], hi[j], NEVER, 0
-        if j + 1 < groups:
-            low_2, high_2 = lo[j + 1], hi[j + 1]
-        lane = j * lanes
         for c in range(min(low, low_2), max(high, high_2), ROWS):
             is_one, is_other = low <= c < high, low_2 <= c < high_2
+            lane = j * lanes if is_one else (j + 1) * lanes
             if is_one and is_other:
-                set_two(s, steps, c, lane, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane, 0, width)
-            elif is_one:
-                set_one(s, steps, c, lane, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane, 0, width)
-            elif is_other:
-                lane_2 = lane + lanes
-                set_one(s, steps, c, lane_2, ROWS, s, steps, x, rows, 0, 1, turned, steps, lane_2, 0, width)
+                if hides:
+                    hide_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                else:
+                    set_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+            elif is_one or is_other:
+                if hides:
+                    hide_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                else:
+                    set_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
 
 
 @njit(**OPTIONS)
@@ -219,23 +196,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
         turn_rows(turned, query, query_rows, groups, width, scale, lanes)
         seen = bits[panel[BITS] :]
-        score_columns(
-            scores,
-            steps,
-            top,
-            seen,
-            key,
-            key_rows,
-            turned,
-            width,
-            groups,
-            lo,
-            hi,
-            lanes,
-            value,
-            value_rows,
-            value_width,
-        )
+        multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
         for j in range(groups):
             exponentials(scores, j * lanes, lo[j], hi[j], top, total)
         if has_lse:
@@ -282,28 +243,14 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
 
             turn_rows(turned, query, query_rows, groups, width, scale, lanes)
             seen = bits[panel[BITS] :]
-            score_columns(
-                scores,
-                steps,
-                top,
-                seen,
-                key,
-                key_rows,
-                turned,
-                width,
-                groups,
-                lo,
-                hi,
-                lanes,
-                value,
-                value_rows,
-                value_width,
-            )
+            multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
             for j in range(groups):
                 exponentials(scores, j * lanes, lo[j], hi[j], top, total)
             invert(total, groups * lanes)
             turn_rows(turned, grad_out, out_rows, groups, value_width, each[0], lanes)
-            multiply_columns(slopes, steps, value, value_rows, turned, value_width, groups, lo, hi, lanes)
+            multiply_columns(
+                slopes, steps, value, value_rows, turned, value_width, groups, lo, hi, lanes, False, top, seen
+            )
             for j in range(groups):
                 weigh(scores, slopes, j * lanes, lo[j], hi[j], total, delta)
             if has_lse:
