@@ -90,14 +90,15 @@ def test_any_number_of_threads_and_any_call_gives_the_same_bits(pattern):
 
 @pytest.mark.parametrize("pattern", [Window([3000, 4], radius=40), Grid((40, 50), radius=2), Full([1000, 700], [3, 5])])
 def test_chunks_of_a_color_share_no_source(pattern):
-    (panels, rows, columns, _, _, chunks), (widest, *ends) = write_panels(pattern)
+    (panels, rows, columns, _, _, chunks, fresh), (widest, *ends) = write_panels(pattern)
     assert torch.equal(rows.sort().values, torch.arange(pattern.num_targets))
+    assert torch.equal(fresh.sort().values, torch.arange(pattern.num_sources)) and chunks[-1, 3] == len(fresh)
     assert ends[-1] == len(chunks) and len(ends) > 1
-    covered = torch.cat([torch.arange(*chunk) for chunk in chunks.tolist()])
+    covered = torch.cat([torch.arange(*chunk[:2]) for chunk in chunks.tolist()])
     assert torch.equal(covered.sort().values, torch.arange(len(panels)))
     for begin, end in zip([0, *ends], ends, strict=False):
         seen = []
-        for first, last in chunks[begin:end].tolist():
+        for first, last, *_ in chunks[begin:end].tolist():
             inside = [columns[column : column + count] for _, _, column, count, *_ in panels[first:last].tolist()]
             assert all(len(part) <= widest for part in inside)
             seen.append(torch.cat(inside).unique())

@@ -90,6 +90,15 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
 
 
 @njit(**OPTIONS)
+def clear(is_there, grad, fresh, chunk, strides, b, h, width):
+    """Set head h to zero in the rows that no chunk before has added to."""
+    if is_there:
+        for i in range(chunk[2], chunk[3]):
+            at = b * strides[0] + fresh[i] * strides[1] + h * strides[2]
+            grad[at : at + width] = 0
+
+
+@njit(**OPTIONS)
 def turn_rows(to, x, rows, groups, width, factor, lanes):
     """Set to[d, m] = factor * x[m, d]."""
     for j in range(groups):
@@ -208,7 +217,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
 
 
 @njit(**OPTIONS)
-def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_lse, has_lse, grads, has_grads):
+def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh, grad_lse, has_lse, grads, has_grads):
     """Differentiate: task (b * H_kv + h) * K + k is chunk k of key head h in batch b, for all its query heads."""
     panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
@@ -228,6 +237,8 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, grad_l
     for task in range(begin, end):
         b, kv = task // len(chunks) // kv_heads, task // len(chunks) % kv_heads
         chunk = chunks[task % len(chunks)]
+        clear(has_grads[1], grad_key, fresh, chunk, strides[5], b, kv, width)
+        clear(has_grads[2], grad_value, fresh, chunk, strides[6], b, kv, value_width)
         for number in range(chunk[0] * share, chunk[1] * share):
             panel, h = panels[number // share], kv * share + number % share
             first, n, count = panel[ROW], panel[ROW_COUNT], panel[COLUMN_COUNT]

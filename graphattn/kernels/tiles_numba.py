@@ -60,8 +60,8 @@ def backward(
     """`tiles_backward` for a plan of panels; every task adds to keys and values that no other task of its color has."""
     data = (query, key, value, grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous())
     grads = [empty(x, *x.shape) if need else x.new_empty(0, 0, 0, 0) for x, need in zip(data[:3], needs, strict=False)]
-    for grad in grads[1:]:
-        grad.zero_()
+    if not len(plan[5]):
+        return [*(grad.zero_() for grad in grads), *[grad_out.new_empty(0)] * 2]
     panels, shape, factor, arrays, strides = _operands(data, plan, numbers, scale)
     strides += tuple(grad.stride()[:3] for grad in grads)
     of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
@@ -70,7 +70,7 @@ def backward(
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
-        arguments = (panels, shape, factor, arrays, strides, chunks, *results)
+        arguments = (panels, shape, factor, arrays, strides, chunks, plan[6].numpy(), *results)
         run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=1)
         begin = end
     return [*grads, *[grad_out.new_empty(0)] * 2]

@@ -18,8 +18,8 @@ MOST_COLUMNS = 2048
 CHUNK = 512
 # Colors that a source can have.
 BITS = 62
-# panels, rows, columns, spans, bits, chunks: no plan of groups has as many.
-PANEL_TENSORS = 6
+# panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has as many.
+PANEL_TENSORS = 7
 # Targets of a tile along each axis that a pattern reaches along: in 2-D a group of 16 targets is then 4 x 4.
 HEIGHTS = {1: (64,), 2: (16, 4), 3: (8, 2, 4)}
 
@@ -34,7 +34,9 @@ def write_panels(pattern: Pattern) -> Plan:
         columns: [C] int64 sources.
         spans: [2, R] int64: of the panel's sources the first that the target sees, and the one after the last.
         bits: for each source of a panel, padded to multiples of 8, the targets that see it, as 64 bits.
-        chunks: [K, 2] int64, first and last panel of what one thread works on; those of a color share no source.
+        chunks: [K, 4] int64, first panel of what one thread works on, and the one after the last; the same among
+            `fresh`. Those of a color share no source.
+        fresh: [S] int64, the sources in the order of the first chunk that sees them.
     Numbers: the most sources of a panel, then where each color ends among the chunks.
     """
     groups = cut_groups(pattern, _height(pattern))
@@ -61,13 +63,16 @@ def write_panels(pattern: Pattern) -> Plan:
     bits = torch.zeros(int(padded.sum()), dtype=torch.int64)
     write_bits = compiled("tiles_loops").write_bits
     write_bits(table.numpy(), *torch.cat(bounds, 1).long().view(2, 3, -1).numpy(), bits.numpy())
-    chunks, ends = _color(table, torch.cat(columns), pattern.num_sources)
-    return (table, torch.cat(rows), torch.cat(columns), torch.cat(spans, 1), bits, chunks), (widest, *ends)
+    listed = torch.cat(columns)
+    chunks, fresh, ends = _cut_chunks(table, listed, pattern.num_sources)
+    return (table, torch.cat(rows), listed, torch.cat(spans, 1), bits, chunks, fresh), (widest, *ends)
 
 
 def _height(pattern: Pattern) -> tuple[int, int, int]:
     """Targets of a tile along each axis."""
     assert isinstance(pattern, Full | Window | Grid)
+    if isinstance(pattern, Window) and pattern.dilation == 1:
+        return 1, 1, PANEL
     longest = [1, 1, 1] + (pattern.shape.amax(0).tolist() if len(pattern.shape) else [])
     axes = [axis for axis in range(3) if longest[-3:][axis] > 1]
     height, room = [1, 1, 1], PANEL
@@ -99,24 +104,27 @@ def _cut_tiles(group: Group, sizes: Tensor, row_begin: int, column_begin: int) -
     return torch.cat([torch.stack([row_begin + begin, many, column_begin + tile * group.width], 1), constants], 1)
 
 
-def _color(panels: Tensor, columns: Tensor, sources: int) -> tuple[Tensor, list[int]]:
-    """Chunks of consecutive panels, color by color, and the ends of the colors: each gets the first that is free."""
+def _cut_chunks(panels: Tensor, columns: Tensor, sources: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Chunks of consecutive panels, color by color, the sources by their first chunk, and the ends of the colors."""
     label = panels[:, 0] // CHUNK
     begins = [0, *((label.diff() != 0).nonzero().flatten() + 1).tolist()] if len(panels) else []
     chunks = np.array([begins, [*begins[1:], len(panels)][: len(begins)]], dtype=np.int64).T
-    used = np.zeros(sources, dtype=np.int64)
-    colors = np.zeros(len(chunks), dtype=np.int64)
+    used, colors = np.zeros(sources, dtype=np.int64), np.zeros(len(chunks), dtype=np.int64)
+    seen = []
     for k, (begin, end) in enumerate(chunks):
         inside = [columns[column : column + count].numpy() for _, _, column, count, *_ in panels[begin:end].tolist()]
-        seen = np.concatenate(inside)
-        taken = int(np.bitwise_or.reduce(used[seen], initial=0))
-        color = next((color for color in range(BITS) if not taken >> color & 1), None)
-        if color is None:
-            # Alone, one after another.
-            colors[k] = max(BITS, int(colors.max()) + 1)
-        else:
-            colors[k] = color
-            used[seen] |= 1 << color
+        seen.append(np.concatenate(inside))
+        taken = int(np.bitwise_or.reduce(used[seen[-1]], initial=0))
+        # The first color that is free; else alone, one after another.
+        colors[k] = next((c for c in range(BITS) if not taken >> c & 1), max(BITS, int(colors.max()) + 1))
+        if colors[k] < BITS:
+            used[seen[-1]] |= 1 << colors[k]
     order = np.argsort(colors, kind="stable")
     ends = np.flatnonzero(np.diff(colors[order], append=-1)) + 1
-    return torch.from_numpy(chunks[order]), ends.tolist()
+    # Sources that nobody sees are left to the last one.
+    first = np.full(sources, max(len(chunks) - 1, 0))
+    for k in reversed(range(len(chunks))):
+        first[seen[order[k]]] = k
+    stops = np.bincount(first, minlength=len(chunks))[: len(chunks)].cumsum()
+    table = np.stack([*chunks[order].T, np.append(0, stops[:-1])[: len(stops)], stops], 1)
+    return torch.from_numpy(table), torch.from_numpy(np.argsort(first, kind="stable")), ends.tolist()
