@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.library import opcheck
 
 from graphattn import Full, Grid, Pattern, Window, attention
 from graphattn.kernels import tiles_panels
-from graphattn.kernels.tiles_panels import write_panels
+from graphattn.kernels.tiles_panels import panel_sizes, write_panels
 from graphattn.kernels.tiles_plan import why_not_cut
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 LARGER = {
     "window wide": Window(200, radius=64),
     "window wide causal": Window([150, 3, 0, 50], radius=20, causal=True),
-    "window many": Window(1100, radius=3),
+    "window many": Window(600, radius=3),
     "window one": Window([9, 1, 70], radius=0),
     "grid": Grid((20, 37), radius=3),
     "grid thin": Grid((2, 100), radius=3),
@@ -122,6 +123,41 @@ def test_other_calls_take_the_products_of_torch(options, widths):
     tensors = random_call(window, width=widths[0], value_width=widths[1], dtype=torch.float32)
     assert_matches_dense(tensors, window, backend="tiles", return_weights=False, **options)
     assert window.has_kept("tiles") and not window.has_kept("panels")
+
+
+def test_operators_pass_opcheck_with_panels():
+    window = Window(70, radius=5)
+    query, key, value = (x.detach()[None] for x in random_call(window, width=16, dtype=torch.float32).values())
+    plan, numbers = (list(part) for part in write_panels(window))
+    mode = (None, None, None, plan, numbers, "softmax", 0.5, 0.0)
+    needs = [True, False, True, False, False]
+    forward, backward = torch.ops.graphattn.tiles_forward, torch.ops.graphattn.tiles_backward
+    for op, inputs in (
+        (forward, (query, key, value, *mode, False, True)),
+        (backward, (query, None, query[..., 0].contiguous(), query, key, value, *mode, needs)),
+    ):
+        assert set(opcheck(op, inputs, test_utils=("test_schema", "test_faketensor")).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("nodes, batch", [(0, 3), (20, 0)])
+def test_empty_tensors_have_empty_results(nodes, batch):
+    window, x = Window(nodes, radius=1), torch.zeros(batch, nodes, 2, 16, requires_grad=True)
+    out = attention(x, x, x, window, backend="tiles")
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert out.shape == gradient.shape == x.shape
+
+
+def test_the_cost_model_knows_about_how_much_panels_compute():
+    for name in ("window wide", "window many", "grid", "grid thin", "grid 3-D large", "full padded"):
+        scores, panels, widest = panel_sizes(ZOO[name])
+        (table, _, _, spans, *_), (truth, *_) = write_panels(ZOO[name])
+        computed = sum(
+            16 * int(spans[1, row : row + 16].max() - spans[0, row : row + 16].min())
+            for begin, count, *_ in table.tolist()
+            for row in range(begin, begin + count, 16)
+            if spans[1, row : min(row + 16, begin + count)].max() > 0
+        )
+        assert 0.5 < scores / computed < 2 and 0.5 <= panels / len(table) <= 2 and 0.5 < widest / truth < 2, name
 
 
 def test_tiles_too_wide_for_the_cache_take_the_products_of_torch(monkeypatch):

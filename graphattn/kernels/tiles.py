@@ -19,7 +19,7 @@ from ..scores import DotProduct
 from .base import Kernel, Result, needs_grad, only_scatter
 from .tiles_numba import is_for_panels
 from .tiles_op import SLOPES
-from .tiles_panels import write_panels
+from .tiles_panels import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
 from .tiles_plan import tile_seconds, tile_shapes, why_not_cut, write_plan
 
 
@@ -42,12 +42,16 @@ class Tiles(Kernel):
         return None
 
     def cost(self, call: Call) -> float:
-        """Count what each tile takes, see `tile_seconds`."""
+        """Count what each tile takes, see `tile_seconds` and `panel_seconds`."""
         pattern = call.pattern
         if why_not_cut(pattern) is not None:
             return math.inf
-        shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
         widths = (call.query.size(-1), call.value.size(-1))
+        if is_for_panels(call):
+            scores, panels, widest = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
+            if widest <= MOST_COLUMNS:
+                return 1e-4 + call.batch_shape.numel() * call.heads * panel_seconds(scores, panels, *widths)
+        shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
         seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
         return 1e-4 + call.batch_shape.numel() * call.heads * seconds
 

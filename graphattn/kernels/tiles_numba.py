@@ -61,7 +61,7 @@ def backward(
     data = (query, key, value, grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous())
     grads = [empty(x, *x.shape) if need else x.new_empty(0, 0, 0, 0) for x, need in zip(data[:3], needs, strict=False)]
     if not len(plan[5]):
-        return [*(grad.zero_() for grad in grads), *[grad_out.new_empty(0)] * 2]
+        grads = [grad.zero_() for grad in grads]
     panels, shape, factor, arrays, strides = _operands(data, plan, numbers, scale)
     strides += tuple(grad.stride()[:3] for grad in grads)
     of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
@@ -73,7 +73,9 @@ def backward(
         arguments = (panels, shape, factor, arrays, strides, chunks, plan[6].numpy(), *results)
         run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=1)
         begin = end
-    return [*grads, *[grad_out.new_empty(0)] * 2]
+    return [
+        grad if need else grad_out.new_empty(0) for grad, need in zip([*grads, *[grad_out] * 2], needs, strict=True)
+    ]
 
 
 def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple:

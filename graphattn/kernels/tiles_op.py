@@ -317,4 +317,4 @@ def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalize
 @torch.library.register_fake("graphattn::tiles_backward", lib=library)
 def _fake_backward(grad_out, grad_weights, grad_lse, query, key, value, edge_bias, table, seed, *rest):  # type: ignore[no-untyped-def]
     inputs = (query, key, value, edge_bias, table)
-    return [torch.empty_like(x) if need else grad_out.new_empty(0) for x, need in zip(inputs, rest[-1], strict=True)]
+    return [x.new_empty(x.shape) if need else grad_out.new_empty(0) for x, need in zip(inputs, rest[-1], strict=True)]

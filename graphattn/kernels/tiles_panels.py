@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..patterns import Full, Grid, Pattern, Window
 from .numba_csr import compiled
-from .tiles_plan import Group, Plan, cut_groups
+from .tiles_plan import Group, Plan, cut_groups, options_of
 
 # Targets of a panel, and what their number is a multiple of where a tile has more.
 PANEL, UNIT = 64, 16
@@ -39,7 +39,8 @@ def write_panels(pattern: Pattern) -> Plan:
         fresh: [S] int64, the sources in the order of the first chunk that sees them.
     Numbers: the most sources of a panel, then where each color ends among the chunks.
     """
-    groups = cut_groups(pattern, _height(pattern))
+    assert isinstance(pattern, Full | Window | Grid)
+    groups = cut_groups(pattern, None if isinstance(pattern, Full) else _height(pattern))
     widest = max((group.width for group in groups), default=0)
     if widest > MOST_COLUMNS:
         return (), ()
@@ -68,18 +69,51 @@ def write_panels(pattern: Pattern) -> Plan:
     return (table, torch.cat(rows), listed, torch.cat(spans, 1), bits, chunks, fresh), (widest, *ends)
 
 
-def _height(pattern: Pattern) -> tuple[int, int, int]:
-    """Targets of a tile along each axis."""
+def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
+    """About how many scores and panels a plan would have, and the most sources of a panel, without making it."""
     assert isinstance(pattern, Full | Window | Grid)
+    if isinstance(pattern, Full):
+        targets, sources = pattern.shape[:, 0], pattern.source_shape[:, 0]
+        scores = int(((targets + UNIT - 1) // UNIT * UNIT * sources).sum())
+        panels = int(((targets + PANEL - 1) // PANEL).sum())
+        return scores, panels, int(sources.max()) if len(sources) else 0
+    radius, dilation, causal = options_of(pattern)
+    height, extents = _height(pattern), [1, 1, 1, *_longest(pattern)][-3:]
+    scores, widest, lanes = pattern.num_targets, 1, UNIT
+    # A vector holds the last of a tile's targets.
+    for axis in (2, 1, 0):
+        k = axis - 3 + len(radius)
+        reach = 0 if k < 0 else radius[k] * (1 if causal[k] else 2)
+        extent = extents[axis] if k < 0 else -(-extents[axis] // dilation[k])
+        scores *= min(min(lanes, height[axis]) + reach, extent)
+        widest *= min(height[axis] + reach, extent)
+        lanes = max(lanes // height[axis], 1)
+    return scores, -(-pattern.num_targets // PANEL), widest
+
+
+def panel_seconds(scores: int, panels: int, key_width: int, value_width: int) -> float:
+    """Seconds that one head takes, forward, on two cores: measured by benchmarks/tiles.py."""
+    return scores * (2 * (key_width + value_width) / 2.4e11 + 3e-10) + panels * 1e-6
+
+
+def _height(pattern: Window | Grid) -> tuple[int, int, int]:
+    """Targets of a tile along each axis."""
     if isinstance(pattern, Window) and pattern.dilation == 1:
         return 1, 1, PANEL
-    longest = [1, 1, 1] + (pattern.shape.amax(0).tolist() if len(pattern.shape) else [])
-    axes = [axis for axis in range(3) if longest[-3:][axis] > 1]
+    longest = [1, 1, 1, *_longest(pattern)][-3:]
+    axes = [axis for axis in range(3) if longest[axis] > 1]
     height, room = [1, 1, 1], PANEL
     for axis, most in zip(axes, HEIGHTS.get(len(axes), ()), strict=True):
-        height[axis] = min(longest[-3:][axis], room if axis == axes[-1] else most)
+        height[axis] = min(longest[axis], room if axis == axes[-1] else most)
         room //= height[axis]
     return height[0], height[1], height[2]
+
+
+def _longest(pattern: Window | Grid) -> list[int]:
+    """The longest extent along each axis; sequences are laid end to end."""
+    if isinstance(pattern, Window) and pattern.dilation == 1:
+        return [pattern.num_targets]
+    return pattern.shape.amax(0).tolist() if len(pattern.shape) else []
 
 
 def _ends(group: Group, first: Tensor, count: Tensor) -> Tensor:
