@@ -113,14 +113,23 @@ def test_chunks_without_a_color_of_their_own_run_one_after_another(monkeypatch):
     assert_matches_dense(random_call(window, width=16), window, backend="tiles", return_weights=False)
 
 
-@pytest.mark.parametrize(
-    "options, widths",
-    [(dict(), (24, 16)), (dict(), (16, 8)), (dict(normalizer="relu"), (16, 16)), (dict(dropout_p=0.5), (16, 16))],
-    ids=["width", "value width", "normalizer", "dropout"],
-)
-def test_other_calls_take_the_products_of_torch(options, widths):
+@pytest.mark.parametrize("widths", [(24, 16), (1, 8), (3, 70)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_that_arent_whole_vectors_are_made_so(widths, dtype):
     window = Window(30, radius=2)
-    tensors = random_call(window, width=widths[0], value_width=widths[1], dtype=torch.float32)
+    tensors = random_call(window, batch=(2,), width=widths[0], value_width=widths[1], dtype=dtype)
+    assert_matches_dense(tensors, window, backend="tiles", return_weights=False)
+    assert window.has_kept("panels") and not window.has_kept("tiles")
+
+
+@pytest.mark.parametrize(
+    "options, width",
+    [(dict(), 257), (dict(normalizer="relu"), 16), (dict(dropout_p=0.5), 16)],
+    ids=["width", "normalizer", "dropout"],
+)
+def test_other_calls_take_the_products_of_torch(options, width):
+    window = Window(30, radius=2)
+    tensors = random_call(window, width=width, dtype=torch.float32)
     assert_matches_dense(tensors, window, backend="tiles", return_weights=False, **options)
     assert window.has_kept("tiles") and not window.has_kept("panels")
 

@@ -17,7 +17,7 @@ from ..call import Call
 from ..random import draw_seed
 from ..scores import DotProduct
 from .base import Kernel, Result, needs_grad, only_scatter
-from .tiles_numba import is_for_panels
+from .tiles_numba import in_vectors, is_for_panels
 from .tiles_op import SLOPES
 from .tiles_panels import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
 from .tiles_plan import tile_seconds, tile_shapes, why_not_cut, write_plan
@@ -42,24 +42,33 @@ class Tiles(Kernel):
         return None
 
     def cost(self, call: Call) -> float:
-        """Count what each tile takes, see `tile_seconds` and `panel_seconds`."""
+        """Count what each panel takes, see `panel_seconds`, or each tile by torch's products, see `tile_seconds`."""
         pattern = call.pattern
         if why_not_cut(pattern) is not None:
             return math.inf
-        widths = (call.query.size(-1), call.value.size(-1))
         if is_for_panels(call):
-            scores, panels, widest = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
-            if widest <= MOST_COLUMNS:
-                return 1e-4 + call.batch_shape.numel() * call.heads * panel_seconds(scores, panels, *widths)
+            sizes = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
+            if sizes[2] <= MOST_COLUMNS:
+                return panel_seconds(call, sizes)
         shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
+        widths = (call.query.size(-1), call.value.size(-1))
         seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
-        return 1e-4 + call.batch_shape.numel() * call.heads * seconds
+        pairs = sum(tiles * height * width for tiles, height, width in shapes)
+        # Dropout hashes 64-bit integers; biases and weights are looked up edge by edge.
+        seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * (call.edge_bias is not None or call.return_weights))
+        seconds *= 4 if needs_grad(call) else 1
+        # A guess for GPUs, as none was measured.
+        speed = 1 if call.query.device.type == "cpu" else 100
+        return 5e-4 + call.batch_shape.numel() * call.heads * seconds / speed
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        pattern = call.pattern
+        pattern, value_width, dtype = call.pattern, call.value.size(-1), call.query.dtype
+        query, key, value = call.query, call.key, call.value
         plan, numbers = pattern.keep("panels", lambda: write_panels(pattern)) if is_for_panels(call) else ((), ())
-        if not plan:
+        if plan:
+            query, key, value = map(in_vectors, (query, key, value))
+        else:
             plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
         dims = len(call.batch_shape)
         flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
@@ -75,9 +84,9 @@ class Tiles(Kernel):
         if torch.compiler.is_compiling():
             apply = _Attend.apply if needs_grad(call) else _Attend.forward
         out, weights, lse = apply(
-            flat(call.query),
-            flat(call.key),
-            flat(call.value),
+            flat(query),
+            flat(key),
+            flat(value),
             bias,
             table,
             seed,
@@ -90,6 +99,7 @@ class Tiles(Kernel):
             call.return_lse,
         )
         batch = call.batch_shape
+        out = out[..., :value_width].to(dtype)
         return Result(
             out.view(*batch, *out.shape[1:]),
             weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,

@@ -6,26 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..call import Call
+from ..call import Call, accumulate_dtype
 from ..normalizers import Softmax
 from .numba_csr import HAS_NUMBA, compiled, empty, run_tasks
 from .tiles_panels import PANEL_TENSORS
 
-# Rows of query, key and value are whole vectors of so many bytes, and no longer than this.
+# Rows of query, key and value are made whole vectors of so many bytes; they are no longer than this.
 VECTOR_BYTES = 64
 MOST_WIDTH = 256
 
 
 def is_for_panels(call: Call) -> bool:
     """Whether panels can compute a call, if their plan has been written: softmax of bare products on the CPU."""
-    query, value = call.query, call.value
-    if not HAS_NUMBA or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.float64):
+    if not HAS_NUMBA or call.query.device.type != "cpu" or not isinstance(call.normalizer, Softmax):
         return False
     if call.edge_bias is not None or call.dropout_p > 0 or call.return_weights:
         return False
-    lanes = VECTOR_BYTES // query.dtype.itemsize
-    fits = all(0 < x.size(-1) <= MOST_WIDTH and x.size(-1) % lanes == 0 for x in (query, value))
-    return fits and isinstance(call.normalizer, Softmax)
+    return max(call.query.size(-1), call.value.size(-1)) <= MOST_WIDTH
+
+
+def in_vectors(x: Tensor) -> Tensor:
+    """Return rows of whole vectors, in the precision of sums: zeros behind a row change no product."""
+    x = x.to(accumulate_dtype(x.dtype))
+    missing = -x.size(-1) % (VECTOR_BYTES // x.dtype.itemsize)
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
 
 def has_panels(plan: list[Tensor]) -> bool:

@@ -6,16 +6,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..call import Call
 from ..patterns import Full, Grid, Pattern, Window
+from .base import needs_grad
 from .numba_csr import compiled
 from .tiles_plan import Group, Plan, cut_groups, options_of
 
 # Targets of a panel, and what their number is a multiple of where a tile has more.
 PANEL, UNIT = 64, 16
-# Sources of a tile: more would drive the scores of a panel out of the second cache.
-MOST_COLUMNS = 2048
+# Sources of a tile: a panel's scores beside so many stay in the caches.
+MOST_COLUMNS = 8192
 # Targets that one task of the backward pass takes, panel after panel.
 CHUNK = 512
+# See `panel_seconds`.
+FORWARD = (2.0e-4, 0.9e-6, 8.4e-10, 2.7e-10, 4.1e-12)
+WITH_BACKWARD = (4.7e-4, 1.3e-6, 3.3e-9, 9.6e-10, 1.6e-11)
 # Colors that a source can have.
 BITS = 62
 # panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has as many.
@@ -91,9 +96,18 @@ def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
     return scores, -(-pattern.num_targets // PANEL), widest
 
 
-def panel_seconds(scores: int, panels: int, key_width: int, value_width: int) -> float:
-    """Seconds that one head takes, forward, on two cores: measured by benchmarks/tiles.py."""
-    return scores * (2 * (key_width + value_width) / 2.4e11 + 3e-10) + panels * 1e-6
+def panel_seconds(call: Call, sizes: tuple[int, int, int]) -> float:
+    """Seconds that a call takes on two cores, for the `panel_sizes` of its pattern.
+
+    So long for the call, for each head of a panel, for each number read or written, and for each score and number of
+    its product: fitted to the sweep of benchmarks/structured.py.
+    """
+    per_call, per_panel, per_number, per_score, per_product = WITH_BACKWARD if needs_grad(call) else FORWARD
+    scores, panels, _ = sizes
+    width = call.query.size(-1) + call.value.size(-1)
+    numbers = call.pattern.num_targets * width
+    per_head = panels * per_panel + numbers * per_number + scores * (per_score + per_product * width)
+    return per_call + call.batch_shape.numel() * call.heads * per_head
 
 
 def _height(pattern: Window | Grid) -> tuple[int, int, int]:
