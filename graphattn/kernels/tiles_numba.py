@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +11,14 @@ from torch import Tensor
 from ..call import Call, accumulate_dtype
 from ..normalizers import Softmax
 from .numba_csr import HAS_NUMBA, compiled, empty, run_tasks
-from .tiles_panels import PANEL_TENSORS
+from .tiles_panels import FORWARD, PANEL, PANEL_TENSORS
 
 # Rows of query, key and value are made whole vectors of so many bytes; they are no longer than this.
 VECTOR_BYTES = 64
 MOST_WIDTH = 256
+# What a call of a compiled function shall take at least: handing over its arguments takes a tenth of that, one thread
+# at a time.
+CALL_SECONDS = 2e-4
 
 
 def is_for_panels(call: Call) -> bool:
@@ -46,7 +51,10 @@ def forward(
     lse = query.new_empty(query.shape[:3] if return_lse else 0)
     tasks = query.size(0) * query.size(2) * len(plan[0])
     results = (_flat(out), _flat(lse), return_lse)
-    run_tasks(compiled("tiles_loops").forward_tasks, tasks, *_operands(data, plan, numbers, scale), *results, least=4)
+    least = _least(_seconds(data, numbers))
+    run_tasks(
+        compiled("tiles_loops").forward_tasks, tasks, *_operands(data, plan, numbers, scale), *results, least=least
+    )
     return out, query.new_empty(0), lse
 
 
@@ -70,16 +78,28 @@ def backward(
     strides += tuple(grad.stride()[:3] for grad in grads)
     of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
     results = (of_lse, grad_lse is not None, tuple(_flat(grad) for grad in grads), tuple(needs[:3]))
-    begin = 0
+    begin, least = 0, _least(4 * _seconds(data, numbers) * max(len(plan[0]), 1) / max(len(plan[5]), 1))
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
         arguments = (panels, shape, factor, arrays, strides, chunks, plan[6].numpy(), *results)
-        run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=1)
+        run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=least)
         begin = end
     return [
         grad if need else grad_out.new_empty(0) for grad, need in zip([*grads, *[grad_out] * 2], needs, strict=True)
     ]
+
+
+def _seconds(data: tuple[Tensor, ...], numbers: list[int]) -> float:
+    """About what the forward pass of one head of a panel takes on one core."""
+    _, per_panel, _, per_score, per_product = FORWARD
+    width = data[0].size(3) + data[2].size(3)
+    return per_panel + 2 * PANEL * numbers[0] * (per_score + per_product * width)
+
+
+def _least(seconds: float) -> int:
+    """How many tasks of so many seconds one call of a compiled function runs at least."""
+    return math.ceil(CALL_SECONDS / seconds)
 
 
 def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple:
@@ -93,5 +113,7 @@ def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], 
 
 def _flat(x: Tensor) -> np.ndarray:
     """All the memory between the tensor's first number and its last one."""
+    if x.is_contiguous():
+        return x.detach().view(-1).numpy()
     size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
     return x.detach().as_strided((size,), (1,)).numpy()
