@@ -12,6 +12,9 @@ from ..bias import OffsetBias
 from ..call import Call
 from ..scores import Additive
 
+# A forward pass alone, as a part of forward and backward.
+FORWARD_SHARE = 0.28
+
 
 class Result(NamedTuple):
     """out [*B, T, H, V]; weights [*B, E, H] in the caller's order and lse [*B, T, H] where the call asks for them."""
@@ -32,7 +35,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def cost(self, call: Call) -> float:
-        """Seconds that the call should take, by a written model of shapes, dtypes and structure alone."""
+        """Seconds that the call should take, by a written model of shapes, dtypes and structure alone, see `share`."""
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """Whether its operator can read, on this device, the edges of a graph that torch.compile has traced."""
@@ -51,6 +54,14 @@ def needs_grad(call: Call) -> bool:
     bias = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
     tensors = (call.query, call.key, call.value, own, bias, call.edge_key, call.edge_value)
     return any(x is not None and x.requires_grad for x in tensors)
+
+
+def share(call: Call) -> float:
+    """What a call takes of the time with backward, which is what kernels estimate.
+
+    The same for all kernels, so that a call is run by the same one with gradients and without.
+    """
+    return 1.0 if needs_grad(call) else FORWARD_SHARE
 
 
 def only_scatter(what: str) -> NotImplementedError:

@@ -16,7 +16,7 @@ from ..normalizers import Softmax
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from ..scores import DotProduct
-from .base import Kernel, Result
+from .base import Kernel, Result, share
 
 # Targets, and sources, of a block.
 BLOCK = 128
@@ -53,13 +53,13 @@ class Flex(Kernel):
         return None if query.numel() and call.key.numel() else "there are no targets or no sources"
 
     def cost(self, call: Call) -> float:
-        """Count the FLOP of the blocks that aren't skipped, and 100 microseconds for the call."""
+        """Count the FLOP of the blocks that aren't skipped, and what a call takes, with backward."""
         if self.why_not(call) is not None:
             return math.inf
         blocks = int(_blocks(call.pattern)[1].sum())
         flop = 2 * BLOCK**2 * blocks * (call.query.size(-1) + call.value.size(-1))
         rate = RATE[min(call.query.dtype.itemsize, 4)]
-        return 1e-4 + call.batch_shape.numel() * call.heads * flop / rate
+        return share(call) * (4e-4 + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""

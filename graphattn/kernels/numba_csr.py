@@ -32,7 +32,7 @@ from ..errors import message
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
-from .base import Kernel, Result, needs_grad
+from .base import Kernel, Result, share
 from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
 
 # Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
@@ -43,8 +43,7 @@ HUGE_BYTES = 2**22
 # over an argument list takes as long as a task or two.
 MIN_GRAIN = 16
 # See `NumbaCSR.cost`.
-FORWARD = (1.6e-4, 1.7e-8, 3.2e-10, 3.4e-9, 2.7e-11)
-WITH_BACKWARD = (4.0e-4, 8.9e-8, 1.1e-9, 1.2e-8, 1.5e-10)
+SECONDS = (6.5e-4, 1.3e-8, 1.7e-9, 1.85e-8, 6.8e-11)
 # Modules that Numba compiles, and those that hold what they call.
 COMPILED = ("numba_forward", "numba_backward", "numba_heads", "numba_vector", "tiles_loops", "tiles_block")
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
@@ -72,17 +71,15 @@ class NumbaCSR(Kernel):
         return why_not_fused(call)
 
     def cost(self, call: Call) -> float:
-        """Count seconds per call, per head of a row, and per head of an edge, and for the numbers of both.
+        """Count seconds per call, per head of a row, per head of an edge, and for the numbers of both, with backward.
 
         Fitted on two cores to the sweep of benchmarks/structured.py.
         """
-        per_call, per_row, per_row_number, per_edge, per_edge_number = FORWARD
-        if needs_grad(call):
-            per_call, per_row, per_row_number, per_edge, per_edge_number = WITH_BACKWARD
+        per_call, per_row, per_row_number, per_edge, per_edge_number = SECONDS
         width = call.query.size(-1) + call.value.size(-1)
         rows, edges = call.pattern.num_targets, call.pattern.num_edges
         per_head = rows * (per_row + per_row_number * width) + edges * (per_edge + per_edge_number * width)
-        return per_call + call.batch_shape.numel() * call.heads * per_head
+        return share(call) * (per_call + call.batch_shape.numel() * call.heads * per_head)
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On the CPU, if Numba is there."""

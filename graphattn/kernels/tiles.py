@@ -16,8 +16,8 @@ from ..bias import OffsetBias
 from ..call import Call
 from ..random import draw_seed
 from ..scores import DotProduct
-from .base import Kernel, Result, needs_grad, only_scatter
-from .tiles_numba import in_vectors, is_for_panels
+from .base import Kernel, Result, needs_grad, only_scatter, share
+from .tiles_numba import are_vectors, in_vectors, is_for_panels
 from .tiles_op import SLOPES
 from .tiles_panels import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
 from .tiles_plan import tile_seconds, tile_shapes, why_not_cut, write_plan
@@ -49,17 +49,17 @@ class Tiles(Kernel):
         if is_for_panels(call):
             sizes = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
             if sizes[2] <= MOST_COLUMNS:
-                return panel_seconds(call, sizes)
+                copied = not all(are_vectors(x) for x in (call.query, call.value))
+                return share(call) * panel_seconds(call, sizes, copied)
         shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
         widths = (call.query.size(-1), call.value.size(-1))
         seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
         pairs = sum(tiles * height * width for tiles, height, width in shapes)
         # Dropout hashes 64-bit integers; biases and weights are looked up edge by edge.
         seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * (call.edge_bias is not None or call.return_weights))
-        seconds *= 4 if needs_grad(call) else 1
         # A guess for GPUs, as none was measured.
         speed = 1 if call.query.device.type == "cpu" else 100
-        return 5e-4 + call.batch_shape.numel() * call.heads * seconds / speed
+        return share(call) * (2e-3 + 4 * call.batch_shape.numel() * call.heads * seconds / speed)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
@@ -67,7 +67,7 @@ class Tiles(Kernel):
         query, key, value = call.query, call.key, call.value
         plan, numbers = pattern.keep("panels", lambda: write_panels(pattern)) if is_for_panels(call) else ((), ())
         if plan:
-            query, key, value = map(in_vectors, (query, key, value))
+            query, key, value = (x if are_vectors(x) else in_vectors(x) for x in (query, key, value))
         else:
             plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
         dims = len(call.batch_shape)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..call import Call, accumulate_dtype
 from ..normalizers import Softmax
+from .base import FORWARD_SHARE
 from .numba_csr import HAS_NUMBA, compiled, empty, run_tasks
-from .tiles_panels import FORWARD, PANEL, PANEL_TENSORS
+from .tiles_panels import PANEL, PANEL_TENSORS, SECONDS
 
 # Rows of query, key and value are made whole vectors of so many bytes; they are no longer than this.
 VECTOR_BYTES = 64
@@ -30,11 +31,15 @@ def is_for_panels(call: Call) -> bool:
     return max(call.query.size(-1), call.value.size(-1)) <= MOST_WIDTH
 
 
+def are_vectors(x: Tensor) -> bool:
+    """Whether rows are whole vectors in the precision of sums, so that panels read them where they are."""
+    return x.dtype == accumulate_dtype(x.dtype) and x.size(-1) * x.dtype.itemsize % VECTOR_BYTES == 0
+
+
 def in_vectors(x: Tensor) -> Tensor:
-    """Return rows of whole vectors, in the precision of sums: zeros behind a row change no product."""
+    """Return rows that are: zeros behind a row change no product."""
     x = x.to(accumulate_dtype(x.dtype))
-    missing = -x.size(-1) % (VECTOR_BYTES // x.dtype.itemsize)
-    return torch.nn.functional.pad(x, (0, missing)) if missing else x
+    return torch.nn.functional.pad(x, (0, -x.size(-1) % (VECTOR_BYTES // x.dtype.itemsize)))
 
 
 def has_panels(plan: list[Tensor]) -> bool:
@@ -78,7 +83,7 @@ def backward(
     strides += tuple(grad.stride()[:3] for grad in grads)
     of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
     results = (of_lse, grad_lse is not None, tuple(_flat(grad) for grad in grads), tuple(needs[:3]))
-    begin, least = 0, _least(4 * _seconds(data, numbers) * max(len(plan[0]), 1) / max(len(plan[5]), 1))
+    begin, least = 0, _least(_seconds(data, numbers) / FORWARD_SHARE * max(len(plan[0]), 1) / max(len(plan[5]), 1))
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
@@ -92,9 +97,9 @@ def backward(
 
 def _seconds(data: tuple[Tensor, ...], numbers: list[int]) -> float:
     """About what the forward pass of one head of a panel takes on one core."""
-    _, per_panel, _, per_score, per_product = FORWARD
+    _, per_panel, _, per_score, per_product = SECONDS
     width = data[0].size(3) + data[2].size(3)
-    return per_panel + 2 * PANEL * numbers[0] * (per_score + per_product * width)
+    return 2 * FORWARD_SHARE * (per_panel + PANEL * numbers[0] * (per_score + per_product * width))
 
 
 def _least(seconds: float) -> int:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ..call import Call
 from ..patterns import Full, Grid, Pattern, Window
-from .base import needs_grad
 from .numba_csr import compiled
 from .tiles_plan import Group, Plan, cut_groups, options_of
 
@@ -19,8 +18,7 @@ MOST_COLUMNS = 8192
 # Targets that one task of the backward pass takes, panel after panel.
 CHUNK = 512
 # See `panel_seconds`.
-FORWARD = (2.0e-4, 0.9e-6, 8.4e-10, 2.7e-10, 4.1e-12)
-WITH_BACKWARD = (4.7e-4, 1.3e-6, 3.3e-9, 9.6e-10, 1.6e-11)
+SECONDS = (4.8e-4, 2.4e-6, 2.7e-9, 1.7e-9, 9.9e-12)
 # Colors that a source can have.
 BITS = 62
 # panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has as many.
@@ -96,16 +94,18 @@ def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
     return scores, -(-pattern.num_targets // PANEL), widest
 
 
-def panel_seconds(call: Call, sizes: tuple[int, int, int]) -> float:
-    """Seconds that a call takes on two cores, for the `panel_sizes` of its pattern.
+def panel_seconds(call: Call, sizes: tuple[int, int, int], copied: bool) -> float:
+    """Seconds that a call takes on two cores, with backward, for the `panel_sizes` of its pattern.
+
+    Inputs that have to be copied are read and written three times more.
 
     So long for the call, for each head of a panel, for each number read or written, and for each score and number of
     its product: fitted to the sweep of benchmarks/structured.py.
     """
-    per_call, per_panel, per_number, per_score, per_product = WITH_BACKWARD if needs_grad(call) else FORWARD
+    per_call, per_panel, per_number, per_score, per_product = SECONDS
     scores, panels, _ = sizes
     width = call.query.size(-1) + call.value.size(-1)
-    numbers = call.pattern.num_targets * width
+    numbers = call.pattern.num_targets * width * (4 if copied else 1)
     per_head = panels * per_panel + numbers * per_number + scores * (per_score + per_product * width)
     return per_call + call.batch_shape.numel() * call.heads * per_head
 
