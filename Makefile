@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
 	@touch $@
 
-# Writes benchmarks/results; less than ten minutes on two cores.
+# Writes benchmarks/results; about ten minutes on two cores.
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py

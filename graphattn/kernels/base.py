@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -64,6 +64,30 @@ def share(call: Call) -> float:
     return 1.0 if needs_grad(call) else FORWARD_SHARE
 
 
-def only_scatter(what: str) -> NotImplementedError:
-    """The error for derivatives that no fused kernel has."""
+class NoTangent:
+    """For a Function that has no derivatives in forward mode: first among the bases.
+
+    torch.compile refuses a Function that has a jvp: hence a class of its own, outside of compile alone.
+    """
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        """Raise instead of a silent zero."""
+        raise _only_scatter("forward-mode derivatives")
+
+
+class LastDerivative(torch.autograd.Function):
+    """A backward pass, which has no derivative of its own."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> NoReturn:
+        """Raise instead of a silent zero."""
+        raise _only_scatter("derivatives of second order")
+
+
+def _only_scatter(what: str) -> NotImplementedError:
     return NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")

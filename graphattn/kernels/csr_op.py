@@ -10,7 +10,7 @@ leading batch dimension, of the batch's size or 1; query, key and value have exa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from ..patterns import Edges, Pattern
 from ..patterns.known import compared_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
-from .base import Result, needs_grad, only_scatter
+from .base import LastDerivative, NoTangent, Result, needs_grad
 
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
@@ -101,28 +101,15 @@ class _Attend(torch.autograd.Function):
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
 
 
-class _AttendWithTangent(_Attend):
-    # torch.compile refuses a Function that has a jvp: hence this one, outside of compile alone.
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        raise only_scatter("forward-mode derivatives")
+class _AttendWithTangent(NoTangent, _Attend):
+    pass
 
 
-class _Gradients(torch.autograd.Function):
-    """The backward pass, which has no derivative of its own."""
-
+class _Gradients(LastDerivative):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         *tensors, rows, columns, needs, mode = inputs
         return tuple(torch.ops.graphattn.csr_backward(*tensors, rows, columns, needs, *mode))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise only_scatter("derivatives of second order")
 
 
 def why_not_fused(call: Call) -> str | None:

@@ -7,7 +7,7 @@ tile computes in vain, pairs outside the pattern, it wins back many times over.
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from ..bias import OffsetBias
 from ..call import Call
 from ..random import draw_seed
 from ..scores import DotProduct
-from .base import Kernel, Result, needs_grad, only_scatter, share
+from .base import Kernel, LastDerivative, NoTangent, Result, needs_grad, share
 from .tiles_numba import are_vectors, in_vectors, is_for_panels
 from .tiles_op import SLOPES
 from .tiles_panels import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
@@ -135,24 +135,11 @@ class _Attend(torch.autograd.Function):
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 8
 
 
-class _AttendWithTangent(_Attend):
-    # torch.compile refuses a Function that has a jvp: hence this one, outside of compile alone.
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        raise only_scatter("forward-mode derivatives")
+class _AttendWithTangent(NoTangent, _Attend):
+    pass
 
 
-class _Gradients(torch.autograd.Function):
-    """The backward pass, which has no derivative of its own."""
-
+class _Gradients(LastDerivative):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
         return tuple(torch.ops.graphattn.tiles_backward(*inputs))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> NoReturn:
-        raise only_scatter("derivatives of second order")
