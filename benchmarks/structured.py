@@ -97,6 +97,7 @@ def growth() -> Line:
         systems[f"{nodes:,}"] = without_gradients(lambda i=inputs, p=pattern: attention(*i, p))
     taken = race(systems, 8, 9)
     detail = ", ".join(f"{name}: {in_ms(seconds)}" for name, seconds in taken.items())
+    detail += f", {useful(pattern, 8, 64, statistics.median(taken['65,536']), 'forward')}"
     times = ratio(taken, "65,536", "16,384")
     work, peer = "Window of 65,536, radius 64, H8 D64: forward", "a sequence of 16,384"
     return Line(work, peer, "x", 4.2, 4.0, times, detail, more_is_better=False)
@@ -109,7 +110,7 @@ def million() -> Line:
     step = with_backward(lambda: attention(*inputs, pattern), inputs)
     peak = (peak_memory(step) or 0) + 5 * inputs[0].nbytes
     taken = race({"step": step}, 0, 3)
-    detail = in_ms(taken["step"])
+    detail = f"{in_ms(taken['step'])}, {useful(pattern, 2, 32, statistics.median(taken['step']), 'both')}"
     work = "Window of 1,000,000, radius 32, H2 D32: forward + backward"
     return Line(work, "peak of tensors", "GiB", 20, None, peak / 2**30, detail, more_is_better=False)
 
@@ -135,7 +136,8 @@ def small_graphs() -> list[Line]:
         other = without_gradients if what == "forward" else lambda call: with_backward(call, [x, *theirs.parameters()])
         taken = race({"padded": other(padded), "graphattn": wrap(lambda: mine(x, pattern))}, 6, 15)
         work = f"64 graphs of 30 nodes, full inside each, with projections: {what}"
-        detail = f"padded {in_ms(taken['padded'])}, graphattn {in_ms(taken['graphattn'])}"
+        rate = useful(pattern, heads, channels // heads, statistics.median(taken["graphattn"]), what)
+        detail = f"padded {in_ms(taken['padded'])}, graphattn {in_ms(taken['graphattn'])}, attention alone {rate}"
         peer = "to_dense_batch + MultiheadAttention"
         lines.append(Line(work, peer, "x", 1.3, 2, ratio(taken, "padded", "graphattn"), detail))
     return lines

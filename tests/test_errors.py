@@ -514,7 +514,8 @@ BAD_LAYERS = {
     "encoding by name": (
         lambda: GraphAttention(4, 8, encoding="rotary"),
         TypeError,
-        "GraphAttention: encoding must be an Encoding, got str. Subclass graphattn.nn.Encoding.",
+        "GraphAttention: encoding must be an Encoding, got str. Use one such as graphattn.nn.Rotary(width), or "
+        "subclass graphattn.nn.Encoding.",
     ),
     "options that the weights decide": (
         lambda: GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 4), heads=2, bias=False),

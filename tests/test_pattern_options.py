@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphattn import Full, Grid, OffsetBias, Pattern, Window
+from graphattn import Full, Grid, OffsetBias, Pattern, Window, random_edges
 from graphattn.patterns.grid import BORDERS
 
 
@@ -227,17 +227,17 @@ BAD = {
     "dilation that leaves the sequence": (
         lambda: Window([3, 4], 1, dilation=4),
         "Window: dilation must be less than the longest extent, 4, or no neighbor is ever reached, got 4. "
-        "Use dilation=1, or radius=0 for each node alone.",
+        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
     ),
     "dilation that leaves the image": (
         lambda: Grid([(9, 2), (9, 3)], 1, dilation=3),
         "Grid: dilation must be less than the longest extent, 3, or no neighbor is ever reached, got 3. "
-        "Use dilation=1, or radius=0 for each node alone.",
+        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
     ),
     "dilation that leaves the image along a causal axis": (
         lambda: Grid((9, 3), 1, dilation=3, causal=(False, True), border="shift"),
         "Grid: dilation must be less than the longest extent, 3, or no neighbor is ever reached, got 3. "
-        "Use dilation=1, or radius=0 for each node alone.",
+        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
     ),
     "shift into too little room": (
         lambda: Grid([(9, 9), (9, 5)], 1, dilation=2, border="shift"),
@@ -281,7 +281,13 @@ BAD = {
     ),
     "token in no sequence": (
         lambda: Window([4, 2], 1, global_tokens=(3, 4)),
-        "Window: global_tokens must lie in [0, 4) because no sequence is longer, got 4.",
+        "Window: global_tokens must lie in [0, 4) because no sequence is longer, got 4. If this is one of a batch, "
+        "make one pattern of all its sizes.",
+    ),
+    "radius beyond integers": (
+        lambda: Window(5, 10**30),
+        f"Window: radius times dilation must be less than 2^62, got {10**30}. Use the longest extent: none reaches "
+        "further.",
     ),
 }
 
@@ -297,6 +303,9 @@ def test_options_that_make_no_sense(name):
 @pytest.mark.parametrize(
     "function, text",
     [
+        (lambda: Window(4, 1, causal="no"), r"Window: causal must be a bool, got 'no'\."),
+        (lambda: Full(4, causal=1), r"Full: causal must be a bool, got 1\."),
+        (lambda: random_edges(4, 1, generator=3), r"random_edges: generator must be a torch.Generator, got 3\."),
         (lambda: Window(4, 1, global_tokens=0), r"must be a tuple of positions, got 0. Use global_tokens=\(0,\)."),
         (lambda: Window(4, 1, global_tokens=(0.5,)), "Window: global_tokens must be an integer, got 0.5"),
         (lambda: Window(4, 1, dilation=1.0), "Window: dilation must be an integer, got 1.0"),

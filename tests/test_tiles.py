@@ -179,9 +179,21 @@ def _inverse(order):
     return [order.index(dim) for dim in range(len(order))]
 
 
-@pytest.mark.parametrize("options", [{}, {"normalizer": "relu"}, {"return_weights": True}], ids=str)
-def test_a_compiled_graph_holds_tiles(options):
-    pattern = Window([40, 20], 3)
+def test_a_batch_of_nothing_has_an_empty_result():
+    pattern = Window(60, 4)
+    x = torch.zeros(0, 60, 2, 8, requires_grad=True)
+    for options in ({}, {"normalizer": "sparsemax"}, {"return_weights": True}):
+        out = attention(x, x, x, pattern, backend="tiles", **options)
+        out = out[0] if isinstance(out, tuple) else out
+        assert out.shape == x.shape and torch.autograd.grad(out.sum(), x)[0].shape == x.shape
+
+
+COMPILED = [(Window([40, 20], 3), {}), (Window([40, 20], 3), {"normalizer": "relu"})]
+COMPILED += [(Window([40, 20], 3), {"return_weights": True}), (Grid((8, 8), 1, border="wrap"), {}), (Full([5, 9]), {})]
+
+
+@pytest.mark.parametrize("pattern, options", COMPILED, ids=str)
+def test_a_compiled_graph_holds_tiles(pattern, options):
     tensors = random_call(pattern, dtype=torch.float32)
     run = lambda query, key, value: attention(query, key, value, pattern, backend="tiles", **options)
     expected = run(**tensors)

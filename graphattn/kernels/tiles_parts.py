@@ -157,8 +157,8 @@ def _window(x: Tensor, start: int, step: int, tiles: int, height: int) -> Tensor
 
 def cut(group: Group, batch: int, heads: int, width: int, most: int) -> Iterator[Part]:
     """Cut a group into parts of about `most` scores, for a gathered row of `width` numbers: one tile's row at least."""
-    per_row = batch * heads * max(group.width, 1)
-    per_tile = batch * width * (group.width + group.height)
+    per_row = max(batch * heads * group.width, 1)
+    per_tile = max(batch * width * (group.width + group.height), 1)
     tiles = max(1, min(most // (per_row * group.height), GATHERED_AT_A_TIME // per_tile))
     rows = group.height if tiles > 1 else max(1, min(group.height, most // per_row))
     # As even as can be.

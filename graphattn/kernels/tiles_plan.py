@@ -136,10 +136,14 @@ def why_not_cut(pattern: Pattern) -> str | None:
     if isinstance(pattern, Window) and pattern.global_tokens:
         return "global tokens don't fit into the strips of a window"
     if isinstance(pattern, Grid) and pattern.border == "wrap":
-        step = torch.tensor(pattern.dilation, device=pattern.device)
-        if bool((pattern.shape % step != 0).any()):
+        # Kept, because extents are data, which no compiled graph can read.
+        if not pattern.keep("dilation divides", lambda: _divides(pattern)):
             return "a wrapped border needs extents that the dilation divides"
     return None
+
+
+def _divides(pattern: Grid) -> bool:
+    return bool((pattern.shape % torch.tensor(pattern.dilation, device=pattern.device) == 0).all())
 
 
 def tile_shapes(pattern: Pattern) -> list[tuple[int, int, int]]:

@@ -65,7 +65,7 @@ class Projections(torch.nn.Module):
         else:
             as_score(where, score)
         if encoding is not None and not isinstance(encoding, Encoding):
-            fix = "Subclass graphattn.nn.Encoding."
+            fix = "Use one such as graphattn.nn.Rotary(width), or subclass graphattn.nn.Encoding."
             raise TypeError(message(where, "encoding", "must be an Encoding", type(encoding).__name__, fix))
         # Modules keep their parameters here; any other score or normalizer is a plain attribute.
         self.score: Any = score

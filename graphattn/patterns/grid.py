@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, check_int, message
-from .box import Box, check_dilation, check_same, clipped_span, is_within, reach, write_sizes
+from .box import Box, check_bool, check_dilation, check_reach, check_same, clipped_span, is_within, reach, write_sizes
 
 BORDERS = ("clip", "shift", "wrap")
 
@@ -74,7 +74,8 @@ class Grid(Box):
         self.dilation = tuple(
             check_int("Grid", "dilation", x, 1) for x in _per_axis("dilation", "integer", dilation, axes)
         )
-        self.causal = tuple(_check_bool(x) for x in _per_axis("causal", "bool", causal, axes))
+        rule = "must be a bool, or one per axis"
+        self.causal = tuple(check_bool("Grid", "causal", x, rule) for x in _per_axis("causal", "bool", causal, axes))
         check_choice("Grid", "border", border, BORDERS)
         self.border = border
         self._check_extents(shapes)
@@ -86,6 +87,7 @@ class Grid(Box):
             raise ValueError(message("Grid", "causal", rule, _write_option(self.causal), "Use border='clip'."))
         shapes = shapes[(shapes > 0).all(1)]
         for axis, (radius, dilation, causal) in enumerate(zip(self.radius, self.dilation, self.causal, strict=True)):
+            check_reach("Grid", radius, dilation)
             if self.border == "clip" or causal:
                 check_dilation("Grid", radius, dilation, shapes[:, axis])
             elif shapes.numel():
@@ -161,12 +163,6 @@ def _per_axis(argument: str, kind: str, value: Any, axes: int) -> list[Any]:
     if len(listed) != axes:
         raise ValueError(message("Grid", argument, f"must be one {kind} or {axes}, one per axis", value))
     return listed
-
-
-def _check_bool(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise TypeError(message("Grid", "causal", "must be a bool, or one per axis", repr(value)))
-    return value
 
 
 def _write_option(values: tuple) -> object:

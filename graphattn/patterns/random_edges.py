@@ -52,7 +52,7 @@ def random_edges(
     for step in range(steps):
         # The range grows by one each time, up to the whole component; what was drawn before yields to the newcomer.
         newcomer = extent - extent.clamp(max=degree) + step
-        drawn = _draw(newcomer + 1, generator)
+        drawn = _draw("random_edges", newcomer + 1, generator)
         is_taken = (chosen[:, :step] == drawn[:, None]).any(1)
         source = torch.where(is_taken, newcomer, drawn)
         chosen[:, step] = torch.where(newcomer < extent, source, num_nodes)
@@ -96,7 +96,7 @@ def random_regular(
     degree = check_int("random_regular", "degree", degree, 0)
     for size in extents.tolist():
         _check_regular(size, degree)
-    seeds = _draw(torch.full_like(extents, 2**31), generator)
+    seeds = _draw("random_regular", torch.full_like(extents, 2**31), generator)
     begins = extents.cumsum(0) - extents
     parts = [torch.empty(0, 2, dtype=torch.int64)]
     for size, begin, seed in zip(extents.tolist(), begins.tolist(), seeds.tolist(), strict=True):
@@ -115,8 +115,11 @@ def random_regular(
     return Edges((edge_index if order is None else edge_index[:, order]).to(extents.device), num_nodes)
 
 
-def _draw(bound: Tensor, generator: torch.Generator | None) -> Tensor:
+def _draw(where: str, bound: Tensor, generator: torch.Generator | None) -> Tensor:
     """A random number in [0, bound) for each bound; bounds are so small beside 2^62 that all are as likely."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        fix = "Use torch.Generator().manual_seed(0)."
+        raise TypeError(message(where, "generator", "must be a torch.Generator", repr(generator), fix))
     device = bound.device if generator is None else generator.device
     return torch.randint(2**62, bound.shape, generator=generator, device=device).to(bound.device) % bound
 

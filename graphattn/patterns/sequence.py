@@ -11,7 +11,9 @@ from torch import Tensor
 from ..errors import check_int, message
 from .box import (
     Box,
+    check_bool,
     check_dilation,
+    check_reach,
     check_same,
     clipped_span,
     is_within,
@@ -57,7 +59,7 @@ class Full(Box):
         if shape.size(0) != source_shape.size(0):
             got = f"{source_shape.size(0)} for {shape.size(0)} sizes"
             raise ValueError(message("Full", "source_sizes", "must name as many components as sizes", got))
-        self.causal = causal
+        self.causal = check_bool("Full", "causal", causal)
         super().__init__(shape, source_shape)
 
     @classmethod
@@ -153,7 +155,8 @@ class Window(Box):
         shape = parse_sizes("Window", sizes)
         self.radius = check_int("Window", "radius", radius, 0)
         self.dilation = check_int("Window", "dilation", dilation, 1)
-        self.causal = causal
+        self.causal = check_bool("Window", "causal", causal)
+        check_reach("Window", self.radius, self.dilation)
         check_dilation("Window", self.radius, self.dilation, shape[shape > 0])
         self.global_tokens = parse_tokens("Window", global_tokens, shape)
         super().__init__(shape, tokens=GlobalTokens(self.global_tokens, causal) if self.global_tokens else None)

@@ -44,7 +44,8 @@ def parse_tokens(where: str, global_tokens: Sequence[int], shape: Tensor) -> tup
     longest = int(shape.max()) if shape.numel() else 0
     if positions and 0 < longest <= max(positions):
         rule = f"must lie in [0, {longest}) because no sequence is longer"
-        raise ValueError(message(where, "global_tokens", rule, max(positions)))
+        fix = "If this is one of a batch, make one pattern of all its sizes."
+        raise ValueError(message(where, "global_tokens", rule, max(positions), fix))
     return positions
 
 
