@@ -119,7 +119,7 @@ def explain_backend(
         >>> from graphattn import Window
         >>> x = torch.zeros(5, 2, 8)
         >>> explain_backend(x, x, x, Window(5, radius=1)).chosen
-        'numba'
+        'tiles'
     """
     call = prepare("explain_backend", query, key, value, pattern, **options)
     answers = {kernel.name: (kernel.why_not(call), kernel.cost(call)) for kernel in KERNELS}
