@@ -188,6 +188,16 @@ def prefetch(typingctx, x, i, n):
     return types.void(x, types.int64, types.int64), codegen
 
 
+def exp_of_rest(builder: Any, x: Any, n: Any, number: Any) -> Any:
+    """Exp of float32 x - n log 2 for the nearest integer n, by Cephes' polynomial; `number` makes constants."""
+    r = multiply_add(builder, n, number(-0.693359375), x)
+    r = multiply_add(builder, n, number(2.12194440e-4), r)
+    p = number(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = multiply_add(builder, p, r, number(coefficient))
+    return builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+
+
 def exp_lanes(builder: Any, x: Any) -> Any:
     """Exp in each lane: float32 to about one unit in the last place (Cephes' polynomial), float64 by the library."""
     lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
@@ -199,12 +209,7 @@ def exp_lanes(builder: Any, x: Any) -> Any:
     # Comparisons in this direction also catch NaN, which must not become an integer.
     n = builder.select(builder.fcmp_ordered(">", n, number(-126.0)), n, number(-126.0))
     n = builder.select(builder.fcmp_ordered("<", n, number(127.0)), n, number(127.0))
-    r = multiply_add(builder, n, number(-0.693359375), x)
-    r = multiply_add(builder, n, number(2.12194440e-4), r)
-    p = number(1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = multiply_add(builder, p, r, number(coefficient))
-    y = builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+    y = exp_of_rest(builder, x, n, number)
     # 2^n: n becomes the exponent's bits.
     bits = builder.shl(
         builder.add(builder.fptosi(n, wide(i32, lanes)), constant(i32, lanes, 127)), constant(i32, lanes, 23)

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from .numba_vector import (
     constant,
     exp_lanes,
+    exp_of_rest,
     float_of,
     integer,
     load_lanes,
@@ -239,12 +240,7 @@ def _exp_below(builder: Any, x: Any) -> Any:
     # Adding 1.5 * 2^23 rounds to an integer, and leaves it in the last bits.
     shifted = multiply_add(builder, x, number(1.4426950408889634), number(12582912.0))
     n = builder.fsub(shifted, number(12582912.0))
-    r = multiply_add(builder, n, number(-0.693359375), x)
-    r = multiply_add(builder, n, number(2.12194440e-4), r)
-    p = number(1.9875691500e-4)
-    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
-        p = multiply_add(builder, p, r, number(coefficient))
-    y = builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+    y = exp_of_rest(builder, x, n, number)
     bits = builder.shl(builder.bitcast(shifted, i32), constant(ir.IntType(32), lanes, 23))
     power = builder.bitcast(builder.add(bits, constant(ir.IntType(32), lanes, 127 << 23)), x.type)
     # Below, 2^n would be no normal number.
