@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import hypothesis
 import torch
@@ -8,6 +11,8 @@ import torch
 from graphattn.kernels import KERNELS
 from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.normalizers import NORMALIZERS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Kernels that run every pattern; those that run some have tests of their own.
 EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", "flex")]
@@ -26,3 +31,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # The first example of a kind compiles a kernel, which takes seconds.
 hypothesis.settings.register_profile("graphattn", deadline=None)
 hypothesis.settings.load_profile("graphattn")
+
+
+def run_example(name: str, *arguments: str) -> str:
+    """Run an example as a user would, and return what it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

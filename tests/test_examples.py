@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_example
 from matplotlib import pyplot
 
 from graphattn import Edges
 from graphattn.datasets import digits_graph
 from graphattn.plot import draw_graph, draw_neighborhood, mark_node
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -24,14 +20,6 @@ def axes():
     figure, axes = pyplot.subplots()
     yield axes
     pyplot.close(figure)
-
-
-def run_example(name: str, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_node_classification_prints_scores_and_draws(tmp_path):
