@@ -7,5 +7,6 @@ from .flex import Flex as Flex
 from .numba_csr import NumbaCSR as NumbaCSR
 from .scatter import Scatter as Scatter
 from .tiles import Tiles as Tiles
+from .triton_csr import TritonCSR as TritonCSR
 
-KERNELS: tuple[Kernel, ...] = (Tiles(), Flex(), NumbaCSR(), Scatter())
+KERNELS: tuple[Kernel, ...] = (Tiles(), Flex(), NumbaCSR(), TritonCSR(), Scatter())

@@ -1,0 +1,356 @@
+"""Fused rows on the GPU: runs what `triton_rows` and `triton_gradients` compile, for the operators of `csr_op`.
+
+Triton is loaded when the first call arrives.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..call import Call, accumulate_dtype
+from ..csr import CSR, index_dtype
+from ..normalizers import Softmax
+from ..random import keep_scale, threshold
+from ..segments import Rows, segment_sum
+from .base import Kernel, Result, share
+from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Rows of at most this many edges share a program: a program of their own would wait for memory most of the time.
+SHORT_ROW = 8
+MOST_ROWS = 16
+# Pieces of long rows have a number of edges between these two, so that there are about as many as an H200 runs warps.
+PIECES = 132 * 32 * 4
+PIECE_EDGES = (128, 4096)
+# Numbers of a tile that one warp holds beside each other.
+TILE = 1024
+WIDEST = 256
+# See `TritonCSR.cost`: seconds per call, bytes per second of gathered rows.
+LAUNCH = 3e-5
+BANDWIDTH = 2.5e12
+
+
+class TritonCSR(Kernel):
+    """See the module."""
+
+    name = "triton"
+    # Tests run it on the CPU by Triton's interpreter.
+    device = "cuda"
+
+    def why_not(self, call: Call) -> str | None:
+        """Tensors elsewhere, a score or normalizer that isn't built in, rows too wide, or Triton missing."""
+        if call.query.device.type != self.device:
+            return f"tensors are on {call.query.device.type}"
+        if not HAS_TRITON:
+            return "Triton is not installed (pip install triton)"
+        width = max(call.query.size(-1), call.value.size(-1))
+        if width > WIDEST:
+            return f"heads must be at most {WIDEST} wide, not {width}"
+        return why_not_fused(call)
+
+    def cost(self, call: Call) -> float:
+        """Count the bytes that are gathered, in both directions three times those of the forward pass."""
+        width = call.query.size(-1) + call.value.size(-1)
+        row_bytes = call.batch_shape.numel() * call.heads * width * call.query.dtype.itemsize
+        edges, rows = call.pattern.num_edges, call.pattern.num_targets
+        return share(call) * (LAUNCH + 3.3 * row_bytes * (edges + rows) / BANDWIDTH)
+
+    def reads_traced_edges(self, device: torch.device) -> bool:
+        """On a GPU, if Triton is there."""
+        return HAS_TRITON and device.type == self.device
+
+    def run(self, call: Call) -> Result:
+        """Compute the call."""
+        return run_fused(call, *lists_for(call, self.name, plan))
+
+
+def plan(csr: CSR) -> list[Tensor]:
+    """A CSR, the occurrences of its parallel edges, and its items, longest first: [n, 4] of row, first edge, last
+    edge + 1, and slot.
+
+    A row of many edges is cut into pieces, each an item with a slot of its own for its partial sums; the slot of whole
+    rows is -1. Rows of few edges are items of a second list. The last list has the cut rows: [n, 3] of row, first slot,
+    last slot + 1.
+    """
+    ptr, edges = csr.ptr, csr.index.numel()
+    degree = ptr.diff()
+    longest = min(max(edges // PIECES, PIECE_EDGES[0]), PIECE_EDGES[1])
+    order = degree.argsort(descending=True, stable=True)
+    degree = degree[order]
+    cut, middle, short = order[degree > longest], order[(degree <= longest) & (degree > SHORT_ROW)], order[degree <= 8]
+    pieces = (ptr[cut + 1] - ptr[cut] + longest - 1) // longest
+    last_slot = pieces.cumsum(0)
+    row = cut.repeat_interleave(pieces)
+    slot = torch.arange(row.numel(), device=ptr.device)
+    begin = ptr[row] + (slot - (last_slot - pieces).repeat_interleave(pieces)) * longest
+    of_cut = torch.stack([row, begin, torch.minimum(begin + longest, ptr[row + 1]), slot], 1)
+    whole = lambda rows: torch.stack([rows, ptr[rows], ptr[rows + 1], torch.full_like(rows, -1)], 1)
+    dtype = index_dtype(max(edges, ptr.numel()))
+    items = (torch.cat([of_cut, whole(middle)]), whole(short), torch.stack([cut, last_slot - pieces, last_slot], 1))
+    return [*list_of(csr), _occurrences(csr), *(x.to(dtype) for x in items)]
+
+
+def _occurrences(csr: CSR) -> Tensor:
+    """How many edges of the same pair lie before each, [E] int32; nothing where no edges are parallel."""
+    edges = csr.index.numel()
+    if not edges:
+        return csr.index.new_empty(0, dtype=torch.int32)
+    place = torch.arange(edges, device=csr.index.device)
+    is_first = torch.ones(edges, dtype=torch.bool, device=csr.index.device)
+    is_first[1:] = csr.index[1:] != csr.index[:-1]
+    is_first[csr.ptr[:-1][csr.ptr.diff() > 0]] = True
+    occurrence = place - torch.where(is_first, place, 0).cummax(0).values
+    return (occurrence if bool(occurrence.any()) else occurrence[:0]).to(torch.int32)
+
+
+class _Side:
+    """An operator's list, read: rows of targets or columns of sources."""
+
+    def __init__(self, given: list[Tensor], side: str, query: Tensor, key: Tensor) -> None:
+        ptr, index, perm, occurrence, long, short, cut = read_list(given, side, query, key, TritonCSR.name, plan)
+        self.ptr, self.cut, self.edges = ptr, cut, index.numel()
+        self.lists = (index, perm if perm.numel() else None, occurrence if occurrence.numel() else None)
+        self.items = ((long, False), (short, True))
+        # Each piece of a cut row has a slot, and a cut row has two pieces at least.
+        self.slots = long.size(0) if cut.size(0) else 0
+        self.perm = perm.to(torch.int64) if perm.numel() else None
+
+
+class _Operands:
+    """What all kernels take: tensors, numbers, and what is compiled in."""
+
+    def __init__(self, shared: Sequence[Any], mode: tuple[int, int, float, float, float], edges: int) -> None:
+        given = [None if x is None else x.contiguous() for x in shared]
+        query, key, value, vector, bias, edge_key, edge_value, _ = given
+        self.score, self.normalizer, scale, slope, dropout_p = mode
+        self.query = query
+        self.batches, self.targets, self.heads, self.width = query.shape
+        self.sources, self.kv_heads, self.value_width = key.size(1), key.size(2), value.size(3)
+        # Edges between the batch elements of edge tensors: none where all share one.
+        stride = [0 if x is None or x.size(0) == 1 else edges for x in (bias, edge_key, edge_value)]
+        self.tensors, self.numbers = given, (*stride, scale, slope, threshold(dropout_p), keep_scale(dropout_p))
+        self.for_weights = (query, key, vector, bias, edge_key), (*stride[:2], scale, slope)
+
+    def empty(self, *shape: int) -> Tensor:
+        """New tensor of the accumulator's dtype."""
+        return self.query.new_empty(shape, dtype=accumulate_dtype(self.query.dtype))
+
+    def blocks(self, items: Tensor, is_short: bool, narrow: int = 1) -> tuple[int, int, int]:
+        """Programs for a batch element's items, rows of each, and its kv heads.
+
+        Short rows lie beside each other in a tile, long ones' heads do. `narrow` is how many times smaller tiles are.
+        """
+        head = _up(self.heads // self.kv_heads) * _up(max(self.width, self.value_width))
+        room = TILE // narrow
+        heads = min(_up(self.kv_heads), max(room // (MOST_ROWS if is_short else 1) // head, 1))
+        rows = min(MOST_ROWS, max(room // (heads * head), 1)) if is_short else 1
+        return -(-items.size(0) // rows), rows, heads
+
+    def launch(
+        self, kernel: Any, items: Tensor, is_short: bool, tensors: Sequence[Any], numbers: Sequence[Any], **options: int
+    ) -> None:
+        """Run a kernel over items."""
+        blocks, rows, heads = self.blocks(items, is_short, options.pop("narrow", 1))
+        group = self.heads // self.kv_heads
+        programs = self.batches * blocks * -(-self.kv_heads // heads)
+        if not programs:
+            return
+        size = rows * heads * _up(group) * _up(max(self.width, self.value_width))
+        kernel[(programs,)](
+            items,
+            items.size(0),
+            blocks,
+            *tensors,
+            *numbers,
+            SCORE=self.score,
+            NORMALIZER=self.normalizer,
+            ROWS=rows,
+            KV_HEADS=self.kv_heads,
+            GROUP=group,
+            KV_BLOCK=heads,
+            GROUP_BLOCK=_up(group),
+            WIDTH=self.width,
+            WIDTH_BLOCK=_up(self.width),
+            NUMBER=_number(self.query),
+            num_warps=min(max(size // TILE, 1), 8),
+            **options,
+        )
+
+    def values(self) -> dict[str, int]:
+        """What kernels that read values are compiled for."""
+        return {"VALUE": self.value_width, "VALUE_BLOCK": _up(self.value_width)}
+
+
+def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    """`csr_forward` on the GPU."""
+    from .triton_rows import forward_rows, merge_forward
+
+    *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    side = _Side(rows, "rows", *shared[:2])
+    operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
+    (batches, targets, heads), width = operands.query.shape[:3], operands.value_width
+    out = operands.query.new_empty(batches, targets, heads, width)
+    lse = operands.empty(batches, targets, heads)
+    # Only softmax has one; what an operator returns must be the same each time all the same.
+    lse = lse if normalizer == NORMALIZER_CODES[Softmax] else lse.zero_()
+    parts = [operands.empty(batches * side.slots * heads * n) if side.slots else None for n in (width, 1, 1)]
+    numbers = (side.slots, targets, operands.sources, *operands.numbers)
+    for items, is_short in side.items:
+        results = (out, lse, *([None] * 3 if is_short else parts))
+        operands.launch(
+            forward_rows, items, is_short, (*operands.tensors, *side.lists, *results), numbers, **operands.values()
+        )
+    if side.slots and batches:
+        merge_forward[(batches * side.cut.size(0),)](
+            side.cut,
+            out,
+            lse,
+            *parts,
+            side.cut.size(0),
+            side.slots,
+            targets,
+            NORMALIZER=normalizer,
+            HEADS=heads,
+            HEADS_BLOCK=_up(heads),
+            NUMBER=_number(operands.query),
+            **operands.values(),
+        )
+    return out, lse
+
+
+def weights(*inputs: Any) -> Tensor:
+    """`csr_weights` on the GPU."""
+    from .triton_rows import weigh_rows
+
+    *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    side = _Side(rows, "rows", *shared[:2])
+    operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
+    found = operands.empty(operands.batches, side.edges, operands.heads)
+    tensors, numbers = operands.for_weights
+    for items, is_short in side.items:
+        operands.launch(
+            weigh_rows,
+            items,
+            is_short,
+            (*tensors, lse.contiguous(), *side.lists[:2], found),
+            (operands.targets, operands.sources, side.edges, *numbers),
+        )
+    return found
+
+
+def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
+    """`csr_backward` on the GPU."""
+    *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
+    mode = (kind, normalizer, scale, slope, dropout_p)
+    side = _Side(rows, "rows", *shared[:2])
+    operands = _Operands(shared, mode, side.edges)
+    grad_out, lse = grad_out.contiguous(), lse.contiguous()
+    delta = None
+    if normalizer == NORMALIZER_CODES[Softmax]:
+        # What a row's slopes have in common: the sum of its weights times their gradients.
+        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
+        delta = delta if grad_lse is None else delta - grad_lse
+        if grad_weights is not None:
+            products = weights(*shared, lse, rows, *mode) * grad_weights
+            delta = delta + segment_sum(products, Rows(side.lists[0], side.ptr, side.perm), -2)
+    grads = (lse, delta, grad_out, None if grad_weights is None else grad_weights.contiguous())
+    found: dict[str, Tensor] = {}
+    if needs[0] or any(needs[3:]):
+        found |= _target_gradients(operands, side, grads, needs)
+    if needs[1] or needs[2]:
+        found |= _source_gradients(operands, _Side(columns, "columns", *shared[:2]), grads)
+    names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
+    return [
+        found[name].to(x.dtype) if need else operands.query.new_empty(0)
+        for name, x, need in zip(names, shared, needs, strict=False)
+    ]
+
+
+def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], needs: list[bool]) -> dict[str, Tensor]:
+    """Gradients of the query, the vector and edge tensors."""
+    from .triton_gradients import merge_sums, target_gradients
+
+    query, batches, heads, width = operands.query, operands.batches, operands.heads, operands.width
+    found = {"query": torch.empty_like(query)}
+    part = operands.empty(batches * side.slots * heads * width) if side.slots else None
+    of_edges: list[Tensor | None] = []
+    for name, x, need in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], needs[4:], strict=True):
+        of_edges.append(operands.empty(batches, *x.shape[1:]) if need else None)
+        if need:
+            found[name] = of_edges[-1]  # type: ignore[assignment]
+    vectors = []
+    for items, is_short in side.items:
+        blocks = operands.blocks(items, is_short, narrow=2)[0]
+        vectors.append(operands.empty(batches * blocks, heads, width) if needs[3] else None)
+        operands.launch(
+            target_gradients,
+            items,
+            is_short,
+            (*operands.tensors, *side.lists, *grads, found["query"], None if is_short else part, vectors[-1], *of_edges),
+            (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
+            narrow=2,
+            **operands.values(),
+        )
+    if part is not None:
+        _merge(merge_sums, side, batches, operands.targets, found["query"], part)
+    if needs[3]:
+        found["vector"] = torch.cat(vectors).sum(0, dtype=torch.float64)
+    for name, x in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], strict=True):
+        if name in found and x.size(0) == 1:
+            found[name] = found[name].sum(0, keepdim=True)
+    return found
+
+
+def _source_gradients(operands: _Operands, side: _Side, grads: Sequence[Any]) -> dict[str, Tensor]:
+    """Gradients of key and value."""
+    from .triton_gradients import merge_sums, source_gradients
+
+    key, value = operands.tensors[1:3]
+    found = [torch.empty_like(key), torch.empty_like(value)]
+    sizes = [operands.batches * side.slots * x.size(2) * x.size(3) for x in found]
+    parts = [operands.empty(size) if side.slots else None for size in sizes]
+    for items, is_short in side.items:
+        operands.launch(
+            source_gradients,
+            items,
+            is_short,
+            (*operands.tensors, *side.lists, *grads, *found, *([None] * 2 if is_short else parts)),
+            (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
+            narrow=2,
+            **operands.values(),
+        )
+    for whole, part in zip(found, parts, strict=True):
+        if part is not None:
+            _merge(merge_sums, side, operands.batches, operands.sources, whole, part)
+    return {"key": found[0], "value": found[1]}
+
+
+def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, part: Tensor) -> None:
+    """Add up the pieces of cut rows."""
+    size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
+    if batches and cuts:
+        options = {"SIZE": size, "BLOCK": _up(size), "NUMBER": _number(whole), "num_warps": 4}
+        kernel[(batches * cuts,)](side.cut, whole, part, cuts, side.slots, rows, **options)
+
+
+def _up(n: int) -> int:
+    """The next power of two."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def _number(like: Tensor) -> Any:
+    """Triton's name of the accumulator's dtype."""
+    import triton.language as tl
+
+    return tl.float64 if like.dtype == torch.float64 else tl.float32
+
+
+if HAS_TRITON:
+    library.impl("csr_forward", forward, "CUDA")
+    library.impl("csr_weights", weights, "CUDA")
+    library.impl("csr_backward", backward, "CUDA")

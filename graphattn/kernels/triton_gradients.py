@@ -1,0 +1,281 @@
+"""Gradients of attention over compressed rows on the GPU: what Triton compiles.
+
+Weights are computed again from the statistics of their row: a pass over rows of targets for query and edge tensors,
+and one over rows of sources for key and value. Programs, items and tiles are those of `triton_rows`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_rows import (
+    DOT_PRODUCT,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    activate,
+    add_tile,
+    edge_at,
+    hash_target,
+    heads_of,
+    items_of,
+    keep_heads,
+    number_of,
+    occurrence_at,
+    read_pairs,
+    read_tile,
+    read_vector,
+    score_heads,
+    score_slope,
+    tile_at,
+    tile_mask,
+    weigh,
+)
+
+# fmt: off
+
+
+@triton.jit
+def slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER: tl.constexpr):
+    """Weight of a pair, and the gradient by its score where `grad` is that by its weight."""
+    if NORMALIZER == SOFTMAX:
+        p = tl.where(pairs, tl.exp(s - lse), 0.0)
+        ds = p * (grad - delta)
+    else:
+        p = tl.where(pairs, weigh(s, NORMALIZER), 0.0)
+        if NORMALIZER == RELU:
+            ds = tl.where(s <= 0, 0.0, grad)
+        elif NORMALIZER == SIGMOID:
+            ds = p * (1 - p) * grad
+        else:
+            ds = tl.where(s == float("-inf"), 0.0, grad)
+        ds = tl.where(pairs, ds, 0.0)
+    return p, ds
+
+
+@triton.jit
+def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr, WIDTH_BLOCK: tl.constexpr):
+    """Sum [ROWS, query heads, WIDTH] over the heads that share a kv head."""
+    if GROUP_BLOCK == 1:
+        return x
+    else:
+        return tl.sum(tl.reshape(x, [ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK]), 2)
+
+
+@triton.jit
+def target_gradients(
+    items_ptr, total, blocks,
+    query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
+    grad_query_ptr, part_query_ptr, part_vector_ptr, grad_bias_ptr, grad_edge_key_ptr, grad_edge_value_ptr,
+    slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
+    scale: "fp64", slope: "fp64", threshold, keep_scale: "fp64",
+    SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr,
+):
+    """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS)
+    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
+    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
+    scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
+    keep_scale = number_of(keep_scale, NUMBER)
+    # One of each group of heads, and of its kv head's numbers.
+    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
+    is_kv = kv_only < KV_HEADS
+
+    at = b * targets + row
+    of_item = is_item[:, None] & is_head[None, :]
+    q = read_tile(query_ptr, at, head, d, tile_mask(is_item, is_head, d, WIDTH, IS_EVEN), HEADS, WIDTH, NUMBER)
+    g = read_tile(grad_out_ptr, at, head, v, tile_mask(is_item, is_head, v, VALUE, IS_EVEN), HEADS, VALUE, NUMBER)
+    vector = q
+    if SCORE != DOT_PRODUCT:
+        vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
+    if seed_ptr is not None:
+        state = hash_target(seed_ptr, b, row)
+    lse = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
+    delta = lse
+    if NORMALIZER == SOFTMAX:
+        lse = read_pairs(lse_ptr, at, head, of_item, HEADS, NUMBER)
+        lse = tl.where(lse == float("-inf"), 0.0, lse)
+        delta = read_pairs(delta_ptr, at, head, of_item, HEADS, NUMBER)
+    acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
+    of_vector = acc
+
+    for step in range(0, tl.max(end - begin, 0)):
+        e = begin + step
+        is_live = e < end
+        pairs = is_live[:, None] & is_head[None, :]
+        keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
+        values = tile_mask(is_live, is_head, v, VALUE, IS_EVEN)
+        j = tl.load(index_ptr + e, mask=is_live, other=0).to(tl.int64)
+        edge = edge_at(perm_ptr, e, is_live)
+        k = read_tile(key_ptr, b * sources + j, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        x = read_tile(value_ptr, b * sources + j, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
+        k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        x = add_tile(x, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
+        s = score_heads(q, k, vector, scale, slope, SCORE)
+        if bias_ptr is not None:
+            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        grad = tl.sum(g * x, 2)
+        if seed_ptr is not None:
+            occurrence = occurrence_at(occurrence_ptr, e, is_live)
+            kept = keep_heads(state, j, occurrence, head, threshold, keep_scale)
+            grad *= kept
+        if grad_weights_ptr is not None:
+            grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
+        p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
+        if grad_bias_ptr is not None:
+            tl.store(grad_bias_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :], ds, mask=pairs)
+        if SCORE == DOT_PRODUCT:
+            ds *= scale
+            acc += ds[:, :, None] * k
+            of_key = ds[:, :, None] * q
+        else:
+            of_key = ds[:, :, None] * score_slope(q, k, vector, scale, slope, SCORE)
+            acc += of_key
+            if part_vector_ptr is not None:
+                of_vector += ds[:, :, None] * activate(q + k, slope, SCORE)
+        if grad_edge_key_ptr is not None:
+            of_key = sum_groups(of_key, ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK)
+            place = grad_edge_key_ptr + tile_at(b * edges + edge, kv_only, d, KV_HEADS, WIDTH)
+            tl.store(place, of_key, mask=tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0))
+        if grad_edge_value_ptr is not None:
+            if seed_ptr is not None:
+                p *= kept
+            of_value = sum_groups(p[:, :, None] * g, ROWS, KV_BLOCK, GROUP_BLOCK, VALUE_BLOCK)
+            place = grad_edge_value_ptr + tile_at(b * edges + edge, kv_only, v, KV_HEADS, VALUE)
+            tl.store(place, of_value, mask=tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0))
+
+    mask = tile_mask(is_item & (slot < 0), is_head, d, WIDTH, IS_EVEN)
+    y = acc.to(grad_query_ptr.dtype.element_ty)
+    tl.store(grad_query_ptr + tile_at(at, head, d, HEADS, WIDTH), y, mask=mask)
+    if part_query_ptr is not None:
+        mask = tile_mask(is_item & (slot >= 0), is_head, d, WIDTH, IS_EVEN)
+        tl.store(part_query_ptr + tile_at(b * slots + slot, head, d, HEADS, WIDTH), acc, mask=mask)
+    if part_vector_ptr is not None:
+        one = tl.sum(tl.where(is_item[:, None, None], of_vector, 0.0), 0)
+        place = (b * blocks + block // HEAD_BLOCKS) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
+        tl.store(part_vector_ptr + place, one, mask=is_head[:, None] & (d < WIDTH)[None, :])
+
+
+@triton.jit
+def source_gradients(
+    items_ptr, total, blocks,
+    query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
+    grad_key_ptr, grad_value_ptr, part_key_ptr, part_value_ptr,
+    slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
+    scale: "fp64", slope: "fp64", threshold, keep_scale: "fp64",
+    SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr,
+):
+    """Gradients of key and value; rows are sources."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS)
+    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
+    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
+    scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
+    keep_scale = number_of(keep_scale, NUMBER)
+    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
+    is_kv = kv_only < KV_HEADS
+
+    at = b * sources + row
+    mask = tile_mask(is_item, is_head, d, WIDTH, IS_EVEN)
+    node_key = read_tile(key_ptr, at, kv_head, d, mask, KV_HEADS, WIDTH, NUMBER)
+    mask = tile_mask(is_item, is_head, v, VALUE, IS_EVEN)
+    node_value = read_tile(value_ptr, at, kv_head, v, mask, KV_HEADS, VALUE, NUMBER)
+    vector = node_key
+    if SCORE != DOT_PRODUCT:
+        vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
+    of_key = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
+    of_value = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, VALUE_BLOCK], NUMBER)
+
+    for step in range(0, tl.max(end - begin, 0)):
+        e = begin + step
+        is_live = e < end
+        pairs = is_live[:, None] & is_head[None, :]
+        keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
+        values = tile_mask(is_live, is_head, v, VALUE, IS_EVEN)
+        i = tl.load(index_ptr + e, mask=is_live, other=0).to(tl.int64)
+        edge = edge_at(perm_ptr, e, is_live)
+        q = read_tile(query_ptr, b * targets + i, head, d, keys, HEADS, WIDTH, NUMBER)
+        g = read_tile(grad_out_ptr, b * targets + i, head, v, values, HEADS, VALUE, NUMBER)
+        k = add_tile(node_key, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        x = add_tile(
+            node_value, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER
+        )
+        s = score_heads(q, k, vector, scale, slope, SCORE)
+        if bias_ptr is not None:
+            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        grad = tl.sum(g * x, 2)
+        if seed_ptr is not None:
+            occurrence = occurrence_at(occurrence_ptr, e, is_live)
+            kept = keep_heads(hash_target(seed_ptr, b, i), row, occurrence, head, threshold, keep_scale)
+            grad *= kept
+        if grad_weights_ptr is not None:
+            grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
+        lse = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
+        delta = lse
+        if NORMALIZER == SOFTMAX:
+            lse = read_pairs(lse_ptr, b * targets + i, head, pairs, HEADS, NUMBER)
+            lse = tl.where(lse == float("-inf"), 0.0, lse)
+            delta = read_pairs(delta_ptr, b * targets + i, head, pairs, HEADS, NUMBER)
+        p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
+        if seed_ptr is not None:
+            p *= kept
+        of_value += p[:, :, None] * g
+        if SCORE == DOT_PRODUCT:
+            of_key += (ds * scale)[:, :, None] * q
+        else:
+            of_key += ds[:, :, None] * score_slope(q, k, vector, scale, slope, SCORE)
+
+    of_key = sum_groups(of_key, ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK)
+    of_value = sum_groups(of_value, ROWS, KV_BLOCK, GROUP_BLOCK, VALUE_BLOCK)
+    is_whole = is_item & (slot < 0)
+    keys = tile_mask(is_whole, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
+    values = tile_mask(is_whole, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
+    tl.store(
+        grad_key_ptr + tile_at(at, kv_only, d, KV_HEADS, WIDTH), of_key.to(grad_key_ptr.dtype.element_ty), mask=keys
+    )
+    tl.store(
+        grad_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value.to(grad_value_ptr.dtype.element_ty),
+        mask=values
+    )
+    if part_key_ptr is not None:
+        is_part = is_item & (slot >= 0)
+        at = b * slots + slot
+        keys = tile_mask(is_part, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
+        values = tile_mask(is_part, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
+        tl.store(part_key_ptr + tile_at(at, kv_only, d, KV_HEADS, WIDTH), of_key, mask=keys)
+        tl.store(part_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value, mask=values)
+
+
+@triton.jit
+def merge_sums(
+    cut_ptr, whole_ptr, part_ptr, cuts, slots, rows, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr
+):
+    """Add up the pieces of one cut row, in their order."""
+    b = (tl.program_id(0) // cuts).to(tl.int64)
+    cut = cut_ptr + (tl.program_id(0) % cuts).to(tl.int64) * 3
+    row, first, last = tl.load(cut).to(tl.int64), tl.load(cut + 1).to(tl.int64), tl.load(cut + 2).to(tl.int64)
+    place = tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], NUMBER)
+    for slot in range(first, last):
+        acc += tl.load(part_ptr + (b * slots + slot) * SIZE + place, mask=place < SIZE, other=0.0)
+    tl.store(whole_ptr + (b * rows + row) * SIZE + place, acc.to(whole_ptr.dtype.element_ty), mask=place < SIZE)

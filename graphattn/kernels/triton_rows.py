@@ -1,0 +1,373 @@
+"""Attention over compressed rows on the GPU: what Triton compiles.
+
+A program takes ROWS items, each a run of one row's edges, and steps through them one edge per item at a time, for a
+block of heads together. So a row of all heads is one contiguous read, and a reduction stays inside a warp. An item
+that is only a piece of its row writes partial sums, which another kernel joins in their order: nothing is ever added
+atomically, and the result is the same bit for bit each time.
+
+Tiles are [ROWS, HEADS, WIDTH]. Heads are counted as (kv head, head of its group), each padded to a power of two. What
+a call lacks is None, and the code for it is never compiled.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# The codes of `csr_op`.
+SOFTMAX = tl.constexpr(0)
+RELU = tl.constexpr(1)
+SIGMOID = tl.constexpr(2)
+DOT_PRODUCT = tl.constexpr(0)
+TANH = tl.constexpr(1)
+
+# Thirty arguments on a line each would hide the loops.
+# fmt: off
+
+
+@triton.jit
+def mix(word):
+    """The mixer of `graphattn.random`, on uint32."""
+    word = word ^ (word >> 16)
+    word = word * 0x7FEB352D
+    word = word ^ (word >> 15)
+    word = word * 0x846CA68B
+    return word ^ (word >> 16)
+
+
+@triton.jit
+def fold(index):
+    """Indices of 2^32 and more fold their upper half in."""
+    index = index.to(tl.uint64)
+    return index.to(tl.uint32) ^ ((index >> 32).to(tl.uint32) * 0x9E3779B9)
+
+
+@triton.jit
+def hash_target(seed_ptr, batch, target):
+    """State of the dropout hash after seed, batch and target."""
+    seed = tl.load(seed_ptr).to(tl.uint64)
+    state = mix(seed.to(tl.uint32) ^ 0x9E3779B9)
+    state = mix(state ^ (seed >> 32).to(tl.uint32))
+    return mix(mix(state ^ fold(batch)) ^ fold(target))
+
+
+@triton.jit
+def keep_heads(state, source, occurrence, head, threshold, keep_scale):
+    """Factor [ROWS, HEADS] of dropout on the weights of one edge per row: 0, or the scale of what is kept."""
+    state = mix(state ^ (fold(source) + occurrence.to(tl.uint32) * 0x9E3779B9))
+    bits = mix(state[:, None] ^ head.to(tl.uint32)[None, :])
+    return tl.where(bits.to(tl.int64) >= threshold, keep_scale, 0.0)
+
+
+@triton.jit
+def number_of(x, NUMBER: tl.constexpr):
+    """A number that came in float64, in the accumulator's dtype."""
+    return tl.full([1, 1], x, NUMBER)
+
+
+@triton.jit
+def heads_of(block, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr):
+    """Query heads of a block, their kv heads, and which of both exist."""
+    place = tl.arange(0, KV_BLOCK * GROUP_BLOCK)
+    kv_head = block * KV_BLOCK + place // GROUP_BLOCK
+    member = place % GROUP_BLOCK
+    return kv_head * GROUP + member, kv_head, (kv_head < KV_HEADS) & (member < GROUP)
+
+
+@triton.jit
+def tile_mask(is_live, is_head, column, WIDTH: tl.constexpr, IS_EVEN: tl.constexpr):
+    """Which numbers of a tile exist: no more comparisons than its padding asks for."""
+    mask = is_live[:, None, None] & (column >= 0)[None, None, :]
+    if not IS_EVEN:
+        mask = mask & is_head[None, :, None]
+    if column.shape[0] != WIDTH:
+        mask = mask & (column < WIDTH)[None, None, :]
+    return mask
+
+
+@triton.jit
+def tile_at(row, head, column, HEADS: tl.constexpr, WIDTH: tl.constexpr):
+    """Offsets [ROWS, HEADS, WIDTH] into an array [rows, HEADS, WIDTH]; `row` is int64."""
+    return (row[:, None, None] * HEADS + head[None, :, None]) * WIDTH + column[None, None, :]
+
+
+@triton.jit
+def read_tile(ptr, row, head, column, mask, HEADS: tl.constexpr, WIDTH: tl.constexpr, NUMBER: tl.constexpr):
+    """A tile of an array [rows, HEADS, WIDTH]."""
+    return tl.load(ptr + tile_at(row, head, column, HEADS, WIDTH), mask=mask, other=0.0).to(NUMBER)
+
+
+@triton.jit
+def read_pairs(ptr, row, head, mask, HEADS: tl.constexpr, NUMBER: tl.constexpr):
+    """Numbers [ROWS, HEADS] of an array [rows, HEADS]."""
+    return tl.load(ptr + row[:, None] * HEADS + head[None, :], mask=mask, other=0.0).to(NUMBER)
+
+
+@triton.jit
+def read_vector(vector_ptr, head, is_head, column, WIDTH: tl.constexpr, NUMBER: tl.constexpr):
+    """The vector of an additive score, [1, HEADS, WIDTH]."""
+    at = head[None, :, None] * WIDTH + column[None, None, :]
+    mask = is_head[None, :, None] & (column < WIDTH)[None, None, :]
+    return tl.load(vector_ptr + at, mask=mask, other=0.0).to(NUMBER)
+
+
+@triton.jit
+def add_tile(x, ptr, row, head, column, mask, HEADS: tl.constexpr, WIDTH: tl.constexpr, NUMBER: tl.constexpr):
+    """Add a tile of edge features to that of nodes, where there are any."""
+    if ptr is not None:
+        return x + read_tile(ptr, row, head, column, mask, HEADS, WIDTH, NUMBER)
+    else:
+        return x
+
+
+@triton.jit
+def activate(x, slope, SCORE: tl.constexpr):
+    """What an additive score does to query + key."""
+    if SCORE == TANH:
+        return 1 - 2 / (1 + tl.exp(2 * x))
+    else:
+        return tl.where(x > 0, x, slope * x)
+
+
+@triton.jit
+def score_heads(q, k, vector, scale, slope, SCORE: tl.constexpr):
+    """Scores [ROWS, HEADS] of one edge per row."""
+    if SCORE == DOT_PRODUCT:
+        return tl.sum(q * k, 2) * scale
+    else:
+        return tl.sum(activate(q + k, slope, SCORE) * vector, 2)
+
+
+@triton.jit
+def score_slope(q, k, vector, scale, slope, SCORE: tl.constexpr):
+    """Derivative [ROWS, HEADS, WIDTH] of an additive score by the query, which is that by the key."""
+    if SCORE == TANH:
+        a = activate(q + k, slope, SCORE)
+        return (1 - a * a) * vector
+    else:
+        return tl.where(q + k > 0, vector, slope * vector)
+
+
+@triton.jit
+def weigh(s, NORMALIZER: tl.constexpr):
+    """Weights of normalizers that look at one score alone; -inf is no edge."""
+    if NORMALIZER == RELU:
+        # Written so that NaN stays.
+        return tl.where(s <= 0, 0.0, s)
+    elif NORMALIZER == SIGMOID:
+        return 1 / (1 + tl.exp(-s))
+    else:
+        return tl.where(s == float("-inf"), 0.0, s)
+
+
+@triton.jit
+def items_of(items_ptr, block, total, ROWS: tl.constexpr):
+    """Row, first edge, last edge + 1 and slot of a program's items, and which of them exist."""
+    item = block * ROWS + tl.arange(0, ROWS)
+    is_item = item < total
+    at = items_ptr + item.to(tl.int64) * 4
+    row = tl.load(at, mask=is_item, other=0).to(tl.int64)
+    begin = tl.load(at + 1, mask=is_item, other=0).to(tl.int64)
+    end = tl.load(at + 2, mask=is_item, other=0).to(tl.int64)
+    return row, begin, end, tl.load(at + 3, mask=is_item, other=-1).to(tl.int64), is_item
+
+
+@triton.jit
+def edge_at(perm_ptr, position, is_live):
+    """The caller's edge at a position; without a perm the caller's order is the sorted one."""
+    if perm_ptr is not None:
+        return tl.load(perm_ptr + position, mask=is_live, other=0).to(tl.int64)
+    else:
+        return position
+
+
+@triton.jit
+def occurrence_at(occurrence_ptr, position, is_live):
+    """How many edges of the same pair come before; all zero where no list of them was made."""
+    if occurrence_ptr is not None:
+        return tl.load(occurrence_ptr + position, mask=is_live, other=0)
+    else:
+        return tl.zeros_like(position).to(tl.int32)
+
+
+@triton.jit
+def forward_rows(
+    items_ptr, total, blocks,
+    query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr,
+    slots, targets, sources, bias_batch, edge_key_batch, edge_value_batch,
+    scale: "fp64", slope: "fp64", threshold, keep_scale: "fp64",
+    SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
+    NUMBER: tl.constexpr,
+):
+    """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS)
+    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
+    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
+    scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
+    keep_scale = number_of(keep_scale, NUMBER)
+
+    mask = tile_mask(is_item, is_head, d, WIDTH, IS_EVEN)
+    q = read_tile(query_ptr, b * targets + row, head, d, mask, HEADS, WIDTH, NUMBER)
+    vector = q
+    if SCORE != DOT_PRODUCT:
+        vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
+    if seed_ptr is not None:
+        state = hash_target(seed_ptr, b, row)
+    top = tl.full([ROWS, KV_BLOCK * GROUP_BLOCK], float("-inf"), NUMBER)
+    norm = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
+    acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, VALUE_BLOCK], NUMBER)
+
+    for step in range(0, tl.max(end - begin, 0)):
+        e = begin + step
+        is_live = e < end
+        pairs = is_live[:, None] & is_head[None, :]
+        keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
+        values = tile_mask(is_live, is_head, v, VALUE, IS_EVEN)
+        j = tl.load(index_ptr + e, mask=is_live, other=0).to(tl.int64)
+        edge = edge_at(perm_ptr, e, is_live)
+        # Both rows are asked for before either is used.
+        k = read_tile(key_ptr, b * sources + j, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        x = read_tile(value_ptr, b * sources + j, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
+        k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        x = add_tile(x, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
+        s = score_heads(q, k, vector, scale, slope, SCORE)
+        if bias_ptr is not None:
+            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        if NORMALIZER == SOFTMAX:
+            s = tl.where(pairs, s, float("-inf"))
+            new_top = tl.maximum(top, s)
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+            shrink, p = tl.exp(top - shift), tl.exp(s - shift)
+            norm = norm * shrink + p
+            acc *= shrink[:, :, None]
+            top = new_top
+        else:
+            p = tl.where(pairs, weigh(s, NORMALIZER), 0.0)
+        if seed_ptr is not None:
+            p *= keep_heads(state, j, occurrence_at(occurrence_ptr, e, is_live), head, threshold, keep_scale)
+        acc += p[:, :, None] * x
+
+    is_whole = is_item & (slot < 0)
+    at = b * targets + row
+    if NORMALIZER == SOFTMAX:
+        factor, lse = finish(top, norm)
+        tl.store(lse_ptr + at[:, None] * HEADS + head[None, :], lse, mask=is_whole[:, None] & is_head[None, :])
+    else:
+        factor = norm + 1
+    y = (acc * factor[:, :, None]).to(out_ptr.dtype.element_ty)
+    mask = tile_mask(is_whole, is_head, v, VALUE, IS_EVEN)
+    tl.store(out_ptr + tile_at(at, head, v, HEADS, VALUE), y, mask=mask)
+    if part_out_ptr is not None:
+        is_part = is_item & (slot >= 0)
+        pairs = is_part[:, None] & is_head[None, :]
+        at = b * slots + slot
+        tl.store(part_top_ptr + at[:, None] * HEADS + head[None, :], top, mask=pairs)
+        tl.store(part_sum_ptr + at[:, None] * HEADS + head[None, :], norm, mask=pairs)
+        mask = tile_mask(is_part, is_head, v, VALUE, IS_EVEN)
+        tl.store(part_out_ptr + tile_at(at, head, v, HEADS, VALUE), acc, mask=mask)
+
+
+@triton.jit
+def finish(top, norm):
+    """The factor that makes sums of softmax weights, and lse; a row without edges has zeros, and -inf."""
+    is_empty = norm == 0
+    factor = tl.where(is_empty, 0.0, 1 / tl.where(is_empty, 1.0, norm))
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    return factor, tl.where(is_empty, float("-inf"), shift + tl.log(tl.where(is_empty, 1.0, norm)))
+
+
+@triton.jit
+def merge_forward(
+    cut_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
+    NORMALIZER: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr,
+    VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
+):
+    """Join the pieces of one cut row, in their order."""
+    b = (tl.program_id(0) // cuts).to(tl.int64)
+    cut = cut_ptr + (tl.program_id(0) % cuts).to(tl.int64) * 3
+    row, first, last = tl.load(cut).to(tl.int64), tl.load(cut + 1).to(tl.int64), tl.load(cut + 2).to(tl.int64)
+    h, v = tl.arange(0, HEADS_BLOCK), tl.arange(0, VALUE_BLOCK)
+    is_head = h < HEADS
+    mask = is_head[:, None] & (v < VALUE)[None, :]
+    top = tl.full([HEADS_BLOCK], float("-inf"), NUMBER)
+    norm = tl.zeros([HEADS_BLOCK], NUMBER)
+    acc = tl.zeros([HEADS_BLOCK, VALUE_BLOCK], NUMBER)
+    for slot in range(first, last):
+        at = (b * slots + slot) * HEADS + h
+        part = tl.load(part_out_ptr + at[:, None] * VALUE + v[None, :], mask=mask, other=0.0)
+        if NORMALIZER == SOFTMAX:
+            part_top = tl.load(part_top_ptr + at, mask=is_head, other=float("-inf"))
+            part_sum = tl.load(part_sum_ptr + at, mask=is_head, other=0.0)
+            new_top = tl.maximum(top, part_top)
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+            # A piece of NaN alone has no largest score, and must not vanish.
+            old, new = tl.exp(top - shift), tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift))
+            norm = norm * old + part_sum * new
+            acc = acc * old[:, None] + part * new[:, None]
+            top = new_top
+        else:
+            acc += part
+    if NORMALIZER == SOFTMAX:
+        factor, lse = finish(top, norm)
+        acc *= factor[:, None]
+        tl.store(lse_ptr + (b * targets + row) * HEADS + h, lse, mask=is_head)
+    at = ((b * targets + row) * HEADS + h)[:, None] * VALUE + v[None, :]
+    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def weigh_rows(
+    items_ptr, total, blocks,
+    query_ptr, key_ptr, vector_ptr, bias_ptr, edge_key_ptr, lse_ptr, index_ptr, perm_ptr, weights_ptr,
+    targets, sources, edges, bias_batch, edge_key_batch,
+    scale: "fp64", slope: "fp64",
+    SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
+):
+    """Weights of all edges, before dropout, in the caller's order."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS)
+    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
+    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    d = tl.arange(0, WIDTH_BLOCK)
+    scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
+
+    mask = tile_mask(is_item, is_head, d, WIDTH, IS_EVEN)
+    q = read_tile(query_ptr, b * targets + row, head, d, mask, HEADS, WIDTH, NUMBER)
+    vector = q
+    if SCORE != DOT_PRODUCT:
+        vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
+    if NORMALIZER == SOFTMAX:
+        lse = read_pairs(lse_ptr, b * targets + row, head, is_item[:, None] & is_head[None, :], HEADS, NUMBER)
+        lse = tl.where(lse == float("-inf"), 0.0, lse)
+    for step in range(0, tl.max(end - begin, 0)):
+        e = begin + step
+        is_live = e < end
+        pairs = is_live[:, None] & is_head[None, :]
+        keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
+        j = tl.load(index_ptr + e, mask=is_live, other=0).to(tl.int64)
+        edge = edge_at(perm_ptr, e, is_live)
+        k = read_tile(key_ptr, b * sources + j, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
+        s = score_heads(q, k, vector, scale, slope, SCORE)
+        if bias_ptr is not None:
+            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        if NORMALIZER == SOFTMAX:
+            p = tl.exp(s - lse)
+        else:
+            p = weigh(s, NORMALIZER)
+        tl.store(weights_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :], p, mask=pairs)
