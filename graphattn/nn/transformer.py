@@ -169,7 +169,8 @@ class GraphTransformer(torch.nn.Module):
     `ego="concat", score="gatv2"`; a sentence encoder is `Full(sizes)` with an encoding.
 
     Args:
-        in_channels: features per node; -1 is found at the first call.
+        in_channels: features per node; -1 is found at the first call; where None, x has `hidden_channels` already, and
+            there is no W_in.
         hidden_channels: features per node between the blocks.
         out_channels: features of the output; where None, the output is norm(h) with `hidden_channels`.
         num_layers: L.
@@ -178,7 +179,7 @@ class GraphTransformer(torch.nn.Module):
         encoding: one that changes features alone, such as `Sinusoidal(hidden_channels)`, enters once, after W_in; any
             other, such as `Rotary` or `RelativeBias`, is copied into each layer, where it has parameters of its own.
         options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `ego`, `layer`, `score`, `normalizer`,
-            `edge_dim`, ...
+            `edge_dim`, `memory_channels`, ...
 
     Raises:
         TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
@@ -199,7 +200,7 @@ class GraphTransformer(torch.nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         hidden_channels: int,
         out_channels: int | None,
         num_layers: int,
@@ -211,17 +212,17 @@ class GraphTransformer(torch.nn.Module):
     ) -> None:
         super().__init__()
         where = "GraphTransformer"
-        self.in_channels = check_int(where, "in_channels", in_channels, -1)
+        self.in_channels = None if in_channels is None else check_int(where, "in_channels", in_channels, -1)
         self.hidden_channels = check_int(where, "hidden_channels", hidden_channels, 1)
         self.num_layers = check_int(where, "num_layers", num_layers, 1)
         self.out_channels = None if out_channels is None else check_int(where, "out_channels", out_channels, 1)
-        if not self.in_channels:
+        if self.in_channels == 0:
             rule = "must be positive, or -1 to be found at the first call"
             raise ValueError(message(where, "in_channels", rule, 0))
         kind: Any = type(encoding)
         enters_once = encoding is not None and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
         self.encoding = encoding if enters_once else None
-        self.lin_in = Linear(in_channels, hidden_channels)
+        self.lin_in = None if self.in_channels is None else Linear(self.in_channels, hidden_channels)
         self.drop = Dropout(dropout)
         self.blocks = torch.nn.ModuleList()
         for _ in range(num_layers):
@@ -243,6 +244,9 @@ class GraphTransformer(torch.nn.Module):
         edge_index: Any,
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
+        *,
+        memory: Tensor | None = None,
+        memory_pattern: Any = None,
     ) -> Any:
         """Run the stack.
 
@@ -251,27 +255,33 @@ class GraphTransformer(torch.nn.Module):
             edge_index: a `Pattern`, or anything that `GraphAttention` takes.
             edge_attr: [E, edge_dim], in the order of the edges.
             return_attention_weights: also return the weights.
+            memory, memory_pattern: for each block, as in `TransformerBlock`.
 
         Returns:
-            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H].
+            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H];
+            with a memory, a pair of that and the same for the memory.
 
         Raises:
             TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
         """
-        _check_features("GraphTransformer", "in_channels", x, self.in_channels)
+        if self.in_channels is None:
+            _check_features("GraphTransformer", "hidden_channels", x, self.hidden_channels)
+        else:
+            _check_features("GraphTransformer", "in_channels", x, self.in_channels)
         if isinstance(edge_index, list | tuple) or self.encoding is not None:
             edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2))
-        x = self.lin_in(x)
+        x = x if self.lin_in is None else self.lin_in(x)
         if self.encoding is not None:
             x = self.encoding.input(x, edge_index)
         x = self.drop(x)
-        weights = []
+        weights: list[Any] = []
+        across = {"memory": memory, "memory_pattern": memory_pattern}
         for block in self.blocks:
             if return_attention_weights:
-                x, given = block(x, edge_index, edge_attr, return_attention_weights=True)
-                weights.append(given)
+                x, *given = block(x, edge_index, edge_attr, **across, return_attention_weights=True)
+                weights.append(given[0] if len(given) == 1 else tuple(given))
             else:
-                x = block(x, edge_index, edge_attr)
+                x = block(x, edge_index, edge_attr, **across)
         x = self.norm(x)
         x = x if self.lin_out is None else self.lin_out(x)
         return (x, weights) if return_attention_weights else x
