@@ -182,7 +182,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["Seq2Seq"], choices=["Seq2Seq", "LSTM"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1500, help="batches to learn from")
+    parser.add_argument("--steps", type=int, default=1200, help="batches to learn from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.003)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
