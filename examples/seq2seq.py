@@ -197,11 +197,13 @@ def main():
     dates = [datetime.date.fromordinal(day) for day in range(693_596, 766_645)]  # From 1900 to 2099.
     random.seed(0)
     random.shuffle(dates)
-    test, validation = ([(write(date), str(date)) for date in part] for part in (dates[:7300], dates[7300:7800]))
-    test, training = test[: 100 if args.smoke else None], dates[7800:]
+    parts, training = (dates[:7300], dates[7300:7800]), dates[7800:]
     print(
-        f"{len(dates):,} dates: {len(training):,} to learn from, {len(validation):,} to choose, {len(test):,} to test"
+        f"{len(dates):,} dates: {len(training):,} to learn from, {len(parts[1])} to choose, {len(parts[0]):,} to test"
     )
+    test, validation = ([(write(date), str(date)) for date in part] for part in parts)
+    if args.smoke:
+        test, validation = test[:50], validation[:5]
     # The widths give both about the same number of parameters.
     kinds = {"Seq2Seq": (Seq2Seq, 64, 2, 4), "LSTM": (LSTMs, 84)}
     models = {}
