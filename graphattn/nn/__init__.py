@@ -17,6 +17,7 @@ from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
+from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
 from .transformer import TransformerBlock as TransformerBlock
 
@@ -34,6 +35,7 @@ __all__ = [
     "RandomWalkPosition",
     "RelativeBias",
     "Rotary",
+    "Seq2Seq",
     "Sinusoidal",
     "TransformerBlock",
     "TransformerConv",
