@@ -1,7 +1,9 @@
+"""Pictures of attention: Matplotlib axes in, axes out; and a page to explore it. Importing this loads no Matplotlib."""
 
 from .arcs import draw_arcs as draw_arcs
 from .arrows import draw_graph_weights as draw_graph_weights
 from .arrows import layout as layout
+from .explore import explore as explore
 from .fields import draw_receptive_field as draw_receptive_field
 from .graphs import draw_graph as draw_graph
 from .graphs import draw_neighborhood as draw_neighborhood

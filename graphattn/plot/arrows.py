@@ -137,10 +137,12 @@ def draw_graph_weights(
     texts = read_names("draw_graph_weights", "names", names, pattern.num_targets)
     place = read_position("draw_graph_weights", pattern, position)
     edge_index = pattern.edge_index
-    axes.add_collection(LineCollection(_undirected(place, edge_index), colors="#bbbbbb", linewidths=0.5, zorder=1))
     if target is not None:
         into = edge_index[1] == read_node("draw_graph_weights", "target", target, pattern.num_targets)
-        edge_index, weight = edge_index[:, into], weight[into]
+        others, edge_index, weight = edge_index[:, ~into], edge_index[:, into], weight[into]
+    else:
+        others = edge_index[:, weight == 0]
+    axes.add_collection(LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1))
     share = shares(weight, strongest_of("draw_graph_weights", strongest))
     order = share.argsort(stable=True)
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
@@ -158,7 +160,7 @@ def draw_graph_weights(
     polygons = _arrows(place, edge_index[:, arrow], share[arrow], radius)
     axes.add_collection(PolyCollection(polygons, facecolors=faces, edgecolors=rims, linewidths=0.4, zorder=2))
     # A ring reaches outward from its node, and is hidden below it on the inside.
-    size = 2 * radius * (1 + 0.1 + 0.5 * share[is_loop])
+    size = 2 * radius * (1.08 + 0.3 * share[is_loop])
     ring_colors = [color for color, drawn in zip(colors, is_loop.tolist(), strict=True) if drawn]
     rings = EllipseCollection(
         size.numpy(),
@@ -192,7 +194,7 @@ def node_radius(place: Tensor) -> float:
     if len(place) < 2:
         return 0.04
     apart = torch.cdist(place, place).fill_diagonal_(torch.inf).min(1).values
-    return min(max(0.45 * float(apart.quantile(0.02)), 0.006), 0.035)
+    return min(max(0.36 * float(apart.quantile(0.02)), 0.006), 0.03)
 
 
 def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], texts: Sequence[str] | None) -> None:
@@ -219,7 +221,7 @@ def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], t
         return
     points = radius * points_per_unit(axes)
     inside = max(map(len, texts), default=0) <= 3
-    size_of_text = min(max(1.1 * points, 4.0), 11.0) if inside else 8.0
+    size_of_text = min(max(1.2 * points, 4.0), 11.0) if inside else 8.0
     outline = [] if inside else [patheffects.withStroke(linewidth=2.5, foreground="white")]
     for (x, y), text, fill in zip(place.tolist(), texts, fills, strict=True):
         red, green, blue = to_rgb(fill)

@@ -46,6 +46,7 @@ def draw_heads(
         ValueError: weights aren't [E, H], there are more or fewer titles than heads, or columns is below 1.
 
     Example:
+        >>> import torch
         >>> from matplotlib.figure import Figure
         >>> from graphattn import Full
         >>> from graphattn.plot import draw_weights
