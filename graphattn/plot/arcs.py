@@ -11,7 +11,18 @@ from torch import Tensor
 from ..errors import message
 from ..patterns import Pattern
 from ..patterns.box import Box
-from .style import MARK, points_per_unit, read_names, read_node, read_pattern, read_weight, shade, shares, strongest_of
+from .style import (
+    MARK,
+    frame,
+    points_per_unit,
+    read_names,
+    read_node,
+    read_pattern,
+    read_weight,
+    shade,
+    shares,
+    strongest_of,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,9 +88,8 @@ def draw_arcs(
     height = max(0.21 * reach, 0.4) + 1.1
     is_below = bool((edge_index[0] > edge_index[1]).any())
     right = float(place[-1] + half[-1]) if words else 1.0
-    axes.set(xlim=(-0.6, right + 0.6), ylim=(-height if is_below else -1.0, height), aspect="equal")
-    axes.set_axis_off()
-    size = min(1.3 * points_per_unit(axes), 15.0)
+    frame(axes, -0.6, right + 0.6, -height if is_below else -1.0, height)
+    size = min(1.3 * points_per_unit(axes), 18.0)
     thickest = min(0.32 * points_per_unit(axes), 5.0)
     for edge in share.argsort(stable=True).tolist():
         source, into_node = edge_index[:, edge].tolist()

@@ -12,6 +12,7 @@ from ..errors import check_choice, message, shape_of
 from ..patterns import Pattern
 from .style import (
     MARK,
+    frame,
     points_per_unit,
     read_names,
     read_node,
@@ -142,7 +143,9 @@ def draw_graph_weights(
         others, edge_index, weight = edge_index[:, ~into], edge_index[:, into], weight[into]
     else:
         others = edge_index[:, weight == 0]
-    axes.add_collection(LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1))
+    axes.add_collection(
+        LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1), autolim=False
+    )
     share = shares(weight, strongest_of("draw_graph_weights", strongest))
     order = share.argsort(stable=True)
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
@@ -158,7 +161,9 @@ def draw_graph_weights(
     faces = ["white" if is_hollow else color for is_hollow, color in zip(hollow, arrow_colors, strict=True)]
     rims = [color if is_hollow else "white" for is_hollow, color in zip(hollow, arrow_colors, strict=True)]
     polygons = _arrows(place, edge_index[:, arrow], share[arrow], radius)
-    axes.add_collection(PolyCollection(polygons, facecolors=faces, edgecolors=rims, linewidths=0.4, zorder=2))
+    axes.add_collection(
+        PolyCollection(polygons, facecolors=faces, edgecolors=rims, linewidths=0.4, zorder=2), autolim=False
+    )
     # A ring reaches outward from its node, and is hidden below it on the inside.
     size = 2 * radius * (1.08 + 0.3 * share[is_loop])
     ring_colors = [color for color, drawn in zip(colors, is_loop.tolist(), strict=True) if drawn]
@@ -185,8 +190,7 @@ def set_up(axes: Axes, place: Tensor, radius: float) -> None:
     low, high = (place.min(0).values, place.max(0).values) if len(place) else (torch.zeros(2), torch.ones(2))
     margin = 2.2 * radius
     (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
-    axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
-    axes.set_axis_off()
+    frame(axes, left, right, bottom, top)
 
 
 def node_radius(place: Tensor) -> float:

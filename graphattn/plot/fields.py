@@ -67,7 +67,7 @@ def draw_receptive_field(
     from matplotlib.collections import LineCollection
 
     segments = place[pattern.edge_index.t()].numpy()
-    axes.add_collection(LineCollection(segments, colors="#999999", linewidths=0.5, zorder=1))
+    axes.add_collection(LineCollection(segments, colors="#999999", linewidths=0.5, zorder=1), autolim=False)
     marks = [str(layer) if layer >= 0 else "" for layer in reached.tolist()]
     draw_nodes(axes, place, radius, [_fill(layer, layers) for layer in reached.tolist()], marks)
     return axes

@@ -14,9 +14,11 @@ from ..patterns import Pattern
 from ..patterns.box import Box
 from .style import (
     COLORS,
+    MARK,
     colormap,
     points_per_unit,
     read_names,
+    read_node,
     read_pattern,
     read_weight,
     shares,
@@ -33,7 +35,7 @@ MOST_DOTS, MOST_CELLS = 100, 400
 MOST_NUMBERS = 16
 
 
-def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None) -> Axes:
+def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None, target: int | None = None) -> Axes:
     """Draw who may attend to whom: a row per target, a column per source, a dot where there is an edge.
 
     Frames surround the components of a ragged batch. A pattern of more than 400 nodes becomes an image, each cell as
@@ -43,12 +45,13 @@ def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None
         axes: Matplotlib axes to draw into.
         pattern: a `Pattern`, or what `Edges` takes.
         names: a text per node, written beside rows and columns; of as many sources as targets then.
+        target: a node whose row is marked; none where left out.
 
     Returns:
         `axes`.
 
     Raises:
-        ValueError: there are more or fewer names than nodes.
+        ValueError: there are more or fewer names than nodes, or no such target.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -60,19 +63,22 @@ def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None
     pattern = read_pattern(pattern)
     labels = _both_names("draw_pattern", pattern, names, None, None)
     _set_up(axes, pattern, labels)
-    source, target = pattern.edge_index
+    source, into = pattern.edge_index
+    if target is not None:
+        row = read_node("draw_pattern", "target", target, pattern.num_targets)
+        axes.axhspan(row - 0.5, row + 0.5, facecolor=MARK, alpha=0.18, linewidth=0, zorder=0.5)
     if max(pattern.num_sources, pattern.num_targets) <= MOST_DOTS:
         from matplotlib.collections import EllipseCollection
 
-        size = torch.full((source.numel(),), 0.72).numpy()
+        size = torch.full((source.numel(),), 0.66).numpy()
         dots = EllipseCollection(
             size,
             size,
             torch.zeros(source.numel()).numpy(),
             units="xy",
-            offsets=torch.stack([source, target], 1).numpy(),
+            offsets=torch.stack([source, into], 1).numpy(),
             offset_transform=axes.transData,
-            facecolors=COLORS[0],
+            facecolors=[MARK if row == target else COLORS[0] for row in into.tolist()],
         )
         axes.add_collection(dots, autolim=False)
     elif source.numel():

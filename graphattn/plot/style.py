@@ -108,6 +108,15 @@ def strongest_of(where: str, strongest: float | None) -> float | None:
     return strongest
 
 
+def frame(axes: Axes, left: float, right: float, bottom: float, top: float) -> None:
+    """Undistorted, without a box; what is wider than the panel needs is margin, so that titles stay in line."""
+    axes.update_datalim([(left, bottom), (right, top)])
+    axes.set_xlim(left, right, auto=True)
+    axes.set_ylim(bottom, top, auto=True)
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_axis_off()
+
+
 def points_per_unit(axes: Axes) -> float:
     """How long one unit of the axes is in points, about: what text fits into a cell."""
     box = axes.get_window_extent()
