@@ -112,7 +112,7 @@ def test_import_loads_nothing_heavy():
     code = """
 import sys, torch_geometric
 before = set(sys.modules)
-import graphattn
+import graphattn, graphattn.plot
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(names & {"numba", "llvmlite", "triton", "matplotlib", "sklearn", "pandas", "networkx"}))
 """

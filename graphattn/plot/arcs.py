@@ -93,7 +93,7 @@ def draw_arcs(
     thickest = min(0.32 * points_per_unit(axes), 5.0)
     for edge in share.argsort(stable=True).tolist():
         source, into_node = edge_index[:, edge].tolist()
-        style = {
+        style: dict[str, Any] = {
             "color": shade(0.3 + 0.7 * float(share[edge])),
             "linewidth": thickest * (0.15 + 0.85 * float(share[edge])),
             "linestyle": ":" if weight[edge] < 0 else "-",

@@ -80,7 +80,7 @@ def fit_square(position: Tensor) -> Tensor:
 def _spread(place: Tensor) -> Tensor:
     """Push nodes apart that lie nearer to each other than a fraction of their mean distance."""
     apart = 0.45 / max(len(place), 1) ** 0.5
-    for _ in range(100 if len(place) <= 3000 else 0):
+    for _ in range(100 if 0 < len(place) <= 3000 else 0):
         between = place[:, None] - place
         distance = between.norm(dim=2).fill_diagonal_(torch.inf)
         push = (apart - distance).clamp(min=0) / 2

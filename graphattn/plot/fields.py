@@ -66,7 +66,7 @@ def draw_receptive_field(
     set_up(axes, place, radius)
     from matplotlib.collections import LineCollection
 
-    segments = place[pattern.edge_index.t()].numpy()
+    segments = list(place[pattern.edge_index.t()].numpy())
     axes.add_collection(LineCollection(segments, colors="#999999", linewidths=0.5, zorder=1), autolim=False)
     marks = [str(layer) if layer >= 0 else "" for layer in reached.tolist()]
     draw_nodes(axes, place, radius, [_fill(layer, layers) for layer in reached.tolist()], marks)
@@ -102,7 +102,7 @@ def _draw_rows(axes: Axes, pattern: Pattern, node: int, layers: int, texts: list
         if row:
             drawn = needed[target]
             ends = torch.stack([source, torch.full_like(source, row - 1), target, torch.full_like(source, row)], 1)
-            segments = ends[drawn].view(-1, 2, 2).double().numpy()
+            segments = list(ends[drawn].view(-1, 2, 2).double().numpy())
             axes.add_collection(LineCollection(segments, colors="#7566b8", linewidths=min(1.2, room / 12), zorder=2))
     axes.set_yticks(range(layers + 1), ["input", *(f"layer {layer}" for layer in range(1, layers + 1))])
     step = max(1, number // 12) if texts is None else 1

@@ -185,7 +185,7 @@ def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[s
         is_wide = axis is axes.xaxis and max((len(names[place]) for place in shown), default=0) * 0.62 * size > (
             step * cell
         )
-        turned = {"rotation": 90} if is_wide else {}
+        turned: dict[str, Any] = {"rotation": 90} if is_wide else {}
         axis.set_ticks(list(shown), [names[place] for place in shown], fontsize=size, parse_math=False, **turned)
 
 
