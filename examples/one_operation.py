@@ -16,7 +16,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from graphattn import Edges, Full, Grid, Window, attention
-from graphattn.plot import draw_arcs, draw_graph_weights, draw_pattern, draw_pixel_weights, explore
+from graphattn.plot import draw_arcs, draw_graph_weights, draw_pattern, draw_pixel_weights, explore, layout
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -24,9 +24,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 WORDS = "I saw a saw".split()
 DIGIT = torch.from_numpy(load_digits().images[3] / 16).float()
 CLUB = networkx.karate_club_graph()
-# Heads differ in how sharply they tell alike from unlike; the first doesn't at all, and its weights are uniform.
-SHARPNESS = torch.tensor([0.0, 2.0, 4.0, 8.0])
-DRAWN = 2
+# Heads differ in how sharply they tell alike from unlike; the last doesn't at all, and its weights are uniform.
+SHARPNESS = torch.tensor([4.0, 8.0, 2.0, 0.0])
 
 
 def embed_words():
@@ -62,45 +61,32 @@ def main():
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
 
-    # Title, pattern, features, the node whose attention is drawn, how to draw it, and what its page shows.
     club = Edges(CLUB)
-    pixel = (3, 4)
-    members = [str(member) for member in CLUB]
+    place = layout(club, "kamada_kawai") * torch.tensor([1.6, 1.0])
+    members = {"names": [str(member) for member in CLUB], "position": place}
+    # Title, pattern, features, the node whose attention is drawn, what draws it and with which options, the page's.
     columns = (
-        ("a sentence", Full(4), embed_words(), 3, (draw_arcs, {"names": WORDS, "target": 3}), {"names": WORDS}),
-        (
-            "a sentence, in a window",
-            Window(4, radius=1),
-            embed_words(),
-            2,
-            (draw_arcs, {"names": WORDS, "target": 2}),
-            {"names": WORDS},
-        ),
+        ("a sentence", Full(4), embed_words(), 3, draw_arcs, {"target": 3}, {"names": WORDS}),
+        ("a sentence, in a window", Window(4, radius=1), embed_words(), 2, draw_arcs, {"target": 2}, {"names": WORDS}),
         (
             "an image",
             Grid((8, 8), radius=2),
             embed_pixels(),
-            8 * pixel[0] + pixel[1],
-            (draw_pixel_weights, {"pixel": pixel, "image": DIGIT}),
+            28,
+            draw_pixel_weights,
+            {"pixel": (3, 4)},
             {"image": DIGIT},
         ),
-        (
-            "a graph",
-            club,
-            embed_members(),
-            2,
-            (draw_graph_weights, {"target": 2, "names": members}),
-            {"position": "kamada_kawai"},
-        ),
+        ("a graph", club, embed_members(), 2, draw_graph_weights, {"target": 2}, members),
     )
     figure = plt.figure(figsize=(15, 7.6), layout="constrained")
     panels = figure.subplots(2, len(columns), height_ratios=[1, 0.92])
-    for (title, pattern, x, node, (draw, how), page), (upper, lower) in zip(columns, panels.T, strict=True):
+    for (title, pattern, x, node, draw, how, page), (upper, lower) in zip(columns, panels.T, strict=True):
         weights = attend(x, pattern)
-        total = float(weights[pattern.edge_index[1] == node, DRAWN].sum())
+        total = float(weights[pattern.edge_index[1] == node, 0].sum())
         print(f"{title}: {pattern}, {pattern.num_edges} edges, weights of node {node} add up to {total:.4f}")
-        draw(upper, pattern, weights[:, DRAWN], **how).set_title(title, fontsize=15)
-        draw_pattern(lower, pattern, names=page.get("names"), target=node)
+        draw(upper, pattern, weights[:, 0], **how, **page).set_title(title, fontsize=15)
+        draw_pattern(lower, pattern, names=WORDS if draw is draw_arcs else None, target=node)
         name = f"Edges({pattern.num_edges} edges)" if pattern is club else repr(pattern)
         lower.set_title(name, fontsize=12, family="monospace")
         path = options.output / f"explore_{title.split()[-1]}.html"
@@ -109,7 +95,7 @@ def main():
     panels[1, 0].set_xlabel("source: who is attended to", fontsize=11)
     figure.suptitle("attention(query, key, value, pattern)", fontsize=17, family="monospace")
     path = options.output / "one_operation.png"
-    figure.savefig(path, dpi=50 if options.smoke else 92)
+    figure.savefig(path, dpi=50 if options.smoke else 88, pil_kwargs={"optimize": True})
     print(f"Picture: {path}")
 
 
