@@ -280,8 +280,9 @@ def _arrows(place: Tensor, edge_index: Tensor, share: Tensor, radius: float) -> 
     # The more arrows, the thinner all of them.
     thickest = min(max(2.5 / max(len(share), 1) ** 0.5, 0.08), 0.3)
     half = (radius * (0.04 + thickest * share))[:, None]
-    pairs = set(zip(source.tolist(), target.tolist(), strict=True))
-    is_mutual = torch.tensor([(j, i) in pairs for i, j in pairs and zip(source.tolist(), target.tolist(), strict=True)])
+    edges = edge_index.t().tolist()
+    drawn = {(j, i) for j, i in edges}
+    is_mutual = torch.tensor([(i, j) in drawn for j, i in edges])
     # Traffic keeps to the right where it goes both ways.
     aside = -0.45 * radius * is_mutual.to(place.dtype).view(-1, 1) * across
     begin = place[source] + aside + radius * along

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..errors import check_choice, message, shape_of
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
-from .arrows import layout as place_nodes
 from .arrows import read_position
 from .pixels import pixel_shape
 from .style import MARK, SHADES, read_names, read_pattern
@@ -80,6 +79,7 @@ def explore(
         Vig, "A Multiscale Visualization of Attention in the Transformer Model", 2019, for such views of sentences.
     """
     pattern = read_pattern(pattern)
+    image = None if image is None else torch.as_tensor(image)
     layers = _read_layers(pattern, weights)
     is_square = pattern.num_sources == pattern.num_targets and not _is_pair(names)
     kind = _choose_layout(pattern, image, layout, is_square)
@@ -188,8 +188,7 @@ def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | 
             return {"breaks": [[], []]}
         return {"breaks": [pattern.source_ptr[1:-1].tolist(), pattern.ptr[1:-1].tolist()]}
     if kind == "nodes":
-        place = place_nodes(pattern, position) if isinstance(position, str) else None
-        place = read_position("explore", pattern, position) if place is None else place
+        place = read_position("explore", pattern, position)
         return {"position": [[round(x, 4), round(1 - y, 4)] for x, y in place.tolist()]}
     if image is None and isinstance(pattern, Grid):
         return {"position": _unfold(pattern).tolist()}

@@ -54,6 +54,7 @@ def draw_pixel_weights(
         9
     """
     pattern = read_pattern(pattern)
+    image = None if image is None else torch.as_tensor(image)
     rows, columns = pixel_shape("draw_pixel_weights", pattern, image)
     weight = read_weight("draw_pixel_weights", pattern, weight)
     row = read_node("draw_pixel_weights", "pixel[0]", pixel[0], rows)
