@@ -1,4 +1,4 @@
-"""Data sets as PyG `Dataset`s: node classification graphs, and a corpus for tagging."""
+"""Data sets as PyG `Dataset`s: node classification graphs, and corpora for tagging."""
 
 from __future__ import annotations
 
@@ -8,5 +8,16 @@ from .grammar import generate_ambiguous_words as generate_ambiguous_words
 from .graphs import GRAPHS as GRAPHS
 from .graphs import load_graph as load_graph
 from .roots import dataset_root as dataset_root
+from .universal_dependencies import TREEBANKS as TREEBANKS
+from .universal_dependencies import UniversalDependencies as UniversalDependencies
 
-__all__ = ["GRAPHS", "AmbiguousWords", "dataset_root", "digits_graph", "generate_ambiguous_words", "load_graph"]
+__all__ = [
+    "GRAPHS",
+    "TREEBANKS",
+    "AmbiguousWords",
+    "UniversalDependencies",
+    "dataset_root",
+    "digits_graph",
+    "generate_ambiguous_words",
+    "load_graph",
+]
