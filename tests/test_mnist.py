@@ -166,6 +166,12 @@ def test_swapped_files_are_told_apart(small, server, tmp_path):
         MNIST(tmp_path / "published")
 
 
+def test_documented_checksums_are_those_that_are_checked():
+    readme = (Path(__file__).resolve().parents[1] / "datasets" / "README.md").read_text(encoding="utf-8")
+    for file in (file for files in mnist.FILES.values() for file in files):
+        assert f"| `{file.path}` | {file.size:,} | `{file.sha256}` |" in readme
+
+
 def test_unknown_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"MNIST: split must be one of 'train', 'test', got 'tset'\. Did you mean 't"):
         MNIST(tmp_path, split="tset")
