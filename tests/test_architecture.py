@@ -34,6 +34,7 @@ LEVELS = {
     "compare": 6,
     "comparison": 6,
     "testing": 6,
+    "transforms": 6,
     "datasets": 6,
     "plot": 6,
     "cli": 7,
