@@ -17,12 +17,14 @@ from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
+from .readout import AttentionReadout as AttentionReadout
 from .transformer import GraphTransformer as GraphTransformer
 from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
     "ALiBi",
     "AccelerateReport",
+    "AttentionReadout",
     "DenseGraphAttention",
     "Encoding",
     "GATConv",
