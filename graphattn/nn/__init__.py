@@ -17,6 +17,7 @@ from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
+from .readout import AttentionReadout as AttentionReadout
 from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
 from .transformer import TransformerBlock as TransformerBlock
@@ -24,6 +25,7 @@ from .transformer import TransformerBlock as TransformerBlock
 __all__ = [
     "ALiBi",
     "AccelerateReport",
+    "AttentionReadout",
     "DenseGraphAttention",
     "Encoding",
     "GATConv",
