@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks
 
-.PHONY: demo test check format setup bench bench-dgl gpu clean
+.PHONY: demo test check format setup examples reproduce bench bench-dgl gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -29,6 +29,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
 	@touch $@
+
+# Every example as it is, on data that needs no download; writes the table of examples/README.md.
+examples: setup
+	$(BIN)/python examples/run_all.py
+
+# Published accuracies beside ours, on real data; writes benchmarks/results/accuracy.md.
+reproduce: setup
+	$(BIN)/python benchmarks/accuracy.py
 
 # Writes benchmarks/results; about ten minutes on two cores.
 bench: setup

@@ -59,10 +59,8 @@ def ratio(taken: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
 
 
-def machine(gather_bytes_per_second: float) -> dict[str, object]:
-    """Versions, threads and measured bandwidths: part of every result."""
-    source, target = torch.ones(2**26), torch.empty(2**26)
-    taken = race({"copy": lambda: target.copy_(source)}, seconds=2)
+def versions() -> dict[str, object]:
+    """The processor, threads and versions: part of every result."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -73,6 +71,15 @@ def machine(gather_bytes_per_second: float) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "torch-geometric", "numba", "numpy")},
+    }
+
+
+def machine(gather_bytes_per_second: float) -> dict[str, object]:
+    """Versions, and measured bandwidths: part of every timing."""
+    source, target = torch.ones(2**26), torch.empty(2**26)
+    taken = race({"copy": lambda: target.copy_(source)}, seconds=2)
+    return {
+        **versions(),
         "copy GB/s": round(2 * source.nbytes / statistics.median(taken["copy"]) / 1e9, 1),
         "row gather GB/s": round(gather_bytes_per_second / 1e9, 1),
     }

@@ -17,6 +17,8 @@ from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
+from .transformer import GraphTransformer as GraphTransformer
+from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
     "ALiBi",
@@ -26,12 +28,14 @@ __all__ = [
     "GATConv",
     "GATv2Conv",
     "GraphAttention",
+    "GraphTransformer",
     "LaplacianPosition",
     "LearnedPosition",
     "RandomWalkPosition",
     "RelativeBias",
     "Rotary",
     "Sinusoidal",
+    "TransformerBlock",
     "TransformerConv",
     "accelerate",
     "conv_as_attention",

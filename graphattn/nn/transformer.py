@@ -1,0 +1,295 @@
+"""Transformers whose attention follows a pattern: one block, and a stack of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Dropout, LayerNorm
+from torch_geometric.nn.dense.linear import Linear
+
+from ..call import as_pattern
+from ..errors import check_choice, check_finite, check_float_tensor, check_int, check_probability, message, shape_of
+from .attention import GraphAttention
+from .dense import DenseGraphAttention
+from .encodings import Encoding
+
+# How a node's own features reach the feed-forward network beside those that attention has gathered.
+EGO = ("add", "concat", "none")
+
+
+class TransformerBlock(torch.nn.Module):
+    """Attention along a pattern, then a feed-forward network in every node, around residual connections.
+
+        ego="add":      h = x + attend(norm(x)),    out = h + feed(norm(h))        the transformer, norms in front
+        ego="concat":   h = norm(x),                out = x + feed([h, attend(h)])        own and gathered kept apart
+        ego="none":     h = norm(x),                out = x + feed(attend(h))             as in a GAT
+
+    With `memory_channels`, targets also attend to a memory in between: h = h + cross(norm(h), memory).
+
+    Args:
+        channels: features per node, in and out.
+        heads: H; must divide `channels`.
+        feed_forward: width of the feed-forward network's hidden layer, in multiples of `channels`.
+        dropout: probability with which a feature is dropped in training, after attention and twice in `feed`.
+        attention_dropout: probability with which a weight is dropped in training.
+        ego: how a node's own features reach the feed-forward network: "add", "concat" or "none".
+        memory_channels: features of the memory; no cross-attention where left out.
+        layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
+        options: for the attention along the pattern, as in `GraphAttention`: `score`, `normalizer`, `encoding`,
+            `edge_dim`, `kv_heads`, `add_self_loops`, `backend`. Of these, cross-attention has the normalizer, the
+            backend and a score that is named.
+
+    Raises:
+        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+
+    Example:
+        >>> from graphattn import Full, Window
+        >>> TransformerBlock(16, heads=4)(torch.randn(12, 16), Window([5, 7], radius=2)).shape
+        torch.Size([12, 16])
+        >>> decoder = TransformerBlock(16, heads=4, memory_channels=8)
+        >>> own, across = Full([2, 3], causal=True), Full([2, 3], source_sizes=[5, 7])
+        >>> decoder(torch.randn(5, 16), own, memory=torch.randn(12, 8), memory_pattern=across).shape
+        torch.Size([5, 16])
+
+    References:
+        Vaswani et al., "Attention Is All You Need", 2017; Xiong et al., "On Layer Normalization in the Transformer
+        Architecture", 2020, for norms in front; Platonov et al., "A Critical Look at the Evaluation of GNNs under
+        Heterophily", 2023, whose GT, GAT-sep and GAT the three kinds of `ego` are.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        *,
+        feed_forward: float = 4,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        ego: str = "add",
+        memory_channels: int | None = None,
+        layer: type[GraphAttention] | type[DenseGraphAttention] = GraphAttention,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        where = "TransformerBlock"
+        self.channels = check_int(where, "channels", channels, 1)
+        check_choice(where, "ego", ego, EGO)
+        check_probability(where, "dropout", dropout)
+        check_finite(where, "feed_forward", feed_forward)
+        if feed_forward * self.channels < 1:
+            raise ValueError(message(where, "feed_forward", "must leave at least one hidden channel", feed_forward))
+        if memory_channels is not None and ego != "add":
+            rule = "must be 'add' where memory_channels is given"
+            raise ValueError(message(where, "ego", rule, repr(ego)))
+        self.ego = ego
+        self.norm = LayerNorm(self.channels)
+        self.attention = layer(self.channels, self.channels, heads, dropout=attention_dropout, **options)
+        self.cross_norm = self.cross_attention = None
+        if memory_channels is not None:
+            shared = {name: options[name] for name in ("score", "normalizer", "backend") if name in options}
+            if not isinstance(shared.get("score"), str):
+                shared.pop("score", None)
+            sides = (memory_channels, self.channels)
+            self.cross_norm = LayerNorm(self.channels)
+            self.cross_attention = layer(sides, self.channels, heads, dropout=attention_dropout, **shared)
+        self.feed_norm = LayerNorm(self.channels) if ego == "add" else None
+        hidden = math.floor(feed_forward * self.channels)
+        self.feed_in = Linear(2 * self.channels if ego == "concat" else self.channels, hidden)
+        self.feed_out = Linear(hidden, self.channels)
+        self.drop = Dropout(dropout)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for module in self.children():
+            if not isinstance(module, Dropout):
+                module.reset_parameters()  # type: ignore[operator]
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        *,
+        memory: Tensor | None = None,
+        memory_pattern: Any = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Attend, and feed forward.
+
+        Args:
+            x: [*B, N, channels].
+            edge_index: a `Pattern`, or anything that `GraphAttention` takes.
+            edge_attr: [E, edge_dim], in the order of the edges.
+            memory: [*B, M, memory_channels]; needed where the block has cross-attention.
+            memory_pattern: with the M rows of `memory` as sources and the N rows of `x` as targets.
+            return_attention_weights: also return the weights, as the layers do.
+
+        Returns:
+            [*B, N, channels]; or that and what the attention returned as weights, the pair of edges [2, E] and weights
+            [*B, E, H]; with cross-attention, a third entry holds those of the memory.
+
+        Raises:
+            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        """
+        _check_features("TransformerBlock", "channels", x, self.channels)
+        if (memory is None) != (self.cross_attention is None):
+            rule = "must be given exactly where the block has memory_channels"
+            got = "None" if memory is None else shape_of(memory)
+            raise ValueError(message("TransformerBlock", "memory", rule, got))
+        h = self.norm(x)
+        gathered, weights = _attend(self.attention, h, edge_index, edge_attr, return_attention_weights)
+        across: tuple[Any, ...] = ()
+        if self.feed_norm is not None:
+            x = x + self.drop(gathered)
+            if self.cross_attention is not None and self.cross_norm is not None:
+                pair = (memory, self.cross_norm(x))
+                gathered, across = _attend(self.cross_attention, pair, memory_pattern, None, return_attention_weights)
+                x = x + self.drop(gathered)
+            h = self.feed_norm(x)
+        else:
+            h = torch.cat([h, gathered], -1) if self.ego == "concat" else gathered
+        x = x + self.drop(self.feed_out(self.drop(torch.nn.functional.gelu(self.feed_in(h)))))
+        return (x, *weights, *across) if return_attention_weights else x
+
+    def extra_repr(self) -> str:
+        """Arguments of the constructor."""
+        return f"{self.channels}, ego={self.ego!r}"
+
+
+class GraphTransformer(torch.nn.Module):
+    """A stack of transformer blocks on any pattern: a graph, sentences, pixels.
+
+        h = W_in x,    h = block_l(h) for l = 1, ..., L,    out = W_out norm(h)
+
+    The graph transformer GT of Platonov et al. is `ego="add"` on the graph with self-loops, their GAT-sep is
+    `ego="concat", score="gatv2"`; a sentence encoder is `Full(sizes)` with an encoding.
+
+    Args:
+        in_channels: features per node; -1 is found at the first call.
+        hidden_channels: features per node between the blocks.
+        out_channels: features of the output; where None, the output is norm(h) with `hidden_channels`.
+        num_layers: L.
+        heads: H; must divide `hidden_channels`.
+        dropout: as in `TransformerBlock`; features are also dropped once before the first block.
+        encoding: one that changes features alone, such as `Sinusoidal(hidden_channels)`, enters once, after W_in; any
+            other, such as `Rotary` or `RelativeBias`, is copied into each layer, where it has parameters of its own.
+        options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `ego`, `layer`, `score`, `normalizer`,
+            `edge_dim`, ...
+
+    Raises:
+        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+
+    Example:
+        >>> from graphattn import Window
+        >>> from graphattn.nn import RelativeBias
+        >>> tagger = GraphTransformer(8, 16, 5, num_layers=2, heads=4, encoding=RelativeBias(4, 3))
+        >>> tagger(torch.randn(12, 8), Window([5, 7], radius=3)).shape
+        torch.Size([12, 5])
+        >>> out, weights = tagger(torch.randn(12, 8), Window([5, 7], radius=3), return_attention_weights=True)
+        >>> [list(weight.shape) for edges, weight in weights]
+        [[60, 4], [60, 4]]
+
+    References:
+        See `TransformerBlock`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int | None,
+        num_layers: int,
+        heads: int = 1,
+        *,
+        dropout: float = 0.0,
+        encoding: Encoding | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        where = "GraphTransformer"
+        self.in_channels = check_int(where, "in_channels", in_channels, -1)
+        self.hidden_channels = check_int(where, "hidden_channels", hidden_channels, 1)
+        self.num_layers = check_int(where, "num_layers", num_layers, 1)
+        self.out_channels = None if out_channels is None else check_int(where, "out_channels", out_channels, 1)
+        if not self.in_channels:
+            rule = "must be positive, or -1 to be found at the first call"
+            raise ValueError(message(where, "in_channels", rule, 0))
+        kind: Any = type(encoding)
+        enters_once = encoding is not None and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
+        self.encoding = encoding if enters_once else None
+        self.lin_in = Linear(in_channels, hidden_channels)
+        self.drop = Dropout(dropout)
+        self.blocks = torch.nn.ModuleList()
+        for _ in range(num_layers):
+            own = None if enters_once else copy.deepcopy(encoding)
+            block = TransformerBlock(hidden_channels, heads, dropout=dropout, encoding=own, **options)
+            self.blocks.append(block)
+        self.norm = LayerNorm(hidden_channels)
+        self.lin_out = None if self.out_channels is None else Linear(hidden_channels, self.out_channels)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew."""
+        for module in (self.lin_in, self.encoding, *self.blocks, self.norm, self.lin_out):
+            if module is not None:
+                module.reset_parameters()
+
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: bool | None = None,
+    ) -> Any:
+        """Run the stack.
+
+        Args:
+            x: [*B, N, in_channels].
+            edge_index: a `Pattern`, or anything that `GraphAttention` takes.
+            edge_attr: [E, edge_dim], in the order of the edges.
+            return_attention_weights: also return the weights.
+
+        Returns:
+            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H].
+
+        Raises:
+            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        """
+        _check_features("GraphTransformer", "in_channels", x, self.in_channels)
+        if isinstance(edge_index, list | tuple) or self.encoding is not None:
+            edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2))
+        x = self.lin_in(x)
+        if self.encoding is not None:
+            x = self.encoding.input(x, edge_index)
+        x = self.drop(x)
+        weights = []
+        for block in self.blocks:
+            if return_attention_weights:
+                x, given = block(x, edge_index, edge_attr, return_attention_weights=True)
+                weights.append(given)
+            else:
+                x = block(x, edge_index, edge_attr)
+        x = self.norm(x)
+        x = x if self.lin_out is None else self.lin_out(x)
+        return (x, weights) if return_attention_weights else x
+
+
+def _attend(
+    layer: GraphAttention | DenseGraphAttention, x: Any, pattern: Any, edge_attr: Tensor | None, is_wanted: bool | None
+) -> tuple[Tensor, tuple[Any, ...]]:
+    """Return the layer's output and a tuple of its weights, which is empty where they aren't wanted."""
+    if not is_wanted:
+        return layer(x, pattern, edge_attr), ()
+    out, weights = layer(x, pattern, edge_attr, return_attention_weights=True)
+    return out, (weights,)
+
+
+def _check_features(where: str, argument: str, x: object, channels: int) -> None:
+    check_float_tensor(where, "x", x)
+    if x.dim() < 2 or channels not in (-1, x.size(-1)):  # type: ignore[attr-defined]
+        columns = "C" if channels == -1 else channels
+        fix = f"Use {argument}={x.size(-1)}." if x.dim() > 1 else ""  # type: ignore[attr-defined]
+        raise ValueError(message(where, "x", f"must have shape [*B, N, {columns}]", shape_of(x), fix))  # type: ignore[arg-type]
