@@ -1,0 +1,268 @@
+"""Attention beside its two elders: a CNN is attention that sees a fixed window; an RNN reads in turn, and forgets.
+
+    python examples/cnn_rnn_attention.py
+
+(a) A convolution and the attention that `conv_as_attention` makes of it, on one signal. (b) The first token of a
+sequence is the label of its last; in between lies noise. An LSTM, a stack of windows and full attention learn this, as
+many parameters and training steps each, at growing distances. (c) Seconds per training step over the sequence's length.
+(d) Which inputs the middle output depends on, read off gradients, against the formula layers * radius. Expected: (a)
+equal up to rounding; (b) the LSTM fails from some distance on, windows beyond layers * radius, full attention nowhere;
+(c) windows and the LSTM grow with the length, full attention with its square; (d) as the formula says.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from report import report
+from tqdm import tqdm
+
+from graphattn import Full, Window
+from graphattn.nn import DenseGraphAttention, GraphTransformer, conv_as_attention
+from graphattn.plot import COLORS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+CLASSES, NOISE, RADIUS, LAYERS = 4, 4, 8, 2
+STYLE = {
+    "LSTM": {"color": COLORS[4], "marker": "s", "linestyle": "--"},
+    "windowed attention": {"color": COLORS[2], "marker": "^", "linestyle": "-."},
+    "full attention": {"color": COLORS[0], "marker": "o", "linestyle": "-"},
+    "full attention as a matrix": {"color": COLORS[7], "marker": "D", "linestyle": ":"},
+}
+
+
+class LSTM(torch.nn.Module):
+    """Torch's LSTM and a linear classifier; the pattern, which a recurrent network hasn't, is ignored."""
+
+    def __init__(self, in_channels, hidden, out_channels, num_layers=1):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(in_channels, hidden, num_layers, batch_first=True)
+        self.classify = torch.nn.Linear(hidden, out_channels)
+
+    def forward(self, x, pattern):
+        return self.classify(self.lstm(x)[0])
+
+
+def transformer(layer=None):
+    options = {} if layer is None else {"layer": layer}
+    return GraphTransformer(CLASSES + NOISE + 1, 32, CLASSES, LAYERS, heads=4, feed_forward=2, **options)
+
+
+# What each is built by, and its pattern for n tokens; about 17,000 parameters each.
+MODELS = {
+    "LSTM": (lambda: LSTM(CLASSES + NOISE + 1, 60, CLASSES), lambda n: None),
+    "windowed attention": (transformer, lambda n: Window(n, RADIUS)),
+    "full attention": (transformer, Full),
+    "full attention as a matrix": (lambda: transformer(DenseGraphAttention), Full),
+}
+
+
+def compare_convolution(axes):
+    """The same signal through a convolution and through attention; returns their largest difference."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv1d(1, 1, kernel_size=9, padding=4).double()
+    place = torch.arange(60, dtype=torch.float64)
+    signal = ((place / 5).sin() + 0.3 * torch.randn(60)).view(1, 1, -1)
+    with torch.no_grad():
+        expected, out = conv(signal).flatten(), conv_as_attention(conv)(signal).flatten()
+    apart = float((out - expected).abs().max())
+    axes.plot(place, signal.flatten(), color="0.75", label="input")
+    axes.plot(place, expected, color=COLORS[4], linewidth=3, alpha=0.6, label="convolution, 9 wide")
+    axes.plot(place, out, ".", color=COLORS[0], label="attention of 9 heads")
+    axes.set(title=f"(a) A convolution is attention: {apart:.0e} apart", xlabel="position", ylabel="value")
+    axes.legend(fontsize=8, frameon=False)
+    return apart
+
+
+def draw_sequences(batch, distance, generator):
+    """One-hot tokens [batch, distance + 1, 9] and labels: the first token's class, then noise, then a question."""
+    label = torch.randint(0, CLASSES, (batch,), generator=generator)
+    token = torch.randint(CLASSES, CLASSES + NOISE, (batch, distance + 1), generator=generator)
+    token[:, 0], token[:, -1] = label, CLASSES + NOISE
+    return F.one_hot(token, CLASSES + NOISE + 1).float(), label
+
+
+def recall(name, distance, seed, steps):
+    """Train on fresh sequences in each step; return the accuracy in percent on 1,000 others."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    build, of_length = MODELS[name]
+    model, pattern = build(), of_length(distance + 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        x, label = draw_sequences(32, distance, generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x, pattern)[:, -1], label).backward()
+        optimizer.step()
+    with torch.no_grad():
+        x, label = draw_sequences(1000, distance, generator)
+        return 100 * (model(x, pattern)[:, -1].argmax(-1) == label).float().mean().item()
+
+
+def draw_recall(axes, found):
+    """Accuracy over distance: means, and bars of one deviation."""
+    axes.axhline(100 / CLASSES, color="0.6", linewidth=0.8)
+    axes.axvline(LAYERS * RADIUS, color="0.6", linewidth=0.8)
+    axes.text(LAYERS * RADIUS, 108, "layers x radius", fontsize=8, ha="center")
+    for name, of_distance in found.items():
+        mean = [statistics.fmean(scores) for scores in of_distance.values()]
+        deviation = [statistics.pstdev(scores) for scores in of_distance.values()]
+        axes.errorbar(list(of_distance), mean, deviation, label=name, capsize=2, markersize=5, **STYLE[name])
+    axes.set_xscale("log", base=2)
+    axes.set(xticks=list(of_distance), xticklabels=list(of_distance), ylim=(0, 116), yticks=range(0, 101, 25))
+    axes.set(title="(b) Recall of the first token", xlabel="distance in tokens", ylabel="accuracy, %")
+    axes.text(min(of_distance), 100 / CLASSES - 3, "chance", fontsize=8, va="top")
+    axes.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 0.3))
+
+
+def time_steps(lengths, repeats, longest):
+    """Median seconds of a training step for each model and length; a length that must take too long is left out."""
+    seconds = {name: {} for name in MODELS}
+    for length in tqdm(lengths, desc="timing", disable=None):
+        steps = {}
+        for name, (build, of_length) in MODELS.items():
+            # A matrix of twice the length takes at least four times as long, once it is what takes the time.
+            before = seconds[name].get(length // 2, 0.0 if length == lengths[0] else float("inf"))
+            if 4 * before > longest and "matrix" in name or before > longest:
+                print(f"{length} tokens, {name}: left out, it would take more than {longest} s")
+                continue
+            torch.manual_seed(0)
+            model, pattern = build(), of_length(length)
+            x, label = draw_sequences(1, length - 1, torch.Generator().manual_seed(0))
+            optimizer = torch.optim.Adam(model.parameters())
+
+            def step(model=model, pattern=pattern, x=x, label=label, optimizer=optimizer):
+                start = time.perf_counter()
+                optimizer.zero_grad()
+                F.cross_entropy(model(x, pattern)[:, -1], label).backward()
+                optimizer.step()
+                return time.perf_counter() - start
+
+            steps[name] = step
+            step()
+        # In turns, so that a busy moment of the machine hits all of them.
+        turns = [{name: step() for name, step in steps.items()} for _ in range(repeats)]
+        for name in steps:
+            seconds[name][length] = statistics.median(turn[name] for turn in turns)
+    return seconds
+
+
+def draw_times(axes, seconds):
+    for name, of_length in seconds.items():
+        axes.plot(list(of_length), list(of_length.values()), label=name, markersize=4, **STYLE[name])
+    axes.set_xscale("log", base=2)
+    axes.set(title="(c) One training step", xlabel="tokens", ylabel="seconds", yscale="log")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def receptive_fields(length, radius):
+    """Of each network: size of the gradient of its middle output by each input [length], and its reach by formula."""
+    torch.manual_seed(0)
+    middle = length // 2
+    x = torch.randn(1, length, 8, dtype=torch.float64, requires_grad=True)
+    fields = {}
+
+    def observe(name, model, pattern, before, after):
+        out = model.double()(x, pattern)
+        (gradient,) = torch.autograd.grad(out[0, middle].square().sum(), x)
+        fields[name] = gradient[0].norm(dim=-1), min(before, middle), min(after, length - 1 - middle)
+
+    for layers in (1, 2, 3):
+        reach = layers * radius
+        stack = GraphTransformer(8, 8, 8, layers, heads=2)
+        observe(
+            f"window of radius {radius}, {layers} layer{'s' * (layers > 1)}",
+            stack,
+            Window(length, radius),
+            reach,
+            reach,
+        )
+    for layers in (1, 3):
+        convolutions = [torch.nn.Conv1d(8, 8, 2 * radius + 1, padding=radius) for _ in range(layers)]
+        convolve = Transposed(*(part for conv in convolutions for part in (conv, torch.nn.GELU())))
+        reach = layers * radius
+        observe(f"CNN {2 * radius + 1} wide, {layers} layer{'s' * (layers > 1)}", convolve, None, reach, reach)
+    observe("full attention, 1 layer", GraphTransformer(8, 8, 8, 1, heads=2), Full(length), length, length)
+    observe("LSTM, 1 layer", LSTM(8, 8, 8), None, length, 0)
+    return fields
+
+
+class Transposed(torch.nn.Sequential):
+    """Channels last, as in attention."""
+
+    def forward(self, x, pattern):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def draw_fields(figure, axes, fields):
+    """A row for each network: the darker, the larger the gradient; white is exactly zero. Brackets: the formula."""
+    sizes = torch.stack([size / size.max() for size, _, _ in fields.values()])
+    middle = sizes.size(1) // 2
+    drawn = axes.imshow(sizes.log10().where(sizes > 0, torch.nan).numpy(), cmap="Blues", vmin=-7, vmax=0, aspect="auto")
+    for row, (_, before, after) in enumerate(fields.values()):
+        corner = (middle - before - 0.5, row - 0.4)
+        axes.add_patch(plt.Rectangle(corner, before + after + 1, 0.8, fill=False, edgecolor=COLORS[4], linewidth=1.4))
+    axes.set(yticks=range(len(fields)), yticklabels=list(fields), xlabel="position of the input")
+    axes.set(title="(d) What the middle output depends on", xticks=range(0, sizes.size(1), 8))
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    figure.colorbar(drawn, ax=axes, label="log10 of the gradient", fraction=0.04, pad=0.02)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=150, help="training steps of (b)")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
+    parser.add_argument("--record", type=Path, help="a JSON file for the results")
+    parser.add_argument("--smoke", action="store_true", help="two distances, seeds and lengths, and few steps")
+    options = parser.parse_args()
+    if options.seeds < 1 or options.steps < 1:
+        parser.error("--seeds and --steps must be at least 1")
+    seeds, steps = (2, 3) if options.smoke else (options.seeds, options.steps)
+    distances = (8, 32) if options.smoke else (4, 8, 16, 20, 32, 64, 128)
+    lengths = (64, 128) if options.smoke else tuple(2**power for power in range(6, 14))
+    figure, panels = plt.subplots(2, 2, figsize=(12, 8.4), layout="constrained")
+
+    apart = compare_convolution(panels[0, 0])
+    print(f"(a) A convolution and its attention differ by {apart:.1e}.")
+
+    parameters = {name: sum(p.numel() for p in build().parameters()) for name, (build, _) in MODELS.items()}
+    found = {name: {distance: [] for distance in distances} for name in list(MODELS)[:3]}
+    runs = [(name, distance, seed) for name in found for distance in distances for seed in range(seeds)]
+    for name, distance, seed in tqdm(runs, desc="training", disable=None):
+        found[name][distance].append(recall(name, distance, seed, steps))
+    for name, of_distance in found.items():
+        for distance, scores in of_distance.items():
+            data = f"recall over {distance} tokens"
+            report(data, name, "accuracy", scores, record=options.record, parameters=parameters[name])
+    draw_recall(panels[0, 1], found)
+
+    for name, of_length in (seconds := time_steps(lengths, 2 if options.smoke else 3, longest=2.0)).items():
+        for length, median in of_length.items():
+            report(f"{length} tokens", name, "ms per step", [1e3 * median], record=options.record)
+    draw_times(panels[1, 0], seconds)
+
+    fields = receptive_fields(length=49, radius=4)
+    as_formula = 0
+    for name, (size, before, after) in fields.items():
+        reached = (size > 0).nonzero().flatten() - len(size) // 2
+        expected = torch.arange(-before, after + 1)
+        as_formula += (is_equal := torch.equal(reached, expected))
+        span = f"{reached.min():+d} to {reached.max():+d}"
+        print(f"(d) {name}: {span}, {'as' if is_equal else 'NOT as'} the formula says: {-before:+d} to {after:+d}")
+    draw_fields(figure, panels[1, 1], fields)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / "cnn_rnn_attention.png"
+    figure.savefig(path, dpi=100)
+    print(f"Picture: {path}")
+
+
+if __name__ == "__main__":
+    main()
