@@ -12,8 +12,8 @@ training, and both kinds of attention know by the same sines where a node is. Wh
 learn from.
 
 Expected on the digits after about three minutes: of 1,100 images the CNN learns 99 %, the grid 97 %, full attention
-96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs. With --full, the grid reaches
-99.2 %, in 15 minutes on one core. "pixels" is full attention of all 784 pixels, and slow.
+96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs. With --full, the grid
+reaches 99.2 %, in 15 minutes on one core. "pixels" is full attention of all 784 pixels, and slow.
 """
 
 import argparse
