@@ -1,9 +1,9 @@
 """Image classification: pixels that attend to their neighbors, pixels that attend to all, and convolutions.
 
-    python examples/image_classification.py                                    8 x 8 digits, no download
-    python examples/image_classification.py --dataset mnist                    28 x 28 digits in patches of 2 x 2
-    python examples/image_classification.py --dataset mnist --full             all of MNIST, grid attention and CNN
-    python examples/image_classification.py --dataset mnist --models pixels --train-sizes 1000    784 nodes an image
+    python examples/image_classification.py                              8 x 8 digits, no download
+    python examples/image_classification.py --dataset mnist              28 x 28 digits in patches of 2 x 2
+    python examples/image_classification.py --dataset mnist --full       55,000 of them, one seed
+    python examples/image_classification.py --dataset mnist --models pixels --train-sizes 1000 --epochs 5 --seeds 1
 
 An image is a graph of pixels, and the models differ in who attends to whom. "grid": each node to the 3 x 3 around it,
 with a learned bias per offset. "full": each node to all, as in a vision transformer. "cnn": 3 x 3 convolutions, which
@@ -11,6 +11,9 @@ are attention whose weights depend on the offset alone. All have as many paramet
 training, and both kinds of attention know by the same sines where a node is. What changes is the number of images to
 learn from.
 
+Expected on the digits after about three minutes: of 1,100 images the CNN learns 99 %, the grid 97 %, full attention
+96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs. With --full, the grid
+reaches 99.2 %, in 15 minutes on one core. "pixels" is full attention of all 784 pixels, and slow.
 """
 
 import argparse
@@ -32,9 +35,9 @@ from graphattn.plot import COLORS
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# Chosen on held-out images, see --validate.
+# Settings of the digits were chosen on held-out images, see --validate.
 SETTINGS = {
-    "digits": {"train_sizes": [50, 200, 1100], "epochs": 7, "batch": 32, "lr": 4e-3, "shift": 0},
+    "digits": {"train_sizes": [50, 200, 1100], "epochs": 14, "batch": 32, "lr": 2e-3, "shift": 0},
     "mnist": {"train_sizes": [100, 300, 1000, 3000, 10_000], "epochs": 2, "batch": 64, "lr": 3e-3, "shift": 1},
 }
 # Patches, blocks per stage, and widths of the CNN.
@@ -169,8 +172,7 @@ def draw_heads(axes, stage, name, image):
     """An image with one node framed, and how much that attends to each node, in each head of the stage."""
     nodes, patch = stage.side // stage.patch, stage.patch
     # The node with the most ink around it, where there is something to attend to.
-    around = F.avg_pool2d(image[None, None], 3 * patch, patch, patch, count_include_pad=False)
-    node = int(around.argmax())
+    node = int(F.avg_pool2d(image[None, None], 3 * patch, patch, patch).argmax())
     with torch.no_grad():
         weights = stage(image.flatten()[None, :, None], return_weights=True)[0]
     for head, panel in enumerate(axes, -1):
@@ -190,7 +192,7 @@ def draw_heads(axes, stage, name, image):
 
 def draw(curves, networks, image, path):
     rows = [model for model in ("grid", "full") if model in networks]
-    figure = plt.figure(figsize=(13, 4.8), layout="constrained")
+    figure = plt.figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.35])
     draw_curves(left.subplots(), curves)
     for model, axes in zip(rows, right.subplots(len(rows), 5, squeeze=False) if rows else [], strict=True):
