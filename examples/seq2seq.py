@@ -4,8 +4,7 @@
     python examples/seq2seq.py --seeds 3 --models Seq2Seq LSTM
 
 Expected: about 99.7 % of 7,300 dates right in every character. None of them is seen in training, in any form. `LSTM`
-is an encoder-decoder without attention, of about as many parameters, which has to carry the whole sentence in its state:
-for a date, that is enough.
+is an encoder-decoder without attention, of about as many parameters, which carries the whole sentence in its state.
 """
 
 import argparse
