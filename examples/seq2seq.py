@@ -3,8 +3,9 @@
     python examples/seq2seq.py                 one seed, no download
     python examples/seq2seq.py --seeds 3 --models Seq2Seq LSTM
 
-No date of the test set is seen in training, in any form. `LSTM` is an encoder-decoder without attention, of about as
-many parameters, which has to carry the whole sentence in its state.
+Expected: about 99.7 % of 7,300 dates right in every character. None of them is seen in training, in any form. `LSTM`
+is an encoder-decoder without attention, of about as many parameters, which carries the whole sentence in its state: a
+date fits in there, about 99.9 % are right.
 """
 
 import argparse

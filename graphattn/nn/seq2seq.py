@@ -210,8 +210,8 @@ class Seq2Seq(torch.nn.Module):
         """
         begin, end = self._check_token("begin", begin), self._check_token("end", end)
         max_length = check_int("Seq2Seq", "max_length", max_length, 1)
-        memory = self.encode(source, source_sizes, source_pattern)
         sizes = _check_tokens("source", source, self.source_tokens, source_sizes)
+        memory = self.encode(source, sizes, source_pattern)
         running = torch.arange(len(sizes), device=source.device)
         written = torch.empty(len(sizes), 0, dtype=torch.int64, device=source.device)
         while len(running) and written.size(1) < max_length:
