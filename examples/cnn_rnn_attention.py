@@ -228,7 +228,7 @@ def main():
     if options.seeds < 1 or options.steps < 1:
         parser.error("--seeds and --steps must be at least 1")
     seeds, steps = (2, 3) if options.smoke else (options.seeds, options.steps)
-    distances = (8, 32) if options.smoke else (4, 8, 16, 20, 32, 64, 128)
+    distances = (8, 32) if options.smoke else (4, 8, 12, 16, 20, 32, 64)
     lengths = (64, 128) if options.smoke else tuple(2**power for power in range(6, 14))
     figure, panels = plt.subplots(2, 2, figsize=(12, 8.4), layout="constrained")
 
