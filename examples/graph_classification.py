@@ -96,7 +96,8 @@ def with_structure(dataset, walk_length=16):
         neighbors = degree(data.edge_index[0], data.num_nodes).long().clamp(max=9)
         returns = walk.probabilities(Edges(data.edge_index, data.num_nodes))
         # Attributes can be large: asinh is a logarithm that knows 0 and signs.
-        x = torch.cat([data.x.asinh(), F.one_hot(neighbors, 10), returns], 1)
+        given = [] if data.x is None else [data.x.asinh()]
+        x = torch.cat([*given, F.one_hot(neighbors, 10), returns], 1)
         graphs.append(Data(x=x, edge_index=data.edge_index, y=data.y))
     return graphs
 
@@ -200,6 +201,8 @@ def main():
     args = parser.parse_args()
     if args.folds < 2 or args.epochs < 1 or args.batch_size < 2:
         parser.error("--folds and --batch-size must be at least 2, --epochs at least 1")
+    if args.width < 1 or args.width % HEADS:
+        parser.error(f"--width must be a multiple of {HEADS}, got {args.width}")
     if args.smoke:
         args.folds, args.epochs, args.first_folds = 3, 2, 1
 
@@ -210,7 +213,7 @@ def main():
             dataset = TUDataset(str(dataset_root(args.root) / "TUDataset"), args.dataset, use_node_attr=True)
         except (OSError, RuntimeError) as error:
             parser.error(f"--dataset {args.dataset} isn't there and can't be downloaded: {error}")
-        graphs = with_structure(dataset[:120] if args.smoke else dataset)
+        graphs = with_structure(dataset[:: max(len(dataset) // 120, 1)] if args.smoke else dataset)
     y = [int(graph.y) for graph in graphs]
     sizes = (graphs[0].x.size(1), max(y) + 1)
     nodes = sum(graph.num_nodes for graph in graphs) / len(graphs)
@@ -239,9 +242,9 @@ def main():
     path = args.output / f"graph_classification_{args.dataset.lower()}.png"
     title = f"{args.dataset}: accuracy by readout, and the weights of nodes in test graphs"
     title += " (a black rim marks a dark bead)" if args.dataset == "necklaces" else ""
-    classes = sorted(set(y))
-    classes = sorted({classes[0], classes[len(classes) // 2], classes[-1]})
-    shown = [graphs[next(i for i in test if y[i] == number)] for number in classes]
+    of_class = {y[i]: graphs[i] for i in reversed(test)}
+    classes = sorted(of_class)
+    shown = [of_class[number] for number in sorted({classes[0], classes[len(classes) // 2], classes[-1]})]
     draw(results, models, shown, title, path)
     print(f"Picture: {path}")
 
