@@ -31,13 +31,6 @@ def test_graph_classification_takes_real_data(name, tmp_path):
     assert (tmp_path / f"graph_classification_{name.lower()}.png").stat().st_size > 20_000
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (("--width", "30"), "--width must be a multiple of 4, got 30"),
-        (("--folds", "1"), "--folds and --batch-size must be at least 2"),
-    ],
-)
-def test_bad_arguments_are_named(options, text):
-    with pytest.raises(AssertionError, match=text):
-        run_example("graph_classification.py", *options)
+def test_bad_arguments_are_named():
+    with pytest.raises(AssertionError, match="--width must be a multiple of 4, got 30"):
+        run_example("graph_classification.py", "--width", "30")
