@@ -1,7 +1,10 @@
 """Graph classification, n -> 1: one label for a whole graph, read out by attention to all of its nodes.
 
     python examples/graph_classification.py                       necklaces, no download
-    python examples/graph_classification.py --dataset NCI1        or PROTEINS, MUTAG, ...: TUDataset, 10-fold
+    python examples/graph_classification.py --dataset NCI1        or MUTAG, ...: TUDataset, 10 folds
+    python examples/graph_classification.py --dataset PROTEINS --layers 2 --lr 0.001 --dropout 0.3 --epochs 25
+
+Expected on the necklaces: chance, about 17 %, by softmax attention, and 100 % by the other readouts.
 
 Softmax weights of a graph sum to 1, so that a readout by softmax attention is a mean, which can't count. Necklaces
 make the point: in one, every 4th (5th, ..., 8th) bead is dark, and its class is how many are, 1 to 6. What a bead sees
@@ -45,7 +48,7 @@ READOUTS = {
     "sum": lambda width: SumAggregation(),
     "sum and softmax attention": lambda width: MultiAggregation(["sum", AttentionReadout(width, width, HEADS)]),
 }
-# Chosen on the validation part of the first fold. Sigmoid attention to neighbors can count these too.
+# The others were chosen on the validation part of the first fold of NCI1. Sigmoid attention can count neighbors too.
 NECKLACES = dict(folds=3, epochs=25, width=32, layers=1, lr=0.005, dropout=0.0, batch_size=64, normalizer="softmax")
 OTHERS = dict(folds=10, epochs=30, width=64, layers=3, lr=0.002, dropout=0.0, batch_size=128, normalizer="sigmoid")
 
