@@ -29,3 +29,8 @@ def test_graph_classification_takes_real_data(name, tmp_path):
     options = ("--smoke", "--dataset", name, "--readouts", "softmax attention", "--output", str(tmp_path))
     assert f"{name}, softmax attention readout: accuracy " in run_example("graph_classification.py", *options)
     assert (tmp_path / f"graph_classification_{name.lower()}.png").stat().st_size > 20_000
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(AssertionError, match="--width must be a multiple of 4, got 30"):
+        run_example("graph_classification.py", "--width", "30")
