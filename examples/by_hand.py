@@ -149,6 +149,7 @@ def draw(found, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
+    parser.add_argument("--smoke", action="store_true", help="changes nothing: the page takes no time")
     options = parser.parse_args()
 
     print("1. A query, a key and a value for each vector")

@@ -263,6 +263,8 @@ def main():
     path = options.output / "cnn_rnn_attention.png"
     figure.savefig(path, dpi=100)
     print(f"Picture: {path}")
+    at_last = ", ".join(f"{name} {statistics.fmean(scores[distances[-1]]):.1f} %" for name, scores in found.items())
+    print(f"Recall over {distances[-1]} tokens, where chance is {100 / CLASSES:g} %: {at_last}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ def test_the_comparison_reports_all_four_parts_and_draws(tmp_path):
         "cnn_rnn_attention.py", "--smoke", "--output", str(tmp_path), "--record", str(record)
     ).splitlines()
     assert lines[0].startswith("(a) ") and float(lines[0].split("differ by ")[1].rstrip(".")) < 1e-12
+    assert lines[-1].startswith("Recall over 32 tokens, where chance is 25 %: LSTM ")
     fields = [line for line in lines if line.startswith("(d) ")]
     assert len(fields) == 7 and all(line.endswith(", as the formula says") for line in fields)
     rows = json.loads(record.read_text())

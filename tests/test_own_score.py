@@ -21,7 +21,7 @@ def test_the_example_checks_learns_and_explains():
     assert lines[0].endswith("equal their dense twin: outputs, weights and every gradient.")
     first, second = map(float, lines[1].split(": ")[1].split(", "))
     assert abs(first - 0.5) < 0.01 and abs(second - 2) < 0.05
-    assert lines[2] == "backend='auto' runs 'scatter'"
+    assert lines[2] == "backend='auto' runs 'scatter'" and lines[-1].endswith("run by 'scatter'")
 
 
 @pytest.mark.parametrize("name", ["one edge", "no edges", "parallel edges", "window ragged", "grid 2-D"])
