@@ -48,9 +48,11 @@ READOUTS = {
     "sum": lambda width: SumAggregation(),
     "sum and softmax attention": lambda width: MultiAggregation(["sum", AttentionReadout(width, width, HEADS)]),
 }
-# The others were chosen on the validation part of the first fold of NCI1. Sigmoid attention can count neighbors too.
+# Chosen on the validation part of the first fold. Sigmoid attention can count neighbors too.
 NECKLACES = dict(folds=3, epochs=25, width=32, layers=1, lr=0.005, dropout=0.0, batch_size=64, normalizer="softmax")
 OTHERS = dict(folds=10, epochs=30, width=64, layers=3, lr=0.002, dropout=0.0, batch_size=128, normalizer="sigmoid")
+PROTEINS = OTHERS | dict(epochs=25, layers=2, lr=0.001, dropout=0.3, normalizer="softmax")
+SETTINGS = {"necklaces": NECKLACES, "PROTEINS": PROTEINS}
 
 
 class Classifier(torch.nn.Module):
@@ -194,13 +196,13 @@ def main():
     parser.add_argument("--root", help="folder of the data sets; default: $GRAPHATTN_DATASETS, then datasets/")
     parser.add_argument("--readouts", nargs="+", default=list(READOUTS), choices=READOUTS, metavar="READOUT")
     for name, value in OTHERS.items():
-        text = f"default: {NECKLACES[name]} for necklaces, else {value}"
+        text = f"default: {NECKLACES[name]} for necklaces, {PROTEINS[name]} for PROTEINS, else {value}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help=text)
     parser.add_argument("--first-folds", type=int, help="run no more than this many of the folds")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
     parser.add_argument("--record", type=Path, help="JSON file to write the results to")
     parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
-    parser.set_defaults(**(NECKLACES if parser.parse_known_args()[0].dataset == "necklaces" else OTHERS))
+    parser.set_defaults(**SETTINGS.get(parser.parse_known_args()[0].dataset, OTHERS))
     args = parser.parse_args()
     if args.folds < 2 or args.epochs < 1 or args.batch_size < 2:
         parser.error("--folds and --batch-size must be at least 2, --epochs at least 1")
