@@ -34,6 +34,7 @@ LEVELS = {
     "compare": 6,
     "comparison": 6,
     "testing": 6,
+    "transforms": 6,
     "datasets": 6,
     "plot": 6,
     "cli": 7,
@@ -112,7 +113,7 @@ def test_import_loads_nothing_heavy():
     code = """
 import sys, torch_geometric
 before = set(sys.modules)
-import graphattn
+import graphattn, graphattn.plot
 names = {name.partition(".")[0] for name in set(sys.modules) - before}
 print(sorted(names & {"numba", "llvmlite", "triton", "matplotlib", "sklearn", "pandas", "networkx"}))
 """
@@ -139,7 +140,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
         (source / name).write_bytes((ROOT / name).read_bytes())
     for folder in ("graphattn", "tests", "examples", "datasets"):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in {".py", ".typed", ".txt", ".md"} and "processed" not in path.parts:
+            if path.suffix in {".py", ".typed", ".html", ".txt", ".md"} and "processed" not in path.parts:
                 copy = source / path.relative_to(ROOT)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(path.read_bytes())
@@ -148,7 +149,8 @@ def test_wheel_holds_the_package_alone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     held = zipfile.ZipFile(wheel).namelist()
     inside = {name for name in held if not name.startswith(f"graphattn-{graphattn.__version__}.dist-info/")}
-    assert inside == {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in {".py", ".typed"}}
+    kinds = {".py", ".typed", ".html"}
+    assert inside == {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in kinds}
 
 
 def test_the_datasets_folder_holds_no_code():

@@ -82,3 +82,39 @@ def test_results_say_on_what_they_were_measured():
         for line in json.loads((RESULTS / f"{name}.json").read_text())["lines"]
     ):
         assert {"torch", "torch-geometric", "numba", "threads", "copy GB/s", "row gather GB/s"} <= set(line["machine"])
+
+
+def test_accuracies_are_judged_against_what_is_asked(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import accuracy
+
+    claim = accuracy.Claim("data", "model", "accuracy", 80.0, 82.0, 81.0, 0.5, "someone")
+    record = {"data": "data", "model": "model", "measure": "accuracy", "scores": [80.0, 81.0], "unit": "seeds"}
+    assert claim.row([record]).endswith("| 81.00 +- 0.50 (someone) | 80 | 82 | 80.50 +- 0.50 | 2 seeds | reached |")
+    assert claim.judge([79.0]) == "**not reached**" and claim.judge([82.0]) == "aim reached"
+    assert claim.row([]).endswith("| not measured yet |")
+    rival = {**record, "model": "rival", "scores": [81.0]}
+    line = accuracy.margin([record, rival], "data", "accuracy", "model", "rival", -0.3)
+    assert line == "* data: model against rival: -0.50 points, asked at least -0.3: **not reached**."
+
+
+def test_published_accuracies_are_those_of_the_example():
+    sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples")]
+    import accuracy
+    import node_protocols
+
+    claims = {(claim.data, claim.model): (claim.published, claim.deviation) for claim in accuracy.CLAIMS}
+    assert node_protocols.PUBLISHED.items() <= claims.items()
+
+
+def test_examples_report_and_record(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from report import report
+
+    path = tmp_path / "folder" / "record.json"
+    report("data", "model", "accuracy", [1.0], record=path)
+    line = report("data", "model", "accuracy", [80.0, 82.0], "splits", path, seconds_per_epoch=1.5)
+    assert line == "data, model: accuracy 81.00 +- 1.00 over 2 splits, seconds per epoch 1.5"
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    (row,) = json.loads(path.read_text())
+    assert row["scores"] == [80.0, 82.0] and row["seconds_per_epoch"] == 1.5

@@ -7,19 +7,9 @@ import os
 import pytest
 import torch
 from conftest import run_example
-from matplotlib import pyplot
 
 from graphattn import Edges
 from graphattn.datasets import digits_graph
-from graphattn.plot import draw_graph, draw_neighborhood, mark_node
-
-
-@pytest.fixture
-def axes():
-    pyplot.switch_backend("Agg")
-    figure, axes = pyplot.subplots()
-    yield axes
-    pyplot.close(figure)
 
 
 def test_node_classification_prints_scores_and_draws(tmp_path):
@@ -63,38 +53,3 @@ def test_digits_are_a_symmetric_graph_of_neighbors():
     assert torch.equal(pattern.mask(), pattern.mask().t())
     assert bool(pattern.mask().diagonal().all())
     assert torch.bincount(data.edge_index[1]).min() >= 4
-
-
-def test_drawn_graph_has_every_node_and_edge(axes):
-    pattern = Edges(torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]]), 3)
-    position = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
-    assert (
-        draw_graph(axes, pattern, position, torch.tensor([0, 0, 1]), wrong=torch.tensor([False, True, False])) is axes
-    )
-    lines, nodes, rings = axes.collections
-    assert len(lines.get_segments()) == 2
-    assert len(nodes.get_offsets()) == 3 and len(rings.get_offsets()) == 1
-    assert [text.get_text() for text in axes.texts] == ["0", "1"]
-    mark_node(axes, position[2], "A", away_from=position[0])
-    assert axes.texts[-1].get_text() == "A"
-
-
-def test_drawn_neighborhood_shows_the_weights(axes):
-    source, weight = torch.tensor([4, 1, 2, 3]), torch.tensor([0.4, 0.3, 0.2, 0.1])
-    label = torch.zeros(5, dtype=torch.int64)
-    draw_neighborhood(axes, 4, source, weight, list("abcde"), label=label, images=torch.rand(5, 8, 8), most=2)
-    texts = {text.get_text() for text in axes.texts}
-    assert {"30%", "20%", "itself 40%, 1 more 10%", "b", "c", "e"} == texts
-    widths = sorted(line.get_linewidth() for line in axes.lines)
-    assert len(axes.images) == 3 and widths[0] < widths[1]
-
-
-def test_uniform_weights_stay_visible(axes):
-    label = torch.zeros(4, dtype=torch.int64)
-    draw_neighborhood(axes, 0, torch.arange(1, 4), torch.full((3,), 1 / 3), list("abcd"), label=label)
-    assert all(line.get_linewidth() > 2 for line in axes.lines) and len(axes.lines) == 3
-
-
-def test_pictures_of_other_sizes_are_refused(axes):
-    with pytest.raises(ValueError, match=r"draw_graph: position must have shape \[3, 2\], got \[4, 2\]"):
-        draw_graph(axes, Edges(torch.tensor([[0], [2]])), torch.zeros(4, 2), torch.zeros(3))

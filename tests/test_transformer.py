@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
 from graphattn import Edges, Full, Grid, Window
-from graphattn.nn import DenseGraphAttention, GraphTransformer, RelativeBias, Rotary, Sinusoidal, TransformerBlock
+from graphattn.nn import (
+    DenseGraphAttention,
+    GraphTransformer,
+    RandomWalkPosition,
+    RelativeBias,
+    Rotary,
+    Sinusoidal,
+    TransformerBlock,
+)
 from graphattn.nn.transformer import EGO
 from graphattn.testing import pattern_zoo
 
@@ -151,7 +162,71 @@ def test_a_stack_compiles_whole():
     assert model.lin_in.weight.grad.abs().sum() > 0
 
 
+def test_a_memory_goes_through_a_stack():
+    model = GraphTransformer(None, 8, 3, 2, heads=2, memory_channels=-1).double()
+    x, memory = torch.randn(5, 8, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
+    own, across = Full([2, 3], causal=True), Full([2, 3], source_sizes=[4, 2])
+    out, weights = model(x, own, memory=memory, memory_pattern=across, return_attention_weights=True)
+    expected = x
+    for block in model.blocks:
+        expected = block(expected, own, memory=memory, memory_pattern=across)
+    torch.testing.assert_close(out, model.lin_out(model.norm(expected)))
+    for (own_edges, _), (across_edges, weight) in weights:
+        assert torch.equal(own_edges, own.edge_index) and torch.equal(across_edges, across.edge_index)
+        assert weight.shape == (14, 2)
+
+
+@pytest.mark.parametrize("encoding", [None, RandomWalkPosition(8, 3)], ids=["none", "random walk"])
+def test_values_of_a_sparse_adjacency_are_its_edge_features(encoding):
+    model = GraphTransformer(4, 8, 2, 2, heads=2, edge_dim=1, encoding=encoding)
+    edge_index, value = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.randn(3)
+    adjacency = torch.sparse_coo_tensor(edge_index.flip(0), value, (5, 5)).to_sparse_csr()
+    torch.testing.assert_close(model(X, adjacency), model(X, edge_index, value[:, None]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_and_autocast_run(dtype):
+    model = GraphTransformer(4, 8, 2, 2, heads=2, memory_channels=4, encoding=Rotary(4))
+    across = {"memory": X, "memory_pattern": Full(5)}
+    expected = model(X, Full(5), **across)
+    with torch.autocast("cpu", dtype=dtype):
+        out = model(X, Full(5), **across)
+    out.sum().backward()
+    assert out.dtype == dtype and model.lin_in.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
+    half = {"memory": X.to(dtype), "memory_pattern": Full(5)}
+    torch.testing.assert_close(model.to(dtype)(X.to(dtype), Full(5), **half).float(), expected, rtol=0.05, atol=0.05)
+
+
+def test_an_empty_graph_and_an_empty_memory_run():
+    model = GraphTransformer(4, 8, 2, 2, heads=2, memory_channels=4)
+    assert model(X[:0], Full(0), memory=X, memory_pattern=Full(0, 5)).shape == (0, 2)
+    out = model(X, Full(5), memory=X[:0], memory_pattern=Full(5, 0))
+    out.sum().backward()
+    assert out.isfinite().all() and model.lin_in.weight.grad.isfinite().all()
+
+
+def lazy():
+    model = GraphTransformer(-1, 8, 2, 1)
+    model(X, Full(5))
+    return model
+
+
+def test_a_lazy_stack_is_copied_pickled_and_loaded():
+    pattern, model = Window(5, radius=2), GraphTransformer(-1, 8, 2, 1, heads=2, encoding=RelativeBias(2, 3))
+    model.reset_parameters()
+    expected = model(X, pattern)
+    fresh = GraphTransformer(-1, 8, 2, 1, heads=2, encoding=RelativeBias(2, 3))
+    fresh.load_state_dict(model.state_dict())
+    for other in (fresh, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(X, pattern), expected)
+
+
 X = torch.randn(5, 4)
+
+
+def decode(pattern, memory=X):
+    return TransformerBlock(4, memory_channels=4)(X, Full(5), memory=memory, memory_pattern=pattern)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +244,37 @@ X = torch.randn(5, 4)
         ),
         (lambda: TransformerBlock(4)(X, Full(5), memory=X), ValueError, "memory must be given exactly where"),
         (lambda: TransformerBlock(4, memory_channels=4)(X, Full(5)), ValueError, "memory_channels, got None"),
+        (
+            lambda: TransformerBlock(4, memory_channels=0),
+            ValueError,
+            "TransformerBlock: memory_channels must be positive",
+        ),
+        (lambda: decode(None), ValueError, "memory_pattern must be given exactly where the block has memory_channels"),
+        (
+            lambda: TransformerBlock(4)(X, Full(5), memory_pattern=Full(5)),
+            ValueError,
+            "memory_pattern must be given exactly",
+        ),
+        (
+            lambda: decode(Full(5), X[:, :2]),
+            ValueError,
+            r"memory must have shape \[\*B, N, 4\], got \[5, 2\]. Use memory_ch",
+        ),
+        (lambda: decode(Full(5), X.tolist()), TypeError, "TransformerBlock: memory must be a tensor, got list"),
+        (lambda: decode(Full(5, 3)), ValueError, "must have as many sources as key has rows, 5, got 3"),
+        (
+            lambda: GraphTransformer(4, 4, 2, 1)(X, Full(5, 3)),
+            ValueError,
+            "must have as many sources as key has rows, 5",
+        ),
+        (lambda: GraphTransformer(4, 4, 2, 1, dropout=2), ValueError, "GraphTransformer: dropout must lie in"),
+        (lambda: GraphTransformer(4, 4, 2, 1, encoding="rotary"), TypeError, "encoding must be an Encoding, got str"),
+        (lambda: GraphTransformer(None, 8, 2, 1)(X, Full(5)), ValueError, "got .5, 4.. Use hidden_channels=4"),
+        (
+            lambda: lazy()(X[:, :3], Full(5)),
+            ValueError,
+            r"x must have shape \[\*B, N, 4\], got \[5, 3\]. Use in_channels=3",
+        ),
         (lambda: TransformerBlock(3)(X, Full(5)), ValueError, r"x must have shape \[\*B, N, 3\], got \[5, 4\]"),
         (lambda: GraphTransformer(0, 4, 2, 1), ValueError, "in_channels must be positive, or -1"),
         (lambda: GraphTransformer(4, 4, 2, 0), ValueError, "num_layers must be at least 1, got 0"),

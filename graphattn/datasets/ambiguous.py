@@ -116,7 +116,7 @@ class AmbiguousWords(InMemoryDataset):
             for words, tags in _read(Path(raw)):
                 x = torch.tensor([word_ids.get(word, 0) for word in words])
                 y = torch.tensor([tag_ids[tag] for tag in tags])
-                graphs.append(Data(x=x, y=y, edge_index=_chain(len(words)), words=words))
+                graphs.append(Data(x=x, y=y, edge_index=chain(len(words)), words=words))
             if self.pre_filter is not None:
                 graphs = [graph for graph in graphs if self.pre_filter(graph)]
             if self.pre_transform is not None:
@@ -147,6 +147,7 @@ def _read(path: Path) -> list[tuple[list[str], list[str]]]:
     return [([word for word, _ in sentence], [tag for _, tag in sentence]) for sentence in sentences]
 
 
-def _chain(length: int) -> Tensor:
+def chain(length: int) -> Tensor:
+    """Neighbors in both directions, [2, 2 (length - 1)], sorted by target, then source."""
     pairs = [(j, i) for i in range(length) for j in (i - 1, i + 1) if 0 <= j < length]
     return torch.tensor(pairs, dtype=torch.long).view(-1, 2).t().contiguous()

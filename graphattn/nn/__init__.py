@@ -17,12 +17,15 @@ from .encodings import Sinusoidal as Sinusoidal
 from .pyg import GATConv as GATConv
 from .pyg import GATv2Conv as GATv2Conv
 from .pyg import TransformerConv as TransformerConv
+from .readout import AttentionReadout as AttentionReadout
+from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
 from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
     "ALiBi",
     "AccelerateReport",
+    "AttentionReadout",
     "DenseGraphAttention",
     "Encoding",
     "GATConv",
@@ -34,6 +37,7 @@ __all__ = [
     "RandomWalkPosition",
     "RelativeBias",
     "Rotary",
+    "Seq2Seq",
     "Sinusoidal",
     "TransformerBlock",
     "TransformerConv",

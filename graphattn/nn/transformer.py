@@ -37,7 +37,7 @@ class TransformerBlock(torch.nn.Module):
         dropout: probability with which a feature is dropped in training, after attention and twice in `feed`.
         attention_dropout: probability with which a weight is dropped in training.
         ego: how a node's own features reach the feed-forward network: "add", "concat" or "none".
-        memory_channels: features of the memory; no cross-attention where left out.
+        memory_channels: features of the memory, -1 to be found at the first call; no cross-attention where left out.
         layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
         options: for the attention along the pattern, as in `GraphAttention`: `score`, `normalizer`, `encoding`,
             `edge_dim`, `kv_heads`, `add_self_loops`, `backend`. Of these, cross-attention has the normalizer, the
@@ -82,9 +82,11 @@ class TransformerBlock(torch.nn.Module):
         check_finite(where, "feed_forward", feed_forward)
         if feed_forward * self.channels < 1:
             raise ValueError(message(where, "feed_forward", "must leave at least one hidden channel", feed_forward))
-        if memory_channels is not None and ego != "add":
-            rule = "must be 'add' where memory_channels is given"
-            raise ValueError(message(where, "ego", rule, repr(ego)))
+        if memory_channels is not None:
+            _check_channels(where, "memory_channels", memory_channels)
+            if ego != "add":
+                rule = "must be 'add' where memory_channels is given"
+                raise ValueError(message(where, "ego", rule, repr(ego)))
         self.ego = ego
         self.norm = LayerNorm(self.channels)
         self.attention = layer(self.channels, self.channels, heads, dropout=attention_dropout, **options)
@@ -135,11 +137,8 @@ class TransformerBlock(torch.nn.Module):
         Raises:
             TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
         """
-        _check_features("TransformerBlock", "channels", x, self.channels)
-        if (memory is None) != (self.cross_attention is None):
-            rule = "must be given exactly where the block has memory_channels"
-            got = "None" if memory is None else shape_of(memory)
-            raise ValueError(message("TransformerBlock", "memory", rule, got))
+        _check_features("TransformerBlock", "x", x, self.channels, "channels")
+        self._check_memory(memory, memory_pattern)
         h = self.norm(x)
         gathered, weights = _attend(self.attention, h, edge_index, edge_attr, return_attention_weights)
         across: tuple[Any, ...] = ()
@@ -155,6 +154,17 @@ class TransformerBlock(torch.nn.Module):
         x = x + self.drop(self.feed_out(self.drop(torch.nn.functional.gelu(self.feed_in(h)))))
         return (x, *weights, *across) if return_attention_weights else x
 
+    def _check_memory(self, memory: object, pattern: object) -> None:
+        """Raise unless both are there, or neither where the block has no cross-attention."""
+        for argument, value in (("memory", memory), ("memory_pattern", pattern)):
+            if (value is None) != (self.cross_attention is None):
+                rule = "must be given exactly where the block has memory_channels"
+                got = "None" if value is None else shape_of(value) if isinstance(value, Tensor) else value
+                raise ValueError(message("TransformerBlock", argument, rule, got))
+        if self.cross_attention is not None:
+            channels = self.cross_attention.lin_key.in_channels
+            _check_features("TransformerBlock", "memory", memory, channels, "memory_channels")
+
     def extra_repr(self) -> str:
         """Arguments of the constructor."""
         return f"{self.channels}, ego={self.ego!r}"
@@ -169,7 +179,8 @@ class GraphTransformer(torch.nn.Module):
     `ego="concat", score="gatv2"`; a sentence encoder is `Full(sizes)` with an encoding.
 
     Args:
-        in_channels: features per node; -1 is found at the first call.
+        in_channels: features per node; -1 is found at the first call; where None, x has `hidden_channels` already, and
+            there is no W_in.
         hidden_channels: features per node between the blocks.
         out_channels: features of the output; where None, the output is norm(h) with `hidden_channels`.
         num_layers: L.
@@ -178,7 +189,7 @@ class GraphTransformer(torch.nn.Module):
         encoding: one that changes features alone, such as `Sinusoidal(hidden_channels)`, enters once, after W_in; any
             other, such as `Rotary` or `RelativeBias`, is copied into each layer, where it has parameters of its own.
         options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `ego`, `layer`, `score`, `normalizer`,
-            `edge_dim`, ...
+            `edge_dim`, `memory_channels`, ...
 
     Raises:
         TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
@@ -199,7 +210,7 @@ class GraphTransformer(torch.nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | None,
         hidden_channels: int,
         out_channels: int | None,
         num_layers: int,
@@ -211,17 +222,15 @@ class GraphTransformer(torch.nn.Module):
     ) -> None:
         super().__init__()
         where = "GraphTransformer"
-        self.in_channels = check_int(where, "in_channels", in_channels, -1)
+        self.in_channels = None if in_channels is None else _check_channels(where, "in_channels", in_channels)
         self.hidden_channels = check_int(where, "hidden_channels", hidden_channels, 1)
         self.num_layers = check_int(where, "num_layers", num_layers, 1)
         self.out_channels = None if out_channels is None else check_int(where, "out_channels", out_channels, 1)
-        if not self.in_channels:
-            rule = "must be positive, or -1 to be found at the first call"
-            raise ValueError(message(where, "in_channels", rule, 0))
+        check_probability(where, "dropout", dropout)
         kind: Any = type(encoding)
-        enters_once = encoding is not None and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
+        enters_once = isinstance(encoding, Encoding) and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
         self.encoding = encoding if enters_once else None
-        self.lin_in = Linear(in_channels, hidden_channels)
+        self.lin_in = None if self.in_channels is None else Linear(self.in_channels, hidden_channels)
         self.drop = Dropout(dropout)
         self.blocks = torch.nn.ModuleList()
         for _ in range(num_layers):
@@ -243,6 +252,9 @@ class GraphTransformer(torch.nn.Module):
         edge_index: Any,
         edge_attr: Tensor | None = None,
         return_attention_weights: bool | None = None,
+        *,
+        memory: Tensor | None = None,
+        memory_pattern: Any = None,
     ) -> Any:
         """Run the stack.
 
@@ -251,27 +263,34 @@ class GraphTransformer(torch.nn.Module):
             edge_index: a `Pattern`, or anything that `GraphAttention` takes.
             edge_attr: [E, edge_dim], in the order of the edges.
             return_attention_weights: also return the weights.
+            memory, memory_pattern: for each block, as in `TransformerBlock`.
 
         Returns:
-            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H].
+            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H];
+            with a memory, a pair of that and the same for the memory.
 
         Raises:
             TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
         """
-        _check_features("GraphTransformer", "in_channels", x, self.in_channels)
-        if isinstance(edge_index, list | tuple) or self.encoding is not None:
+        if self.lin_in is None:
+            _check_features("GraphTransformer", "x", x, self.hidden_channels, "hidden_channels")
+        else:
+            _check_features("GraphTransformer", "x", x, self.lin_in.in_channels, "in_channels")
+            x = self.lin_in(x)
+        if isinstance(edge_index, list | tuple):
             edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2))
-        x = self.lin_in(x)
         if self.encoding is not None:
-            x = self.encoding.input(x, edge_index)
+            # The layers take the edges as given: those of a sparse adjacency may have values.
+            x = self.encoding.input(x, as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2)))
         x = self.drop(x)
-        weights = []
+        weights: list[Any] = []
+        across = {"memory": memory, "memory_pattern": memory_pattern}
         for block in self.blocks:
             if return_attention_weights:
-                x, given = block(x, edge_index, edge_attr, return_attention_weights=True)
-                weights.append(given)
+                x, *given = block(x, edge_index, edge_attr, **across, return_attention_weights=True)
+                weights.append(given[0] if len(given) == 1 else tuple(given))
             else:
-                x = block(x, edge_index, edge_attr)
+                x = block(x, edge_index, edge_attr, **across)
         x = self.norm(x)
         x = x if self.lin_out is None else self.lin_out(x)
         return (x, weights) if return_attention_weights else x
@@ -287,9 +306,17 @@ def _attend(
     return out, (weights,)
 
 
-def _check_features(where: str, argument: str, x: object, channels: int) -> None:
-    check_float_tensor(where, "x", x)
-    if x.dim() < 2 or channels not in (-1, x.size(-1)):  # type: ignore[attr-defined]
+def _check_channels(where: str, argument: str, channels: int) -> int:
+    """Return a number of features that is positive or -1."""
+    if check_int(where, argument, channels, -1) == 0:
+        raise ValueError(message(where, argument, "must be positive, or -1 to be found at the first call", 0))
+    return channels
+
+
+def _check_features(where: str, argument: str, x: Any, channels: int, option: str) -> None:
+    """Raise unless `x` is [*B, N, channels], where `option` of the constructor has said how many; -1 is any."""
+    check_float_tensor(where, argument, x)
+    if x.dim() < 2 or channels not in (-1, x.size(-1)):
         columns = "C" if channels == -1 else channels
-        fix = f"Use {argument}={x.size(-1)}." if x.dim() > 1 else ""  # type: ignore[attr-defined]
-        raise ValueError(message(where, "x", f"must have shape [*B, N, {columns}]", shape_of(x), fix))  # type: ignore[arg-type]
+        fix = f"Use {option}={x.size(-1)}." if x.dim() > 1 else ""
+        raise ValueError(message(where, argument, f"must have shape [*B, N, {columns}]", shape_of(x), fix))

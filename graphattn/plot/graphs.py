@@ -1,4 +1,4 @@
-"""Pictures of attention: Matplotlib axes in, axes out."""
+"""Graphs as nodes and edges, and whom a node among them attends to."""
 
 from __future__ import annotations
 
@@ -9,25 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .errors import message, shape_of
-from .patterns import Pattern
+from ..errors import message, shape_of
+from ..patterns import Pattern
+from .style import COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Paul Tol's "muted" scheme, which color-blind readers can tell apart; names beside the nodes say the same again.
-COLORS = (
-    "#332288",
-    "#88CCEE",
-    "#117733",
-    "#DDCC77",
-    "#CC6677",
-    "#44AA99",
-    "#882255",
-    "#999933",
-    "#AA4499",
-    "#666666",
-)
 
 
 def draw_graph(
@@ -57,12 +44,8 @@ def draw_graph(
     Raises:
         ValueError: position or label has another number of rows than the pattern has nodes.
     """
-    try:
-        from matplotlib import patheffects
-        from matplotlib.collections import LineCollection
-    except ImportError as error:
-        fix = "Use pip install 'graphattn[plot]'."
-        raise ImportError(message("draw_graph", "matplotlib", "must be installed", fix=fix)) from error
+    from matplotlib import patheffects
+    from matplotlib.collections import LineCollection
 
     for argument, x, shape in (
         ("position", position, (pattern.num_targets, 2)),

@@ -1,0 +1,371 @@
+"""A tag for every word: what a network must see of a sentence to tell the two words "saw" in "I saw a saw" apart.
+
+    python examples/pos_tagging.py                    a small corpus of ambiguous words, no download, about 1.5 minutes
+    python examples/pos_tagging.py --dataset ewt      English Web Treebank of Universal Dependencies, about 45 minutes
+    python examples/pos_tagging.py --models "per token" "full attention, relative"       some of the rows
+
+The same inputs, learned from scratch, go through a network that sees each word alone, through windows of growing
+width, a BiLSTM, and self-attention with and without positions. The epoch and the settings are chosen on the dev set.
+"""
+
+import argparse
+import re
+import statistics
+import time
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from report import report
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from tqdm import tqdm
+
+from graphattn import Full, Window
+from graphattn.datasets import AmbiguousWords, UniversalDependencies
+from graphattn.nn import GraphTransformer, RelativeBias, Sinusoidal
+from graphattn.plot import COLORS
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+HEADS = 4
+REACH = 8  # of relative positions: further ones count as equally far
+SETTINGS = {
+    "ambiguous": {"epochs": 10, "hidden": 64, "batch": 512, "lr": 4e-3},
+    "ewt": {"epochs": 8, "hidden": 128, "batch": 2048, "lr": 2e-3},
+}
+
+
+def pieces(word):
+    """What the letters of a word tell: its beginnings, its ends, and its shape, such as Xx or d.d."""
+    lower = word.lower()
+    shape = re.sub(r"(.)\1+", r"\1", re.sub("[a-z]", "x", re.sub("[A-Z]", "X", re.sub("[0-9]", "d", word))))
+    return [lower, shape, *(f"{lower[:n]}-{n}" for n in range(1, 5)), *(f"{n}-{lower[-n:]}" for n in range(1, 6))]
+
+
+class Corpus:
+    """The words of each split one after another, without padding: ids, pieces and tags, and the sentences' sizes."""
+
+    def __init__(self, name, root, most=None):
+        load = UniversalDependencies if name == "ewt" else AmbiguousWords
+        train = load(root, "train")
+        self.tags, self.vocabulary = train.tags, train.vocabulary
+        self.word_ids = {word: index for index, word in enumerate(self.vocabulary)}
+        counts = Counter(piece for word in self.vocabulary[1:] for piece in pieces(word))
+        # Id 0 is a piece that no two words of train share: nothing could be learned from it.
+        self.piece_ids = {piece: index for index, piece in enumerate((p for p in counts if counts[p] > 1), 1)}
+        splits = [
+            [(data.words, data.y) for data in split[:most]] for split in (train, load(root, "dev"), load(root, "test"))
+        ]
+        self.train, self.dev, self.test = (
+            (*self.encode([words for words, _ in split]), torch.cat([y for _, y in split])) for split in splits
+        )
+        self.test_words = [word for words, _ in splits[2] for word in words]
+        x, y = self.train[0], self.train[3]
+        has_tag = torch.zeros(len(self.vocabulary), len(self.tags)).index_put_((x, y), torch.ones(()))
+        x = self.test[0]
+        self.kinds = {"all words": x >= 0, "ambiguous words": has_tag.sum(1)[x] > 1, "unseen words": x == 0}
+
+    def encode(self, sentences):
+        words = [word for sentence in sentences for word in sentence]
+        known = {word: [self.piece_ids.get(piece, 0) for piece in pieces(word)] for word in set(words)}
+        x = torch.tensor([self.word_ids.get(word, 0) for word in words])
+        return x, torch.tensor([known[word] for word in words]), torch.tensor([len(words) for words in sentences])
+
+
+def batches(split, words, shuffle=False):
+    """Sentences of about as many words in all, as the words' rows and the sentences' sizes."""
+    sizes = split[2]
+    order = torch.randperm(len(sizes)) if shuffle else torch.arange(len(sizes))
+    start = sizes.cumsum(0) - sizes
+    for chosen in order.split(max(1, round(words * len(sizes) / int(sizes.sum())))):
+        size = sizes[chosen]
+        first = (start[chosen] - (size.cumsum(0) - size)).repeat_interleave(size)
+        yield torch.arange(int(size.sum())) + first, size
+
+
+class Inputs(torch.nn.Module):
+    """The sum of what is learned of a word and of its pieces; in training, some words are treated as unknown."""
+
+    def __init__(self, corpus, channels, dropout, word_dropout):
+        super().__init__()
+        self.words = torch.nn.Embedding(len(corpus.vocabulary), channels)
+        self.pieces = torch.nn.EmbeddingBag(len(corpus.piece_ids) + 1, channels, mode="sum", padding_idx=0)
+        for table in (self.words, self.pieces):
+            # Small at first, so that what an optimizer adds soon outweighs the noise.
+            torch.nn.init.normal_(table.weight, std=0.1)
+        self.norm, self.drop = torch.nn.LayerNorm(channels), torch.nn.Dropout(dropout)
+        self.word_dropout = word_dropout
+
+    def forward(self, x, pieces):
+        if self.training:
+            x = x.masked_fill(torch.rand(len(x)) < self.word_dropout, 0)
+        return self.drop(self.norm(self.words(x) + self.pieces(pieces)))
+
+
+class WindowNetwork(torch.nn.Module):
+    """A network of one hidden layer on each word and its neighbors within a radius, put together in a long vector."""
+
+    def __init__(self, channels, tags, radius, dropout):
+        super().__init__()
+        self.offsets = torch.arange(-radius, radius + 1)
+        wide = (2 * radius + 1) * channels
+        layers = torch.nn.Linear(wide, 2 * channels), torch.nn.GELU(), torch.nn.Dropout(dropout)
+        self.layers = torch.nn.Sequential(*layers, torch.nn.Linear(2 * channels, tags))
+
+    def forward(self, x, sizes):
+        sentence = torch.arange(len(sizes)).repeat_interleave(sizes)
+        place = torch.arange(len(x)).unsqueeze(1) + self.offsets
+        is_same = sentence[place.clamp(0, len(x) - 1)] == sentence.unsqueeze(1)
+        # Beyond the ends of a sentence there are zeros.
+        place = torch.where(is_same & (place >= 0) & (place < len(x)), place, len(x))
+        return self.layers(F.embedding(place, F.pad(x, (0, 0, 0, 1))).flatten(1))
+
+
+class BiLSTM(torch.nn.Module):
+    """One LSTM from left to right and one from right to left."""
+
+    def __init__(self, channels, tags, dropout):
+        super().__init__()
+        self.lstm = torch.nn.LSTM(channels, channels, bidirectional=True)
+        self.drop, self.classify = torch.nn.Dropout(dropout), torch.nn.Linear(2 * channels, tags)
+
+    def forward(self, x, sizes):
+        packed, _ = self.lstm(pack_sequence(x.split(sizes.tolist()), enforce_sorted=False))
+        return self.classify(self.drop(torch.cat(unpack_sequence(packed))))
+
+
+class Attention(torch.nn.Module):
+    """Two transformer blocks on whole sentences, or on a window around each word."""
+
+    def __init__(self, channels, tags, dropout, radius=None, **options):
+        super().__init__()
+        self.radius = radius
+        # Numba's rows take many short sentences at once, tiles one after another.
+        options = {"feed_forward": 2, "dropout": dropout, "backend": "numba", **options}
+        self.transformer = GraphTransformer(channels, channels, tags, 2, HEADS, **options)
+
+    def forward(self, x, sizes, **options):
+        pattern = Full(sizes) if self.radius is None else Window(sizes, self.radius)
+        return self.transformer(x, pattern, **options)
+
+
+def relative(reach=REACH):
+    return RelativeBias(HEADS, reach)
+
+
+# Each makes a network of the width of the inputs, the number of tags and the dropout.
+MODELS = {
+    "per token": lambda c, tags, p: WindowNetwork(c, tags, 0, p),
+    "window 1": lambda c, tags, p: WindowNetwork(c, tags, 1, p),
+    "window 2": lambda c, tags, p: WindowNetwork(c, tags, 2, p),
+    "window 3": lambda c, tags, p: WindowNetwork(c, tags, 3, p),
+    "window 5": lambda c, tags, p: WindowNetwork(c, tags, 5, p),
+    "BiLSTM": BiLSTM,
+    "full attention, no positions": Attention,
+    "full attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, encoding=Sinusoidal(c)),
+    "full attention, relative": lambda c, tags, p: Attention(c, tags, p, encoding=relative()),
+    "full attention, relative, additive": lambda c, tags, p: Attention(
+        c, tags, p, encoding=relative(), score="additive"
+    ),
+    "full attention, relative, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
+    "truncated attention, no positions": lambda c, tags, p: Attention(c, tags, p, 3),
+    "truncated attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, 3, encoding=Sinusoidal(c)),
+    "truncated attention, relative": lambda c, tags, p: Attention(c, tags, p, 3, encoding=relative(3)),
+}
+
+
+class Tagger(torch.nn.Module):
+    def __init__(self, corpus, model, args):
+        super().__init__()
+        self.inputs = Inputs(corpus, args.hidden, args.dropout, args.word_dropout)
+        self.network = MODELS[model](args.hidden, len(corpus.tags), args.dropout)
+
+    def forward(self, x, pieces, sizes, **options):
+        return self.network(self.inputs(x, pieces), sizes, **options)
+
+    @torch.no_grad()
+    def tag(self, split):
+        """The tag of each word."""
+        self.eval()
+        return torch.cat(
+            [self(split[0][rows], split[1][rows], sizes).argmax(1) for rows, sizes in batches(split, 4096)]
+        )
+
+
+def percentage(mask):
+    return 100 * mask.double().mean().item()
+
+
+def train(corpus, model, seed, args, bar):
+    """A tagger as it was after its best epoch on dev, its accuracy there, and the seconds of an epoch."""
+    torch.manual_seed(seed)
+    tagger = Tagger(corpus, model, args)
+    x, pieces, sizes, y = corpus.train
+    steps = args.epochs * (len(list(batches(corpus.train, args.batch))))
+    optimizer = torch.optim.AdamW(tagger.parameters(), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
+    best, chosen, seconds = -1.0, None, []
+    for _ in range(args.epochs):
+        start = time.perf_counter()
+        tagger.train()
+        for rows, size in batches(corpus.train, args.batch, shuffle=True):
+            loss = F.cross_entropy(tagger(x[rows], pieces[rows], size), y[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        seconds.append(time.perf_counter() - start)
+        accuracy = percentage(tagger.tag(corpus.dev) == corpus.dev[3])
+        if accuracy > best:
+            best, chosen = accuracy, {name: value.clone() for name, value in tagger.state_dict().items()}
+        bar.set_postfix(model=model, dev=f"{accuracy:.2f}", refresh=False)
+        bar.update()
+    tagger.load_state_dict(chosen)
+    return tagger, best, statistics.median(seconds)
+
+
+def style(model):
+    """Marker and color of a kind of network."""
+    kinds = {"per": ("s", 0), "window": ("s", 0), "BiLSTM": ("D", 4), "full": ("o", 5), "truncated": ("^", 6)}
+    marker, color = kinds[model.split()[0]]
+    return {"marker": marker, "color": COLORS[color]}
+
+
+def draw_results(figure, results, kinds):
+    """Accuracy of each model on all words, on ambiguous and on unseen ones."""
+    panels = figure.subplots(1, len(kinds), sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
+        for row, (model, result) in enumerate(results.items()):
+            mean, spread = statistics.fmean(result[kind]), statistics.pstdev(result[kind])
+            axes.errorbar(mean, row, xerr=spread, capsize=3, **style(model))
+            axes.annotate(f"{mean:.1f}", (mean, row), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+        axes.set_title(f"right on {kind}, %", fontsize=11)
+        axes.set_yticks(range(len(results)), results)
+        axes.set_ylim(len(results) - 0.4, -0.8)
+        axes.grid(axis="y", color="#DDDDDD")
+        axes.margins(x=0.12)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def draw_parameters(axes, results, best):
+    """What a wider window costs in parameters, and what attention costs."""
+    place = {model: (row["parameters"] / 1e3, statistics.fmean(row["all words"])) for model, row in results.items()}
+    windows = [place[model] for model in results if style(model)["marker"] == "s"]
+    axes.plot([x for x, _ in windows], [y for _, y in windows], color="#BBBBBB", zorder=1)
+    for model, (x, y) in place.items():
+        axes.scatter(x, y, zorder=2, **style(model))
+        if style(model)["marker"] in "sD" or model == best:
+            axes.annotate(model, (x, y), (6, -11), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
+    axes.margins(x=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_attention(panels, tagger, corpus, words):
+    """How much each word looks at which other, as the mean over the heads of each layer."""
+    with torch.no_grad():
+        logits, weights = tagger(*corpus.encode([words]), return_attention_weights=True)
+    names = [f"{word}  {corpus.tags[tag]}" for word, tag in zip(words, logits.argmax(1), strict=True)]
+    for layer, (axes, ((source, target), weight)) in enumerate(zip(panels, weights, strict=True), 1):
+        axes.imshow(
+            torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1)), cmap="Greys", vmin=0
+        )
+        axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(len(words)), names)
+        axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)
+
+
+def telling_sentence(corpus, taggers, best):
+    """A short sentence of test that attention tags right, and the network of single words as wrong as can be."""
+    right = {
+        model: taggers[model].tag(corpus.test) == corpus.test[3] for model in ("per token", best) if model in taggers
+    }
+    ends = zip(corpus.test[2].cumsum(0).tolist(), corpus.test[2].tolist(), strict=True)
+    rows = [slice(end - size, end) for end, size in ends if 4 <= size <= 10]
+    alone = right.get("per token", ~corpus.kinds["ambiguous words"])
+    chosen = max(rows, key=lambda row: (bool(right[best][row].all()), int((~alone[row]).sum())))
+    return corpus.test_words[chosen]
+
+
+def draw(results, taggers, corpus, best, title, path):
+    height = 1.4 + 0.32 * len(results)
+    upper, lower = plt.figure(figsize=(14, height + 4), layout="constrained").subfigures(2, height_ratios=[height, 4])
+    draw_results(upper, results, [kind for kind, mask in corpus.kinds.items() if mask.any()])
+    upper.suptitle(title, fontsize=13)
+    panels = lower.subplots(1, 3)
+    draw_parameters(panels[0], results, best)
+    if best is not None:
+        draw_attention(panels[1:], taggers[best], corpus, telling_sentence(corpus, taggers, best))
+        panels[1].set_xlabel(f"{best}: mean of {HEADS} heads")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    upper.figure.savefig(path, dpi=100)
+    print(f"Picture: {path}")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", choices=SETTINGS, default="ambiguous")
+    parser.add_argument("--root", help="folder of the data sets; default: $GRAPHATTN_DATASETS, then datasets/")
+    listed = ", ".join(f'"{model}"' for model in MODELS)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help=listed)
+    parser.add_argument("--seeds", type=int, default=3)
+    for name, kind in (("epochs", int), ("hidden", int), ("batch", int), ("lr", float)):
+        parser.add_argument(f"--{name}", type=kind, help=", ".join(f"{s[name]} for {d}" for d, s in SETTINGS.items()))
+    parser.add_argument("--dropout", type=float, default=0.4, help="of the inputs")
+    parser.add_argument("--word-dropout", type=float, default=0.2, help="share of words that training makes unknown")
+    parser.add_argument("--record", type=Path, help="a JSON file for the results")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    args = parser.parse_args()
+    if args.smoke:
+        args.seeds, args.epochs, args.hidden = 1, 1, 16
+    for name, value in SETTINGS[args.dataset].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    for name in ("seeds", "epochs", "hidden", "batch"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    if args.hidden % HEADS:
+        parser.error(f"--hidden must be a multiple of {HEADS}, the number of heads")
+    return args
+
+
+def main():
+    args = parse()
+    corpus = Corpus(args.dataset, args.root, most=200 if args.smoke else None)
+    name = {"ambiguous": "AmbiguousWords", "ewt": "UD English EWT"}[args.dataset]
+    print(f"{name}: {len(corpus.train[0]):,} words to train, {len(corpus.test[0]):,} to test, {len(corpus.tags)} tags")
+    results, taggers = {}, {}
+    with tqdm(total=len(args.models) * args.seeds * args.epochs, desc="training", unit=" epochs", mininterval=1) as bar:
+        for model in args.models:
+            runs = [train(corpus, model, seed, args, bar) for seed in range(args.seeds)]
+            taggers[model] = runs[0][0]
+            right = [tagger.tag(corpus.test) == corpus.test[3] for tagger, _, _ in runs]
+            percent = {
+                kind: [percentage(one[mask]) for one in right] for kind, mask in corpus.kinds.items() if mask.any()
+            }
+            means = {f"on_{kind.replace(' ', '_')}": statistics.fmean(percent[kind]) for kind in list(percent)[1:]}
+            details = {
+                "parameters": sum(parameter.numel() for parameter in taggers[model].network.parameters()),
+                "seconds_per_epoch": statistics.median(seconds for _, _, seconds in runs),
+                "accuracy_on_dev": statistics.fmean(dev for _, dev, _ in runs),
+            }
+            bar.clear()
+            report(name, model, "accuracy", percent["all words"], record=args.record, **means, **details)
+            results[model] = {**percent, **details}
+
+    attentive = [model for model in results if isinstance(taggers[model].network, Attention)]
+    best = max(attentive, key=lambda model: results[model]["accuracy_on_dev"], default=None)
+    print("I saw a saw:")
+    for model in [model for model in ("per token", best) if model in taggers]:
+        tags = taggers[model](*corpus.encode([["I", "saw", "a", "saw"]])).argmax(1)
+        print(f"    {model}:", *(corpus.tags[tag] for tag in tags))
+    title = f"{name}: mean and deviation of {args.seeds} seeds"
+    draw(results, taggers, corpus, best, title, args.output / f"pos_tagging_{args.dataset}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A sentence as a line of words, and who attends to whom as arcs over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import message
+from ..patterns import Pattern
+from ..patterns.box import Box
+from .style import (
+    MARK,
+    frame,
+    points_per_unit,
+    read_names,
+    read_node,
+    read_pattern,
+    read_weight,
+    shade,
+    shares,
+    strongest_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_arcs(
+    axes: Axes,
+    pattern: Any,
+    weight: Tensor | None = None,
+    *,
+    names: Sequence[str] | None = None,
+    target: int | None = None,
+    strongest: float | None = None,
+) -> Axes:
+    """Draw a short sequence as words on a line, with an arc from each source to the target that attends to it.
+
+    Arcs above the line come from earlier words, arcs below it from later ones. The frame around a word is its edge to
+    itself; a word without one has none. Arcs and frames are as thick and as dark as their weights, and dotted where a
+    weight is negative.
+
+    Args:
+        axes: Matplotlib axes to draw into.
+        pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets; a gap parts its sequences.
+        weight: [E] finite, in the order of the edges: `weights[:, head]`; all alike where left out.
+        names: the words; the numbers of the nodes where left out.
+        target: draw only the edges into this node, whose word is marked; all where left out.
+        strongest: the weight drawn thickest; the largest drawn where left out.
+
+    Returns:
+        `axes`.
+
+    Raises:
+        TypeError: weight is no tensor.
+        ValueError: sources and targets aren't the same nodes; names, weight or target don't fit the pattern; strongest
+            isn't above 0.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> from graphattn import Window
+        >>> axes = draw_arcs(Figure().subplots(), Window(4, radius=1, causal=True), names="I saw a saw".split())
+        >>> [text.get_text() for text in axes.texts], len(axes.patches)
+        (['I', 'saw', 'a', 'saw'], 7)
+    """
+    from matplotlib.patches import FancyArrowPatch
+
+    pattern = read_pattern(pattern)
+    if pattern.num_sources != pattern.num_targets:
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        raise ValueError(message("draw_arcs", "pattern", "must have as many sources as targets", got))
+    words = read_names("draw_arcs", "names", names, pattern.num_targets)
+    words = [str(node) for node in range(pattern.num_targets)] if words is None else words
+    weight = torch.ones(pattern.num_edges) if weight is None else weight
+    weight = read_weight("draw_arcs", pattern, weight)
+    edge_index = pattern.edge_index
+    if target is not None:
+        into = edge_index[1] == read_node("draw_arcs", "target", target, pattern.num_targets)
+        edge_index, weight = edge_index[:, into], weight[into]
+    share = shares(weight, strongest_of("draw_arcs", strongest))
+
+    place, half = _places(pattern, words)
+    reach = float((place[edge_index[0]] - place[edge_index[1]]).abs().max()) if edge_index.numel() else 0.0
+    # A quadratic curve rises half as high as its control point.
+    height = max(0.21 * reach, 0.4) + 1.1
+    is_below = bool((edge_index[0] > edge_index[1]).any())
+    right = float(place[-1] + half[-1]) if words else 1.0
+    frame(axes, -0.6, right + 0.6, -height if is_below else -1.0, height)
+    size = min(1.3 * points_per_unit(axes), 18.0)
+    thickest = min(0.32 * points_per_unit(axes), 5.0)
+    for edge in share.argsort(stable=True).tolist():
+        source, into_node = edge_index[:, edge].tolist()
+        style: dict[str, Any] = {
+            "color": shade(0.3 + 0.7 * float(share[edge])),
+            "linewidth": thickest * (0.15 + 0.85 * float(share[edge])),
+            "linestyle": ":" if weight[edge] < 0 else "-",
+            "zorder": 1 + float(share[edge]),
+        }
+        if source == into_node:
+            axes.add_patch(_frame(float(place[source]), float(half[source]), style))
+            continue
+        side = 0.8 if source < into_node else -0.8
+        # What leaves a word and what reaches it touch different spots of its frame.
+        aside = 0.3 if source < into_node else -0.3
+        ends = [
+            (float(place[source] + aside * half[source]), side),
+            (float(place[into_node] - aside * half[into_node]), side),
+        ]
+        axes.add_patch(
+            FancyArrowPatch(
+                *ends,
+                connectionstyle="arc3,rad=-0.42",
+                arrowstyle="-|>,head_length=0.8,head_width=0.4",
+                mutation_scale=3 + 2 * style["linewidth"],
+                shrinkA=0,
+                shrinkB=0,
+                joinstyle="miter",
+                capstyle="butt",
+                **style,
+            )
+        )
+    for node, word in enumerate(words):
+        is_marked = node == target
+        axes.text(
+            float(place[node]),
+            0,
+            word,
+            fontsize=size,
+            ha="center",
+            va="center",
+            color=MARK if is_marked else "black",
+            weight="bold" if is_marked else "normal",
+            zorder=4,
+            parse_math=False,
+        )
+    return axes
+
+
+def _places(pattern: Pattern, words: list[str]) -> tuple[Tensor, Tensor]:
+    """Middle and half the width of every word, in heights of a line; sequences of a batch lie further apart."""
+    half = torch.tensor([0.35 * len(word) + 0.3 for word in words], dtype=torch.float64)
+    begin = torch.cat([half.new_zeros(1), (2 * half + 0.7).cumsum(0)[:-1]]) if words else half
+    if isinstance(pattern, Box):
+        begin = begin + 1.5 * (torch.searchsorted(pattern.ptr, torch.arange(len(words)), right=True) - 1)
+    return begin + half, half
+
+
+def _frame(place: float, half: float, style: dict[str, Any]) -> Any:
+    from matplotlib.patches import FancyBboxPatch
+
+    color = style.pop("color")
+    box = "round,pad=0,rounding_size=0.2"
+    return FancyBboxPatch(
+        (place - half, -0.75), 2 * half, 1.5, boxstyle=box, facecolor="none", edgecolor=color, **style
+    )

@@ -1,0 +1,218 @@
+"""A page that shows attention and answers clicks: one HTML file without a server or a network."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import check_choice, message, shape_of
+from ..patterns import Full, Grid, Pattern, Window
+from ..patterns.box import Box
+from .arrows import read_position
+from .pixels import pixel_shape
+from .style import MARK, SHADES, read_names, read_pattern
+
+LAYOUTS = ("words", "pixels", "nodes")
+TEMPLATE = Path(__file__).with_name("explore.html")
+
+
+def explore(
+    path: str | Path,
+    pattern: Any,
+    weights: Tensor | Sequence[Tensor],
+    *,
+    names: Sequence[str] | tuple[Sequence[str], Sequence[str]] | None = None,
+    position: Tensor | str = "spring",
+    image: Tensor | None = None,
+    layout: str | None = None,
+    layer_names: Sequence[str] | None = None,
+    title: str = "Whom does it attend to?",
+) -> Path:
+    """Write one HTML page: click a word, a pixel or a node, choose layer and head, and see whom it attends to.
+
+    The page needs no server and no network. It lists the strongest sources with their weights and what all weights
+    add up to. Keys: arrows walk, digits choose a head, m is the mean of the heads, h and l go to the next head and
+    layer (with shift to the previous one). Its address keeps what is selected. A thousand nodes stay fluid.
+
+    Args:
+        path: where to write it.
+        pattern: a `Pattern`, or what `Edges` takes. Where sources aren't the targets, both are lines of words.
+        weights: [E, H] finite, or a list of them, one per layer, in the order of the edges, as
+            `return_attention_weights` gives them; [E] is one head. Heads may differ from layer to layer.
+        names: a text per node, or a pair of lists, for sources and targets; the numbers where left out.
+        position: [N, 2] coordinates of a graph's nodes, y upward, or the name of a `layout`.
+        image: [H, W], drawn dark where large, or [H, W, 3] of colors in [0, 1], below the pixels.
+        layout: "words" in lines, "pixels" in an array or "nodes" with edges between them. Where left out, sequences
+            (`Full`, `Window`) are words, a `Grid` or an image are pixels, and all else are nodes.
+        layer_names: a text per layer; "layer 0" and so on where left out.
+        title: of the page.
+
+    Returns:
+        The path written to.
+
+    Raises:
+        TypeError: weights are neither a tensor nor a list of them.
+        ValueError: weights aren't [E, H] or aren't finite; names, image, position or layer_names don't fit the
+            pattern; the layout is unknown, or can't show this pattern.
+
+    Numerics:
+        Weights are stored with 16 bits, as steps of 1/65,535 of the range of their layer and head: of weights in
+        [0, 1] none is off by more than 7.7e-6.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from graphattn import Full
+        >>> weights = torch.full((16, 2), 0.25)
+        >>> page = explore(Path(mkdtemp()) / "page.html", Full(4), weights, names="I saw a saw".split())
+        >>> "saw" in page.read_text(), "src=" in page.read_text()
+        (True, False)
+
+    References:
+        Vig, "A Multiscale Visualization of Attention in the Transformer Model", 2019, for such views of sentences.
+    """
+    pattern = read_pattern(pattern)
+    image = None if image is None else torch.as_tensor(image)
+    layers = _read_layers(pattern, weights)
+    is_square = pattern.num_sources == pattern.num_targets and not _is_pair(names)
+    kind = _choose_layout(pattern, image, layout, is_square)
+    if layer_names is not None and len(layer_names) != len(layers):
+        rule = f"must be {len(layers)} texts, one per layer"
+        raise ValueError(message("explore", "layer_names", rule, len(layer_names)))
+    ptr, index, perm = pattern.csr()
+    data: dict[str, Any] = {
+        "title": title,
+        "pattern": repr(pattern),
+        "kind": kind,
+        "square": is_square,
+        "sources": pattern.num_sources,
+        "targets": pattern.num_targets,
+        "layers": [f"layer {place}" for place in range(len(layers))] if layer_names is None else list(layer_names),
+        "ptr": _encode(ptr, torch.int32),
+        "index": _encode(index, torch.int32),
+        "weights": [_encode_weights(layer if perm is None else layer[perm.long()]) for layer in layers],
+        "shades": SHADES,
+        "mark": MARK,
+        **_name_nodes(pattern, names, is_square),
+        **_place(kind, pattern, position, image),
+    }
+    # Inside of a script element nothing may look like markup.
+    embedded = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    parts = {"TITLE": html.escape(title), "DATA": embedded}
+    path = Path(path)
+    page = re.sub(r"\{\{(TITLE|DATA)\}\}", lambda found: parts[found[1]], TEMPLATE.read_text(encoding="utf-8"))
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _read_layers(pattern: Pattern, weights: Any) -> list[Tensor]:
+    """[E, H] float64 per layer, checked."""
+    layers = [weights] if isinstance(weights, Tensor) else list(weights) if isinstance(weights, list | tuple) else []
+    if not layers or not all(isinstance(layer, Tensor) for layer in layers):
+        got = type(weights).__name__ if not layers else sorted({type(layer).__name__ for layer in layers})
+        raise TypeError(message("explore", "weights", "must be a tensor [E, H] or a list of them, one per layer", got))
+    read = []
+    for place, layer in enumerate(layers):
+        layer = layer[:, None] if layer.dim() == 1 else layer
+        if layer.dim() != 2 or layer.size(0) != pattern.num_edges or layer.size(1) == 0:
+            rule = f"must have shape [{pattern.num_edges}, H], a row per edge"
+            raise ValueError(message("explore", f"weights of layer {place}", rule, shape_of(layer)))
+        layer = layer.detach().to("cpu", torch.float64)
+        if not bool(layer.isfinite().all()):
+            bad = float(layer[~layer.isfinite()][0])
+            raise ValueError(message("explore", f"weights of layer {place}", "must be finite", bad))
+        read.append(layer)
+    return read
+
+
+def _is_pair(names: Any) -> bool:
+    return isinstance(names, tuple) and len(names) == 2 and not any(isinstance(side, str) for side in names)
+
+
+def _choose_layout(pattern: Pattern, image: Tensor | None, layout: str | None, is_square: bool) -> str:
+    if layout is not None:
+        check_choice("explore", "layout", layout, LAYOUTS)
+        if layout != "words" and not is_square:
+            got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+            rule = f"must be 'words' unless sources and targets are the same, {got}"
+            raise ValueError(message("explore", "layout", rule, repr(layout)))
+        return layout
+    if not is_square or (isinstance(pattern, Full | Window) and image is None):
+        return "words"
+    return "pixels" if image is not None or isinstance(pattern, Grid) else "nodes"
+
+
+def _encode(values: Tensor, dtype: torch.dtype) -> str:
+    """Little-endian bytes in base64."""
+    array = values.to(dtype).contiguous().numpy()
+    return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode("ascii")
+
+
+def _encode_weights(layer: Tensor) -> dict[str, Any]:
+    """Per head: the least weight, the step, and how many steps each weight lies above the least."""
+    low, high = (layer.amin(0), layer.amax(0)) if len(layer) else (layer.new_zeros(layer.size(1)),) * 2
+    step = (high - low) / 65535
+    steps = ((layer - low) / torch.where(step > 0, step, 1)).round()
+    # Heads lie one after the other. There is no unsigned type in every torch: bits are the same in the signed one.
+    bits = torch.where(steps > 32767, steps - 65536, steps)
+    return {"low": low.tolist(), "step": step.tolist(), "steps": _encode(bits.t(), torch.int16)}
+
+
+def _name_nodes(pattern: Pattern, names: Any, is_square: bool) -> dict[str, Any]:
+    if _is_pair(names):
+        sources, targets = names
+    elif is_square or names is None:
+        sources = targets = names
+    else:
+        fix = "Use names=(source_names, target_names)."
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        raise ValueError(message("explore", "names", "must be a pair where sources aren't the targets", got, fix))
+    argument = "names" if is_square else "names of sources"
+    named = {"sourceNames": read_names("explore", argument, sources, pattern.num_sources)}
+    if not is_square:
+        named["targetNames"] = read_names("explore", "names of targets", targets, pattern.num_targets)
+    return named
+
+
+def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | None) -> dict[str, Any]:
+    """Where nodes stand and how they look: coordinates x, y (downward), colors, and begins of lines."""
+    if kind == "words":
+        if not isinstance(pattern, Box):
+            return {"breaks": [[], []]}
+        return {"breaks": [pattern.source_ptr[1:-1].tolist(), pattern.ptr[1:-1].tolist()]}
+    if kind == "nodes":
+        place = read_position("explore", pattern, position)
+        return {"position": [[round(x, 4), round(1 - y, 4)] for x, y in place.tolist()]}
+    if image is None and isinstance(pattern, Grid):
+        return {"position": _unfold(pattern).tolist()}
+    rows, columns = pixel_shape("explore", pattern, image)
+    row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
+    placed: dict[str, Any] = {"position": torch.stack([column, row], 1).tolist()}
+    if image is not None:
+        image = image.detach().to("cpu", torch.float64)
+        if image.dim() == 2:
+            low, high = (float(end) for end in image.aminmax())
+            image = (1 - (image - low) / ((high - low) or 1))[..., None].expand(-1, -1, 3)
+        placed["colors"] = _encode((image.clamp(0, 1) * 255).round().reshape(-1, 3), torch.uint8)
+    return placed
+
+
+def _unfold(grid: Grid) -> Tensor:
+    """[N, 2] places of the pixels of arrays of any number of axes: the planes of each, and the arrays, side by side."""
+    coordinates, _ = grid.positions()
+    component = torch.searchsorted(grid.ptr, torch.arange(grid.num_targets), right=True) - 1
+    extents = torch.nn.functional.pad(grid.shape, (3 - grid.shape.size(1), 0), value=1)
+    coordinates = torch.nn.functional.pad(coordinates, (3 - coordinates.size(1), 0))
+    # A plane takes its columns and one for the gap; an array its planes and another one.
+    plane = extents[:, 2] + 1
+    width = extents[:, 0] * plane + 1
+    begin = width.cumsum(0) - width
+    x = begin[component] + coordinates[:, 0] * plane[component] + coordinates[:, 2]
+    return torch.stack([x, coordinates[:, 1]], 1)
