@@ -1,0 +1,150 @@
+"""The GPU's fused kernel in Triton's interpreter, against the oracle: no GPU is needed.
+
+The interpreter takes milliseconds for each program, so graphs are small. `tests/test_gpu.py` runs the same compiled.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from graphattn import Additive, DotProduct, Edges, explain_backend
+from graphattn.kernels import triton_csr
+from graphattn.kernels.csr_op import NORMALIZER_CODES
+from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
+
+triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: make gpu runs the kernels compiled"
+)
+
+NORMALIZERS = [normalizer().name for normalizer in NORMALIZER_CODES]
+ZOO = pattern_zoo()
+SMALL = [name for name, pattern in ZOO.items() if pattern.num_edges < 25]
+GUARD = 64
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """Let the CPU's tensors reach the kernel by way of the operators."""
+    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
+    for name in ("forward", "weights", "backward"):
+        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(triton_csr, name))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_small_pattern_equals_the_oracle(name):
+    tensors = random_call(ZOO[name], batch=(2,), kv_heads=1, edge_tensors=True)
+    assert_matches_dense(tensors, ZOO[name], backend="triton", dropout_p=0.3)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("activation", [None, "tanh", "leaky_relu"])
+def test_every_score_and_normalizer_equals_the_oracle(activation, normalizer):
+    pattern = ZOO["parallel edges"]
+    vector = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    score = DotProduct(0.3) if activation is None else Additive(vector, activation)
+    tensors = random_call(pattern, edge_tensors=True)
+    assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer, backend="triton", dropout_p=0.3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "value_width"),
+    [(1, 1, 1, 1), (3, 1, 5, 7), (6, 3, 8, 2), (8, 8, 16, 16), (5, 5, 3, 40), (2, 1, 256, 200)],
+)
+def test_every_grouping_and_width_equals_the_oracle(heads, kv_heads, width, value_width):
+    pattern = ZOO["parallel edges"]
+    sizes = dict(heads=heads, kv_heads=kv_heads, width=width, value_width=value_width)
+    assert_matches_dense(random_call(pattern, edge_tensors=True, **sizes), pattern, backend="triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_low_precision_stays_within_the_oracles_own_error(dtype):
+    pattern = ZOO["unsorted edges"]
+    tensors = random_call(pattern, dtype=dtype, width=16, edge_tensors=True)
+    assert_matches_dense(tensors, pattern, backend="triton", dropout_p=0.3)
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+@pytest.mark.parametrize("name", ["star in", "star out"])
+def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
+    monkeypatch.setattr(triton_csr, "PIECE_EDGES", (2, 2))
+    monkeypatch.setattr(triton_csr, "SHORT_ROW", 1)
+    pattern = Edges(graph_zoo()[name].edge_index, graph_zoo()[name].num_sources)
+    side = pattern.csr() if name == "star in" else pattern.csc()
+    assert triton_csr.plan(side)[-1].size(0) == 1
+    tensors = random_call(pattern, batch=(2,), kv_heads=1, edge_tensors=True)
+    assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
+
+
+def test_nothing_outside_of_inputs_is_read_and_all_of_outputs_is_written(monkeypatch):
+    """Every tensor lies between guards of NaN, and what is not yet written is NaN."""
+    guarded = []
+
+    def between_guards(shape, dtype):
+        count = torch.Size(shape).numel()
+        filler = float("nan") if dtype.is_floating_point else 2**30
+        room = torch.full((count + 2 * GUARD,), filler, dtype=dtype)
+        guarded.append((room, count))
+        return room[GUARD : GUARD + count].view(shape)
+
+    plain = torch.Tensor.new_empty
+
+    def new_empty(self, *shape, dtype=None, **options):
+        if options:
+            return plain(self, *shape, dtype=dtype, **options)
+        shape = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return between_guards(shape, dtype or self.dtype)
+
+    pattern = ZOO["unsorted edges"]
+    for csr in (pattern.csr(), pattern.csc()):
+        assert csr.index.numel() % 16
+    tensors = random_call(pattern, heads=3, kv_heads=3, width=5, value_width=6, edge_tensors=True, dtype=torch.float32)
+    inside = {}
+    for name, x in tensors.items():
+        inside[name] = between_guards(x.shape, x.dtype).copy_(x.detach()).requires_grad_()
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+    monkeypatch.setattr(torch, "empty_like", lambda x: between_guards(x.shape, x.dtype))
+    assert_matches_dense(inside, pattern, backend="triton", dropout_p=0.3)
+    for room, count in guarded:
+        outside = torch.cat([room[:GUARD], room[GUARD + count :]])
+        assert outside.isnan().all() if room.is_floating_point() else (outside == 2**30).all()
+
+
+@pytest.mark.parametrize("name", list(graph_zoo()))
+def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
+    monkeypatch.setattr(triton_csr, "PIECE_EDGES", (16, 16))
+    csr = graph_zoo()[name].csr()
+    long, short, cut = triton_csr.plan(csr)[-3:]
+    items = torch.cat([long, short]).long()
+    edges = [torch.arange(begin, end) for begin, end in items[:, 1:3].tolist()]
+    assert torch.equal(
+        torch.cat([torch.empty(0, dtype=torch.int64), *edges]).sort().values, torch.arange(len(csr.index))
+    )
+    whole = items[items[:, 3] < 0]
+    assert torch.equal(torch.cat([whole[:, 0], cut[:, 0].long()]).sort().values, torch.arange(len(csr.ptr) - 1))
+    degree = items[:, 2] - items[:, 1]
+    assert (degree <= 16).all() and (degree[len(long) :] <= triton_csr.SHORT_ROW).all()
+    assert (whole[:, 2] - whole[:, 1]).diff().le(0).all()
+    pieces = items[items[:, 3] >= 0]
+    assert torch.equal(pieces[:, 3], torch.arange(len(pieces)))
+    for row, first, last in cut.tolist():
+        assert (pieces[first:last, 0] == row).all() and len(pieces[first:last]) > 1
+
+
+def test_parallel_edges_are_counted_in_their_order():
+    edges = Edges(torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 1]]), 3)
+    assert triton_csr.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
+    assert triton_csr.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
+
+
+def test_each_reason_why_the_kernel_cannot_run(monkeypatch):
+    pattern = ZOO["chain"]
+    reason = lambda **options: str(explain_backend(**{**random_call(pattern, **options), "pattern": pattern}))
+    assert "heads must be at most 256 wide, not 300" in reason(width=300)
+    monkeypatch.setattr(triton_csr, "HAS_TRITON", False)
+    assert "Triton is not installed (pip install triton)" in reason()
+    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cuda")
+    assert "tensors are on cpu" in reason()
