@@ -26,7 +26,7 @@ def test_every_model_tags_and_is_recorded(tmp_path):
     assert models == list(rows) and len(models) > 12
     for row in rows.values():
         assert 0 < row["scores"][0] < 100 and 0 <= row["on_ambiguous_words"] <= 100
-        assert row["seconds_per_epoch"] > 0 and "on_unseen_words" not in row
+        assert row["cpu_seconds_per_epoch"] > 0 and "on_unseen_words" not in row
     # Wider windows have more to learn; attention's parameters don't depend on its reach.
     windows = [rows[name]["parameters"] for name in ("per token", "window 1", "window 2", "window 3", "window 5")]
     assert windows == sorted(windows) and windows[4] > 5 * windows[0]
