@@ -77,14 +77,16 @@ class Corpus:
 
 
 def batches(split, words, shuffle=False):
-    """Sentences of about as many words in all, as the words' rows and the sentences' sizes."""
+    """Sentences that make up a number of words, of similar lengths if shuffled: their rows, and the sentences' sizes."""
     sizes = split[2]
-    order = torch.randperm(len(sizes)) if shuffle else torch.arange(len(sizes))
+    # Similar lengths spare the BiLSTM steps in which a single long sentence goes on.
+    order = (sizes + 4 * torch.randn(len(sizes))).argsort() if shuffle else torch.arange(len(sizes))
+    parts = order.split(torch.bincount((sizes[order].cumsum(0) - 1) // words).tolist())
     start = sizes.cumsum(0) - sizes
-    for chosen in order.split(max(1, round(words * len(sizes) / int(sizes.sum())))):
-        size = sizes[chosen]
-        first = (start[chosen] - (size.cumsum(0) - size)).repeat_interleave(size)
-        yield torch.arange(int(size.sum())) + first, size
+    for number in torch.randperm(len(parts)).tolist() if shuffle else range(len(parts)):
+        size = sizes[parts[number]]
+        first = start[parts[number]] - (size.cumsum(0) - size)
+        yield torch.arange(int(size.sum())) + first.repeat_interleave(size), size
 
 
 class Inputs(torch.nn.Module):
@@ -205,7 +207,7 @@ def train(corpus, model, seed, args, bar):
     torch.manual_seed(seed)
     tagger = Tagger(corpus, model, args)
     x, pieces, sizes, y = corpus.train
-    steps = args.epochs * (len(list(batches(corpus.train, args.batch))))
+    steps = args.epochs * len(list(batches(corpus.train, args.batch)))
     optimizer = torch.optim.AdamW(tagger.parameters(), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
     best, chosen, seconds = -1.0, None, []
@@ -325,9 +327,9 @@ def parse():
     for name, value in SETTINGS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("seeds", "epochs", "hidden", "batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    for name, least in (("seeds", 1), ("epochs", 1), ("hidden", 1), ("batch", 200)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}")
     if args.hidden % HEADS:
         parser.error(f"--hidden must be a multiple of {HEADS}, the number of heads")
     return args
