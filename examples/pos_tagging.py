@@ -77,7 +77,7 @@ class Corpus:
 
 
 def batches(split, words, shuffle=False):
-    """Sentences that make up a number of words, of similar lengths if shuffled: their rows, and the sentences' sizes."""
+    """Rows of sentences that make up a number of words, of similar lengths if shuffled, and the sentences' sizes."""
     sizes = split[2]
     # Similar lengths spare the BiLSTM steps in which a single long sentence goes on.
     order = (sizes + 4 * torch.randn(len(sizes))).argsort() if shuffle else torch.arange(len(sizes))
