@@ -146,7 +146,7 @@ class Attention(torch.nn.Module):
     def __init__(self, channels, tags, dropout, radius=None, **options):
         super().__init__()
         self.radius = radius
-        # Numba's rows take many short sentences at once, tiles one after another.
+        # With a bias, tiles go through short sentences one length after the other, rows through all of them at once.
         options = {"feed_forward": 2, "dropout": dropout, "backend": "numba", **options}
         self.transformer = GraphTransformer(channels, channels, tags, 2, HEADS, **options)
 
@@ -170,10 +170,8 @@ MODELS = {
     "full attention, no positions": Attention,
     "full attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, encoding=Sinusoidal(c)),
     "full attention, relative": lambda c, tags, p: Attention(c, tags, p, encoding=relative()),
-    "full attention, relative, additive": lambda c, tags, p: Attention(
-        c, tags, p, encoding=relative(), score="additive"
-    ),
-    "full attention, relative, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
+    "full attention, additive": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), score="additive"),
+    "full attention, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
     "truncated attention, no positions": lambda c, tags, p: Attention(c, tags, p, 3),
     "truncated attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, 3, encoding=Sinusoidal(c)),
     "truncated attention, relative": lambda c, tags, p: Attention(c, tags, p, 3, encoding=relative(3)),
@@ -193,9 +191,8 @@ class Tagger(torch.nn.Module):
     def tag(self, split):
         """The tag of each word."""
         self.eval()
-        return torch.cat(
-            [self(split[0][rows], split[1][rows], sizes).argmax(1) for rows, sizes in batches(split, 4096)]
-        )
+        x, pieces = split[:2]
+        return torch.cat([self(x[rows], pieces[rows], sizes).argmax(1) for rows, sizes in batches(split, 4096)])
 
 
 def percentage(mask):
@@ -206,7 +203,7 @@ def train(corpus, model, seed, args, bar):
     """A tagger as it was after its best epoch on dev, its accuracy there, and the processor's seconds per epoch."""
     torch.manual_seed(seed)
     tagger = Tagger(corpus, model, args)
-    x, pieces, sizes, y = corpus.train
+    x, pieces, _, y = corpus.train
     steps = args.epochs * len(list(batches(corpus.train, args.batch)))
     optimizer = torch.optim.AdamW(tagger.parameters(), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
@@ -273,9 +270,8 @@ def draw_attention(panels, tagger, corpus, words):
         logits, weights = tagger(*corpus.encode([words]), return_attention_weights=True)
     names = [f"{word}  {corpus.tags[tag]}" for word, tag in zip(words, logits.argmax(1), strict=True)]
     for layer, (axes, ((source, target), weight)) in enumerate(zip(panels, weights, strict=True), 1):
-        axes.imshow(
-            torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1)), cmap="Greys", vmin=0
-        )
+        looks = torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1))
+        axes.imshow(looks, cmap="Greys", vmin=0)
         axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(words)), names)
         axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)
@@ -283,13 +279,12 @@ def draw_attention(panels, tagger, corpus, words):
 
 def telling_sentence(corpus, taggers, best):
     """A short sentence of test that attention tags right, and the network of single words as wrong as can be."""
-    right = {
-        model: taggers[model].tag(corpus.test) == corpus.test[3] for model in ("per token", best) if model in taggers
-    }
-    ends = zip(corpus.test[2].cumsum(0).tolist(), corpus.test[2].tolist(), strict=True)
+    _, _, sizes, y = corpus.test
+    right = taggers[best].tag(corpus.test) == y
+    wrong = taggers["per token"].tag(corpus.test) != y if "per token" in taggers else corpus.kinds["ambiguous words"]
+    ends = zip(sizes.cumsum(0).tolist(), sizes.tolist(), strict=True)
     rows = [slice(end - size, end) for end, size in ends if 4 <= size <= 10]
-    alone = right.get("per token", ~corpus.kinds["ambiguous words"])
-    chosen = max(rows, key=lambda row: (bool(right[best][row].all()), int((~alone[row]).sum())))
+    chosen = max(rows, key=lambda row: (bool(right[row].all()), int(wrong[row].sum())))
     return corpus.test_words[chosen]
 
 
@@ -346,9 +341,8 @@ def main():
             runs = [train(corpus, model, seed, args, bar) for seed in range(args.seeds)]
             taggers[model] = runs[0][0]
             right = [tagger.tag(corpus.test) == corpus.test[3] for tagger, _, _ in runs]
-            percent = {
-                kind: [percentage(one[mask]) for one in right] for kind, mask in corpus.kinds.items() if mask.any()
-            }
+            kinds = {kind: mask for kind, mask in corpus.kinds.items() if mask.any()}
+            percent = {kind: [percentage(one[mask]) for one in right] for kind, mask in kinds.items()}
             means = {f"on_{kind.replace(' ', '_')}": statistics.fmean(percent[kind]) for kind in list(percent)[1:]}
             details = {
                 "parameters": sum(parameter.numel() for parameter in taggers[model].network.parameters()),

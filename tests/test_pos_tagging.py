@@ -40,7 +40,6 @@ def test_every_model_tags_and_is_recorded(tmp_path):
 
 def test_unknown_models_and_widths_are_refused():
     for arguments, reason in (
-        (("--models", "window 4"), "invalid choice: 'window 4'"),
         (("--hidden", "30"), "--hidden must be a multiple of 4, the number of heads"),
         (("--seeds", "0"), "--seeds must be at least 1"),
     ):
