@@ -173,7 +173,6 @@ MODELS = {
     "full attention, additive": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), score="additive"),
     "full attention, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
     "truncated attention, no positions": lambda c, tags, p: Attention(c, tags, p, 3),
-    "truncated attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, 3, encoding=Sinusoidal(c)),
     "truncated attention, relative": lambda c, tags, p: Attention(c, tags, p, 3, encoding=relative(3)),
 }
 
@@ -205,8 +204,12 @@ def train(corpus, model, seed, args, bar):
     tagger = Tagger(corpus, model, args)
     x, pieces, _, y = corpus.train
     steps = args.epochs * len(list(batches(corpus.train, args.batch)))
-    optimizer = torch.optim.AdamW(tagger.parameters(), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
+    # A bias is added to a score as it is: to single out a neighbor, it must grow by several units.
+    biases = [module.weight for module in tagger.modules() if isinstance(module, RelativeBias)]
+    others = [weight for weight in tagger.parameters() if all(weight is not bias for bias in biases)]
+    groups = [{"params": others}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [args.lr, 10 * args.lr], steps, pct_start=0.1)
     best, chosen, seconds = -1.0, None, []
     for _ in range(args.epochs):
         start = time.process_time()

@@ -30,7 +30,7 @@ def test_every_model_tags_and_is_recorded(tmp_path):
     # Wider windows have more to learn; attention's parameters don't depend on its reach.
     windows = [rows[name]["parameters"] for name in ("per token", "window 1", "window 2", "window 3", "window 5")]
     assert windows == sorted(windows) and windows[4] > 5 * windows[0]
-    assert rows["full attention, sinusoidal"]["parameters"] == rows["truncated attention, sinusoidal"]["parameters"]
+    assert rows["full attention, no positions"]["parameters"] == rows["truncated attention, no positions"]["parameters"]
     saws = dict(line.strip().split(": ") for line in printed[printed.index("I saw a saw:") + 1 : -1])
     first, second = saws.pop("per token").split()[1::2]
     assert first == second, "a network of single words can't tell them apart"
