@@ -6,6 +6,10 @@
 
 The same inputs, learned from scratch, go through a network that sees each word alone, through windows of growing
 width, a BiLSTM, and self-attention with and without positions. The epoch and the settings are chosen on the dev set.
+
+Expected of the small corpus: a network of single words tags 84 % and gives both "saw" the same tag. Windows come from
+94 % at radius 1 to 99 % at radius 5, with a parameter for every word they see. Attention on whole sentences with
+relative positions reaches 100 %, without positions 95 %; the rows "additive" and "ReLU" have relative positions too.
 """
 
 import argparse
@@ -35,7 +39,7 @@ REACH = 8  # of relative positions: further ones count as equally far
 # Chosen on dev; "dropout" is of the inputs, "inner_dropout" of what is behind them.
 SETTINGS = {
     "ambiguous": dict(epochs=8, hidden=32, batch=1024, lr=0.015, dropout=0.1, inner_dropout=0.0, word_dropout=0.0),
-    "ewt": dict(epochs=7, hidden=128, batch=2048, lr=0.003, dropout=0.4, inner_dropout=0.0, word_dropout=0.2),
+    "ewt": dict(epochs=5, hidden=128, batch=1024, lr=0.003, dropout=0.4, inner_dropout=0.1, word_dropout=0.1),
 }
 
 
@@ -253,17 +257,21 @@ def draw_results(figure, results, kinds):
         axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def draw_parameters(axes, results, best):
+def draw_parameters(axes, results):
     """What a wider window costs in parameters, and what attention costs."""
-    place = {model: (row["parameters"] / 1e3, statistics.fmean(row["all words"])) for model, row in results.items()}
-    windows = [place[model] for model in results if style(model)["marker"] == "s"]
-    axes.plot([x for x, _ in windows], [y for _, y in windows], color="#BBBBBB", zorder=1)
-    for model, (x, y) in place.items():
-        axes.scatter(x, y, zorder=2, **style(model))
-        if style(model)["marker"] in "sD" or model == best:
-            axes.annotate(model, (x, y), (6, -11), textcoords="offset points", fontsize=9)
+    places = {}
+    for model, result in results.items():
+        kind = "window of a radius" if style(model)["marker"] == "s" else model.split(",")[0]
+        places.setdefault(kind, []).append((result["parameters"] / 1e3, statistics.fmean(result["all words"]), model))
+    for kind, points in places.items():
+        x, y, models = zip(*points, strict=True)
+        axes.plot(x, y, linestyle="-" if "window" in kind else "", label=kind, **style(models[0]))
+        for place in points if "window" in kind else ():
+            radius = place[2].removeprefix("window ").replace("per token", "0")
+            axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
     axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
-    axes.margins(x=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -297,10 +305,10 @@ def draw(results, taggers, corpus, best, title, path):
     draw_results(upper, results, [kind for kind, mask in corpus.kinds.items() if mask.any()])
     upper.suptitle(title, fontsize=13)
     panels = lower.subplots(1, 3)
-    draw_parameters(panels[0], results, best)
+    draw_parameters(panels[0], results)
     if best is not None:
         draw_attention(panels[1:], taggers[best], corpus, telling_sentence(corpus, taggers, best))
-        panels[1].set_xlabel(f"{best}: mean of {HEADS} heads")
+        panels[1].set_xlabel(f"{best}, mean of {HEADS} heads")
     path.parent.mkdir(parents=True, exist_ok=True)
     upper.figure.savefig(path, dpi=100)
     print(f"Picture: {path}")
@@ -362,7 +370,7 @@ def main():
     for model in [model for model in ("per token", best) if model in taggers]:
         tags = taggers[model](*corpus.encode([["I", "saw", "a", "saw"]])).argmax(1)
         print(f"    {model}:", *(corpus.tags[tag] for tag in tags))
-    title = f"{name}: mean and deviation of {args.seeds} seeds"
+    title = f"{name}: mean and deviation of {args.seeds} seeds" if args.seeds > 1 else name
     draw(results, taggers, corpus, best, title, args.output / f"pos_tagging_{args.dataset}.png")
 
 
