@@ -150,8 +150,7 @@ class Attention(torch.nn.Module):
     def __init__(self, channels, tags, dropout, radius=None, **options):
         super().__init__()
         self.radius = radius
-        # With a bias, tiles go through short sentences one length after the other, rows through all of them at once.
-        options = {"feed_forward": 2, "dropout": dropout, "backend": "numba", **options}
+        options = {"feed_forward": 2, "dropout": dropout, **options}
         self.transformer = GraphTransformer(channels, channels, tags, 2, HEADS, **options)
 
     def forward(self, x, sizes, **options):
