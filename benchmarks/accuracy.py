@@ -58,7 +58,7 @@ class Claim:
         found = [record for record in records if (record["data"], record["model"], record["measure"]) == name]
         scores = found[0]["scores"] if found else None
         ours = "" if scores is None else _spread(statistics.fmean(scores), statistics.pstdev(scores))
-        runs = f"{len(scores)} {found[0]['unit']}" if scores is not None else ""
+        runs = f"{len(scores)} {found[0]['unit'][: -1 if len(scores) == 1 else None]}" if scores is not None else ""
         theirs = "" if self.published is None else f"{_spread(self.published, self.deviation)} ({self.source})"
         asked = ["" if number is None else f"{number:g}" for number in (self.at_least, self.aim)]
         return f"| {' | '.join([*name, theirs, *asked, ours, runs, self.judge(scores)])} |"

@@ -6,6 +6,10 @@
 
 The same inputs, learned from scratch, go through a network that sees each word alone, through windows of growing
 width, a BiLSTM, and self-attention with and without positions. The epoch and the settings are chosen on the dev set.
+
+Expected of the small corpus: a network of single words tags 84 % and gives both "saw" the same tag. Windows come from
+94 % at radius 1 to 99 % at radius 5, with a parameter for every word they see. Attention on whole sentences with
+relative positions reaches 100 %, without positions 95 %; the rows "additive" and "ReLU" have relative positions too.
 """
 
 import argparse
@@ -32,9 +36,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 HEADS = 4
 REACH = 8  # of relative positions: further ones count as equally far
+# Chosen on dev; "dropout" is of the inputs, "inner_dropout" of what is behind them.
 SETTINGS = {
-    "ambiguous": {"epochs": 10, "hidden": 64, "batch": 512, "lr": 4e-3},
-    "ewt": {"epochs": 8, "hidden": 128, "batch": 2048, "lr": 2e-3},
+    "ambiguous": dict(epochs=8, hidden=32, batch=1024, lr=0.015, dropout=0.1, inner_dropout=0.0, word_dropout=0.0),
+    "ewt": dict(epochs=5, hidden=128, batch=1024, lr=0.003, dropout=0.4, inner_dropout=0.1, word_dropout=0.1),
 }
 
 
@@ -76,14 +81,16 @@ class Corpus:
 
 
 def batches(split, words, shuffle=False):
-    """Sentences of about as many words in all, as the words' rows and the sentences' sizes."""
+    """Rows of sentences that make up a number of words, of similar lengths if shuffled, and the sentences' sizes."""
     sizes = split[2]
-    order = torch.randperm(len(sizes)) if shuffle else torch.arange(len(sizes))
+    # Similar lengths spare the BiLSTM steps in which a single long sentence goes on.
+    order = (sizes + 4 * torch.randn(len(sizes))).argsort() if shuffle else torch.arange(len(sizes))
+    parts = order.split(torch.bincount((sizes[order].cumsum(0) - 1) // words).tolist())
     start = sizes.cumsum(0) - sizes
-    for chosen in order.split(max(1, round(words * len(sizes) / int(sizes.sum())))):
-        size = sizes[chosen]
-        first = (start[chosen] - (size.cumsum(0) - size)).repeat_interleave(size)
-        yield torch.arange(int(size.sum())) + first, size
+    for number in torch.randperm(len(parts)).tolist() if shuffle else range(len(parts)):
+        size = sizes[parts[number]]
+        first = start[parts[number]] - (size.cumsum(0) - size)
+        yield torch.arange(int(size.sum())) + first.repeat_interleave(size), size
 
 
 class Inputs(torch.nn.Module):
@@ -143,8 +150,7 @@ class Attention(torch.nn.Module):
     def __init__(self, channels, tags, dropout, radius=None, **options):
         super().__init__()
         self.radius = radius
-        # Numba's rows take many short sentences at once, tiles one after another.
-        options = {"feed_forward": 2, "dropout": dropout, "backend": "numba", **options}
+        options = {"feed_forward": 2, "dropout": dropout, **options}
         self.transformer = GraphTransformer(channels, channels, tags, 2, HEADS, **options)
 
     def forward(self, x, sizes, **options):
@@ -167,12 +173,9 @@ MODELS = {
     "full attention, no positions": Attention,
     "full attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, encoding=Sinusoidal(c)),
     "full attention, relative": lambda c, tags, p: Attention(c, tags, p, encoding=relative()),
-    "full attention, relative, additive": lambda c, tags, p: Attention(
-        c, tags, p, encoding=relative(), score="additive"
-    ),
-    "full attention, relative, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
+    "full attention, additive": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), score="additive"),
+    "full attention, ReLU": lambda c, tags, p: Attention(c, tags, p, encoding=relative(), normalizer="relu"),
     "truncated attention, no positions": lambda c, tags, p: Attention(c, tags, p, 3),
-    "truncated attention, sinusoidal": lambda c, tags, p: Attention(c, tags, p, 3, encoding=Sinusoidal(c)),
     "truncated attention, relative": lambda c, tags, p: Attention(c, tags, p, 3, encoding=relative(3)),
 }
 
@@ -181,7 +184,7 @@ class Tagger(torch.nn.Module):
     def __init__(self, corpus, model, args):
         super().__init__()
         self.inputs = Inputs(corpus, args.hidden, args.dropout, args.word_dropout)
-        self.network = MODELS[model](args.hidden, len(corpus.tags), args.dropout)
+        self.network = MODELS[model](args.hidden, len(corpus.tags), args.inner_dropout)
 
     def forward(self, x, pieces, sizes, **options):
         return self.network(self.inputs(x, pieces), sizes, **options)
@@ -190,9 +193,8 @@ class Tagger(torch.nn.Module):
     def tag(self, split):
         """The tag of each word."""
         self.eval()
-        return torch.cat(
-            [self(split[0][rows], split[1][rows], sizes).argmax(1) for rows, sizes in batches(split, 4096)]
-        )
+        x, pieces = split[:2]
+        return torch.cat([self(x[rows], pieces[rows], sizes).argmax(1) for rows, sizes in batches(split, 4096)])
 
 
 def percentage(mask):
@@ -200,16 +202,20 @@ def percentage(mask):
 
 
 def train(corpus, model, seed, args, bar):
-    """A tagger as it was after its best epoch on dev, its accuracy there, and the seconds of an epoch."""
+    """A tagger as it was after its best epoch on dev, its accuracy there, and the processor's seconds per epoch."""
     torch.manual_seed(seed)
     tagger = Tagger(corpus, model, args)
-    x, pieces, sizes, y = corpus.train
-    steps = args.epochs * (len(list(batches(corpus.train, args.batch))))
-    optimizer = torch.optim.AdamW(tagger.parameters(), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, steps, pct_start=0.1)
+    x, pieces, _, y = corpus.train
+    steps = args.epochs * len(list(batches(corpus.train, args.batch)))
+    # A bias is added to a score as it is: to single out a neighbor, it must grow by several units.
+    biases = [module.weight for module in tagger.modules() if isinstance(module, RelativeBias)]
+    others = [weight for weight in tagger.parameters() if all(weight is not bias for bias in biases)]
+    groups = [{"params": others}, {"params": biases, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [args.lr, 10 * args.lr], steps, pct_start=0.1)
     best, chosen, seconds = -1.0, None, []
     for _ in range(args.epochs):
-        start = time.perf_counter()
+        start = time.process_time()
         tagger.train()
         for rows, size in batches(corpus.train, args.batch, shuffle=True):
             loss = F.cross_entropy(tagger(x[rows], pieces[rows], size), y[rows])
@@ -217,7 +223,7 @@ def train(corpus, model, seed, args, bar):
             loss.backward()
             optimizer.step()
             schedule.step()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         accuracy = percentage(tagger.tag(corpus.dev) == corpus.dev[3])
         if accuracy > best:
             best, chosen = accuracy, {name: value.clone() for name, value in tagger.state_dict().items()}
@@ -250,17 +256,21 @@ def draw_results(figure, results, kinds):
         axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def draw_parameters(axes, results, best):
+def draw_parameters(axes, results):
     """What a wider window costs in parameters, and what attention costs."""
-    place = {model: (row["parameters"] / 1e3, statistics.fmean(row["all words"])) for model, row in results.items()}
-    windows = [place[model] for model in results if style(model)["marker"] == "s"]
-    axes.plot([x for x, _ in windows], [y for _, y in windows], color="#BBBBBB", zorder=1)
-    for model, (x, y) in place.items():
-        axes.scatter(x, y, zorder=2, **style(model))
-        if style(model)["marker"] in "sD" or model == best:
-            axes.annotate(model, (x, y), (6, -11), textcoords="offset points", fontsize=9)
+    places = {}
+    for model, result in results.items():
+        kind = "window of a radius" if style(model)["marker"] == "s" else model.split(",")[0]
+        places.setdefault(kind, []).append((result["parameters"] / 1e3, statistics.fmean(result["all words"]), model))
+    for kind, points in places.items():
+        x, y, models = zip(*points, strict=True)
+        axes.plot(x, y, linestyle="-" if "window" in kind else "", label=kind, **style(models[0]))
+        for place in points if "window" in kind else ():
+            radius = place[2].removeprefix("window ").replace("per token", "0")
+            axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
     axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
-    axes.margins(x=0.3)
+    axes.legend(loc="lower right", frameon=False)
+    axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -270,9 +280,8 @@ def draw_attention(panels, tagger, corpus, words):
         logits, weights = tagger(*corpus.encode([words]), return_attention_weights=True)
     names = [f"{word}  {corpus.tags[tag]}" for word, tag in zip(words, logits.argmax(1), strict=True)]
     for layer, (axes, ((source, target), weight)) in enumerate(zip(panels, weights, strict=True), 1):
-        axes.imshow(
-            torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1)), cmap="Greys", vmin=0
-        )
+        looks = torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1))
+        axes.imshow(looks, cmap="Greys", vmin=0)
         axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(words)), names)
         axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)
@@ -280,13 +289,12 @@ def draw_attention(panels, tagger, corpus, words):
 
 def telling_sentence(corpus, taggers, best):
     """A short sentence of test that attention tags right, and the network of single words as wrong as can be."""
-    right = {
-        model: taggers[model].tag(corpus.test) == corpus.test[3] for model in ("per token", best) if model in taggers
-    }
-    ends = zip(corpus.test[2].cumsum(0).tolist(), corpus.test[2].tolist(), strict=True)
+    _, _, sizes, y = corpus.test
+    right = taggers[best].tag(corpus.test) == y
+    wrong = taggers["per token"].tag(corpus.test) != y if "per token" in taggers else corpus.kinds["ambiguous words"]
+    ends = zip(sizes.cumsum(0).tolist(), sizes.tolist(), strict=True)
     rows = [slice(end - size, end) for end, size in ends if 4 <= size <= 10]
-    alone = right.get("per token", ~corpus.kinds["ambiguous words"])
-    chosen = max(rows, key=lambda row: (bool(right[best][row].all()), int((~alone[row]).sum())))
+    chosen = max(rows, key=lambda row: (bool(right[row].all()), int(wrong[row].sum())))
     return corpus.test_words[chosen]
 
 
@@ -296,10 +304,10 @@ def draw(results, taggers, corpus, best, title, path):
     draw_results(upper, results, [kind for kind, mask in corpus.kinds.items() if mask.any()])
     upper.suptitle(title, fontsize=13)
     panels = lower.subplots(1, 3)
-    draw_parameters(panels[0], results, best)
+    draw_parameters(panels[0], results)
     if best is not None:
         draw_attention(panels[1:], taggers[best], corpus, telling_sentence(corpus, taggers, best))
-        panels[1].set_xlabel(f"{best}: mean of {HEADS} heads")
+        panels[1].set_xlabel(f"{best}, mean of {HEADS} heads")
     path.parent.mkdir(parents=True, exist_ok=True)
     upper.figure.savefig(path, dpi=100)
     print(f"Picture: {path}")
@@ -312,10 +320,9 @@ def parse():
     listed = ", ".join(f'"{model}"' for model in MODELS)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL", help=listed)
     parser.add_argument("--seeds", type=int, default=3)
-    for name, kind in (("epochs", int), ("hidden", int), ("batch", int), ("lr", float)):
-        parser.add_argument(f"--{name}", type=kind, help=", ".join(f"{s[name]} for {d}" for d, s in SETTINGS.items()))
-    parser.add_argument("--dropout", type=float, default=0.4, help="of the inputs")
-    parser.add_argument("--word-dropout", type=float, default=0.2, help="share of words that training makes unknown")
+    for name, value in SETTINGS["ewt"].items():
+        values = ", ".join(f"{settings[name]} for {data}" for data, settings in SETTINGS.items())
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help=f"default: {values}")
     parser.add_argument("--record", type=Path, help="a JSON file for the results")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
     parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
@@ -325,9 +332,9 @@ def parse():
     for name, value in SETTINGS[args.dataset].items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for name in ("seeds", "epochs", "hidden", "batch"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1")
+    for name, least in (("seeds", 1), ("epochs", 1), ("hidden", 1), ("batch", 200)):
+        if getattr(args, name) < least:
+            parser.error(f"--{name} must be at least {least}")
     if args.hidden % HEADS:
         parser.error(f"--hidden must be a multiple of {HEADS}, the number of heads")
     return args
@@ -344,13 +351,12 @@ def main():
             runs = [train(corpus, model, seed, args, bar) for seed in range(args.seeds)]
             taggers[model] = runs[0][0]
             right = [tagger.tag(corpus.test) == corpus.test[3] for tagger, _, _ in runs]
-            percent = {
-                kind: [percentage(one[mask]) for one in right] for kind, mask in corpus.kinds.items() if mask.any()
-            }
+            kinds = {kind: mask for kind, mask in corpus.kinds.items() if mask.any()}
+            percent = {kind: [percentage(one[mask]) for one in right] for kind, mask in kinds.items()}
             means = {f"on_{kind.replace(' ', '_')}": statistics.fmean(percent[kind]) for kind in list(percent)[1:]}
             details = {
                 "parameters": sum(parameter.numel() for parameter in taggers[model].network.parameters()),
-                "seconds_per_epoch": statistics.median(seconds for _, _, seconds in runs),
+                "cpu_seconds_per_epoch": statistics.median(seconds for _, _, seconds in runs),
                 "accuracy_on_dev": statistics.fmean(dev for _, dev, _ in runs),
             }
             bar.clear()
@@ -363,7 +369,7 @@ def main():
     for model in [model for model in ("per token", best) if model in taggers]:
         tags = taggers[model](*corpus.encode([["I", "saw", "a", "saw"]])).argmax(1)
         print(f"    {model}:", *(corpus.tags[tag] for tag in tags))
-    title = f"{name}: mean and deviation of {args.seeds} seeds"
+    title = f"{name}: mean and deviation of {args.seeds} seeds" if args.seeds > 1 else name
     draw(results, taggers, corpus, best, title, args.output / f"pos_tagging_{args.dataset}.png")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from graphattn import Full, Grid, Pattern, Window, attention
+from graphattn import Full, Grid, OffsetBias, Pattern, Window, attention, explain_backend
 from graphattn.kernels import tiles_panels
 from graphattn.kernels.tiles_panels import panel_sizes, write_panels
 from graphattn.kernels.tiles_plan import why_not_cut
@@ -167,6 +167,14 @@ def test_the_cost_model_knows_about_how_much_panels_compute():
             if spans[1, row : min(row + 16, begin + count)].max() > 0
         )
         assert 0.5 < scores / computed < 2 and 0.5 <= panels / len(table) <= 2 and 0.5 < widest / truth < 2, name
+
+
+@pytest.mark.parametrize("pattern", [Full([30, 17, 25]), Window(400, 8), Grid((20, 20), 1)], ids=repr)
+def test_learned_biases_take_rows_where_no_panel_knows_them(pattern):
+    tensors = random_call(pattern, width=32, offset_table=True, dtype=torch.float32)
+    table = tensors.pop("edge_bias.table")
+    chosen = lambda **bias: str(explain_backend(**tensors, pattern=pattern, **bias)).split()[2]
+    assert chosen() == "'tiles'" and chosen(edge_bias=OffsetBias(table)) == "'numba'"
 
 
 def test_tiles_too_wide_for_the_cache_take_the_products_of_torch(monkeypatch):

@@ -55,8 +55,8 @@ class Tiles(Kernel):
         widths = (call.query.size(-1), call.value.size(-1))
         seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
         pairs = sum(tiles * height * width for tiles, height, width in shapes)
-        # Dropout hashes 64-bit integers; biases and weights are looked up edge by edge; sparse normalizers sort.
-        by_edge = call.return_weights or isinstance(call.edge_bias, Tensor)
+        # Dropout hashes 64-bit integers; biases and weights are looked up pair by pair; sparse normalizers sort.
+        by_edge = call.return_weights or call.edge_bias is not None
         is_sorted = call.normalizer.name in ("sparsemax", "entmax15")
         seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * by_edge + 4e-8 * is_sorted)
         # A guess for GPUs, as none was measured.
