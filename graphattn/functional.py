@@ -143,7 +143,8 @@ class BackendReport:
         width = max(map(len, self.answers))
         lines = [f"backend={self.backend!r} runs {self.chosen!r}"]
         for name, (reason, seconds) in self.answers.items():
-            says = f"can run, estimated {seconds * 1e3:.3g} ms" if reason is None else f"cannot: {reason}"
+            says = f"can run, estimated {seconds * 1e3:.3g} ms" if seconds < math.inf else "can run, by its name alone"
+            says = says if reason is None else f"cannot: {reason}"
             lines.append(f"{'>' if name == self.chosen else ' '} {name:<{width}}  {says}")
         return "\n".join(lines)
 

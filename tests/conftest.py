@@ -18,8 +18,10 @@ from graphattn.normalizers import NORMALIZERS
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Kernels that run every pattern; those that run some have tests of their own.
-EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", "flex", "triton")]
+# Kernels that run on this device alone; for the others there are tests of their own.
+ON_A_GPU, ON_A_CPU = ("flex", "triton"), ("numba",)
+# Kernels that run every pattern, on a CPU; those that run some have tests of their own.
+EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", *ON_A_GPU)]
 # Each of them with each normalizer that it has; another test says what the fused ones have not.
 KERNELS_WITH_NORMALIZERS = [
     (kernel, cls)

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
+from conftest import ON_A_CPU
 
 from graphattn import Additive, DotProduct, Full, Grid, Window, attention
+from graphattn.kernels import KERNELS
+from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.nn import GraphAttention
+from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 pytestmark = pytest.mark.gpu
 
 PATTERNS = pattern_zoo()
 DEVICE = "cuda"
+EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", "flex", *ON_A_CPU)]
+KERNELS_WITH_NORMALIZERS = [
+    (kernel, cls)
+    for kernel in EDGE_KERNELS
+    for cls in NORMALIZERS
+    if kernel.name == "scatter" or cls in NORMALIZER_CODES
+]
 
 
 @pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, ON_A_GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -194,7 +194,7 @@ def test_nan_stays_in_the_rows_that_see_it(kernel, normalizer):
         assert gradient[[0, 1]].isfinite().all()
 
 
-@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.name != "flex"], ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.name not in ON_A_GPU], ids=lambda k: k.name)
 def test_dropout_keeps_the_expectation_and_differs_by_batch_and_head(kernel):
     pattern = Full(1, 4000)
     ones = torch.ones(2, 4000, 3, 1)

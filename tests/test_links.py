@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from conftest import ON_A_GPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from graphattn.kernels import KERNELS
 from graphattn.nn import DenseGraphAttention, GraphAttention, conv_as_attention
 from graphattn.testing import pattern_zoo, random_call
 
-BACKENDS = [kernel.name for kernel in KERNELS if kernel.name != "flex"]
+BACKENDS = [kernel.name for kernel in KERNELS if kernel.name not in ON_A_GPU]
 
 
 def gradients(out, inputs):

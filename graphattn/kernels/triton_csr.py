@@ -6,6 +6,7 @@ Triton is loaded when the first call arrives.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..csr import CSR, index_dtype
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
-from .base import Kernel, Result, share
+from .base import Kernel, Result
 from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -30,9 +31,6 @@ PIECE_EDGES = (128, 4096)
 # Numbers of a tile that one warp holds beside each other.
 TILE = 1024
 WIDEST = 256
-# See `TritonCSR.cost`: seconds per call, bytes per second of gathered rows.
-LAUNCH = 3e-5
-BANDWIDTH = 2.5e12
 
 
 class TritonCSR(Kernel):
@@ -54,11 +52,8 @@ class TritonCSR(Kernel):
         return why_not_fused(call)
 
     def cost(self, call: Call) -> float:
-        """Count the bytes that are gathered, in both directions three times those of the forward pass."""
-        width = call.query.size(-1) + call.value.size(-1)
-        row_bytes = call.batch_shape.numel() * call.heads * width * call.query.dtype.itemsize
-        edges, rows = call.pattern.num_edges, call.pattern.num_targets
-        return share(call) * (LAUNCH + 3.3 * row_bytes * (edges + rows) / BANDWIDTH)
+        """Never the cheapest: it runs by its name alone until a GPU has shown that it is right, and how fast."""
+        return math.inf
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On a GPU, if Triton is there."""
@@ -125,7 +120,7 @@ class _Operands:
     """What all kernels take: tensors, numbers, and what is compiled in."""
 
     def __init__(self, shared: Sequence[Any], mode: tuple[int, int, float, float, float], edges: int) -> None:
-        given = [None if x is None else x.contiguous() for x in shared]
+        given: list[Any] = [None if x is None else x.contiguous() for x in shared]
         query, key, value, vector, bias, edge_key, edge_value, _ = given
         self.score, self.normalizer, scale, slope, dropout_p = mode
         self.query = query
@@ -283,7 +278,7 @@ def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], ne
         of_edges.append(operands.empty(batches, *x.shape[1:]) if need else None)
         if need:
             found[name] = of_edges[-1]  # type: ignore[assignment]
-    vectors = []
+    vectors: list[Any] = []
     for items, is_short in side.items:
         blocks = operands.blocks(items, is_short, narrow=2)[0]
         vectors.append(operands.empty(batches * blocks, heads, width) if needs[3] else None)

@@ -1,0 +1,131 @@
+"""Compile every variant of the GPU's kernel for a GPU that isn't here, and print what became of it, as JSON.
+
+    python tests/offline_triton.py 90 > tests/triton_sm90.json    a new baseline, after a change that is meant
+    python tests/offline_triton.py 80 2                           the first two variants for another chip
+
+For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, and the
+instructions of the longest loop, which is that over edges. Neither a GPU nor its driver is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from graphattn import random_regular
+from graphattn.kernels import triton_csr, triton_gradients, triton_rows
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+KERNELS = {
+    triton_rows: ("forward_rows", "weigh_rows"),
+    triton_gradients: ("target_gradients", "source_gradients"),
+}
+# Heads, kv heads, width, dtype, edges of a row: middle rows, then short ones; grouped heads; awkward widths.
+VARIANTS = [
+    (4, 4, 32, torch.float32, 16),
+    (4, 4, 32, torch.float32, 4),
+    (4, 4, 64, torch.bfloat16, 16),
+    (4, 4, 64, torch.bfloat16, 4),
+    (8, 8, 8, torch.float32, 16),
+    (8, 2, 64, torch.float16, 16),
+    (1, 1, 128, torch.bfloat16, 16),
+    (1, 1, 256, torch.float32, 16),
+    (3, 3, 24, torch.float32, 16),
+]
+
+
+class Recorder:
+    """Stands for a kernel, and keeps the arguments of its launches."""
+
+    def __init__(self, kernel: Any, kept: list) -> None:
+        self.kernel, self.kept = kernel, kept
+
+    def __getitem__(self, grid: tuple) -> Any:
+        """Keep the call instead of launching it."""
+        return lambda *arguments, **options: self.kept.append((self.kernel, arguments, options))
+
+
+def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: int) -> list:
+    """Every launch of forward, weights and backward."""
+    kept: list = []
+    originals = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
+    for (module, name), kernel in originals.items():
+        setattr(module, name, Recorder(kernel, kept))
+    pattern = random_regular(64, degree)
+    query, key = (torch.zeros(1, 64, count, width, dtype=dtype) for count in (heads, kv_heads))
+    shared = (query, key, key, None, None, None, None, None)
+    rows, columns = triton_csr.plan(pattern.csr()), triton_csr.plan(pattern.csc())
+    mode = (0, 0, 1.0, 0.0, 0.0)
+    out, lse = triton_csr.forward(*shared, rows, *mode)
+    triton_csr.weights(*shared, lse, rows, *mode)
+    triton_csr.backward(out, None, None, *shared, out, lse, rows, columns, [True] * 3 + [False] * 4, *mode)
+    for (module, name), kernel in originals.items():
+        setattr(module, name, kernel)
+    return kept
+
+
+def build(kernel: Any, arguments: tuple, options: dict, target: GPUTarget) -> Any:
+    """Compile a launch as Triton would on the device."""
+    given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name], constants[(place,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = f"*{TYPES[value.dtype]}"
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = parameter.annotation_type or ("i64" if value >= 2**31 else "i32")
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options={"num_warps": options["num_warps"]})
+
+
+def inspect(compiled: Any) -> dict[str, Any]:
+    """Registers, stack, widths of loads, and instructions of the longest loop."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        run = lambda *flags: (
+            subprocess.run([TOOLS / "cuobjdump", *flags, file.name], capture_output=True, text=True).stdout
+        )
+        usage, code = run("-res-usage"), run("-sass")
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", code)]
+    loop = 0
+    for at, text in lines:
+        jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < at:
+            body = [other for place, other in lines if int(jump[1], 16) <= place <= at]
+            loop = max(loop, len(body) if any("LDG" in other for other in body) else 0)
+    widths = sorted(
+        {int(width or 32) for text in (t for _, t in lines) for width in re.findall(r"LDG\.E(?:\.(\d+))?", text)}
+    )
+    found = {name.lower(): int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")}
+    return {**found, "loads": widths, "loop": loop}
+
+
+def main() -> None:
+    """Print one line of JSON per variant."""
+    target = GPUTarget("cuda", int(sys.argv[1]), 32)
+    results: dict[str, Any] = {}
+    for heads, kv_heads, width, dtype, degree in VARIANTS[: int(sys.argv[2]) if len(sys.argv) > 2 else None]:
+        for kernel, arguments, options in launches(heads, kv_heads, width, dtype, degree):
+            name = f"{kernel.__name__} H{heads}/{kv_heads} D{width} {TYPES[dtype]} rows {options['ROWS']}"
+            if name not in results:
+                results[name] = inspect(build(kernel, arguments, options, target))
+    print("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in results.items()) + "\n}")
+
+
+if __name__ == "__main__":
+    main()
