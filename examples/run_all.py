@@ -19,6 +19,8 @@ EXAMPLES = (
     "by_hand",
     "one_operation",
     "node_classification",
+    "node_protocols",
+    "minesweeper_is_a_grid",
     "pos_tagging",
     "image_classification",
     "graph_classification",
