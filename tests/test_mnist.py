@@ -115,7 +115,11 @@ def test_without_a_network_the_files_and_their_folder_are_named(small, server, t
     assert not (tmp_path / "root").exists()
 
 
-@pytest.mark.parametrize("labels", [b"<html>Please log in</html>", gzip.compress(b"something else"), None])
+@pytest.mark.parametrize(
+    "labels",
+    [b"<html>Please log in</html>", gzip.compress(b"something else"), None],
+    ids=["page", "other file", "none"],
+)
 def test_a_broken_download_leaves_nothing_behind(labels, small, server, tmp_path):
     server[NAMES[0]] = raw(tmp_path / "published", NAMES[0]).read_bytes()
     if labels is not None:
