@@ -10,6 +10,8 @@ width, a BiLSTM, and self-attention with and without positions. The epoch and th
 Expected of the small corpus: a network of single words tags 84 % and gives both "saw" the same tag. Windows come from
 94 % at radius 1 to 99 % at radius 5, with a parameter for every word they see. Attention on whole sentences with
 relative positions reaches 100 %, without positions 95 %; the rows "additive" and "ReLU" have relative positions too.
+Of the treebank: single words 90.0 %, attention with relative positions 95.2, a window of radius 3 and the BiLSTM 95.3;
+there the neighbors decide, and whoever sees further has nothing to gain.
 """
 
 import argparse
@@ -267,9 +269,9 @@ def draw_parameters(axes, results):
         axes.plot(x, y, linestyle="-" if "window" in kind else "", label=kind, **style(models[0]))
         for place in points if "window" in kind else ():
             radius = place[2].removeprefix("window ").replace("per token", "0")
-            axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
+    axes.legend(loc="best", frameon=False)
     axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="best", frameon=False)
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
 
