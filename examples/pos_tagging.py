@@ -269,7 +269,7 @@ def draw_parameters(axes, results):
         axes.plot(x, y, linestyle="-" if "window" in kind else "", label=kind, **style(models[0]))
         for place in points if "window" in kind else ():
             radius = place[2].removeprefix("window ").replace("per token", "0")
-    axes.legend(loc="best", frameon=False)
+            axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
     axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
     axes.legend(loc="best", frameon=False)
     axes.margins(0.12)
