@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import message
 from ..patterns import Pattern
 from ..patterns.box import Box
 from .style import (
@@ -17,7 +16,7 @@ from .style import (
     points_per_unit,
     read_names,
     read_node,
-    read_pattern,
+    read_square,
     read_weight,
     shade,
     shares,
@@ -66,12 +65,7 @@ def draw_arcs(
         >>> [text.get_text() for text in axes.texts], len(axes.patches)
         (['I', 'saw', 'a', 'saw'], 7)
     """
-    from matplotlib.patches import FancyArrowPatch
-
-    pattern = read_pattern(pattern)
-    if pattern.num_sources != pattern.num_targets:
-        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
-        raise ValueError(message("draw_arcs", "pattern", "must have as many sources as targets", got))
+    pattern = read_square("draw_arcs", pattern)
     words = read_names("draw_arcs", "names", names, pattern.num_targets)
     words = [str(node) for node in range(pattern.num_targets)] if words is None else words
     weight = torch.ones(pattern.num_edges) if weight is None else weight
@@ -92,50 +86,26 @@ def draw_arcs(
     size = min(1.3 * points_per_unit(axes), 18.0)
     thickest = min(0.32 * points_per_unit(axes), 5.0)
     for edge in share.argsort(stable=True).tolist():
-        source, into_node = edge_index[:, edge].tolist()
         style: dict[str, Any] = {
             "color": shade(0.3 + 0.7 * float(share[edge])),
             "linewidth": thickest * (0.15 + 0.85 * float(share[edge])),
             "linestyle": ":" if weight[edge] < 0 else "-",
             "zorder": 1 + float(share[edge]),
         }
+        source, into_node = edge_index[:, edge].tolist()
         if source == into_node:
             axes.add_patch(_frame(float(place[source]), float(half[source]), style))
             continue
-        side = 0.8 if source < into_node else -0.8
-        # What leaves a word and what reaches it touch different spots of its frame.
-        aside = 0.3 if source < into_node else -0.3
-        ends = [
-            (float(place[source] + aside * half[source]), side),
-            (float(place[into_node] - aside * half[into_node]), side),
-        ]
-        axes.add_patch(
-            FancyArrowPatch(
-                *ends,
-                connectionstyle="arc3,rad=-0.42",
-                arrowstyle="-|>,head_length=0.8,head_width=0.4",
-                mutation_scale=3 + 2 * style["linewidth"],
-                shrinkA=0,
-                shrinkB=0,
-                joinstyle="miter",
-                capstyle="butt",
-                **style,
-            )
-        )
+        # Above the line from left to right, below it from right to left; what leaves a word and what reaches it touch
+        # different spots of its frame.
+        way = 1 if source < into_node else -1
+        begin = (float(place[source] + 0.3 * way * half[source]), 0.8 * way)
+        end = (float(place[into_node] - 0.3 * way * half[into_node]), 0.8 * way)
+        axes.add_patch(_arc(begin, end, style))
     for node, word in enumerate(words):
-        is_marked = node == target
-        axes.text(
-            float(place[node]),
-            0,
-            word,
-            fontsize=size,
-            ha="center",
-            va="center",
-            color=MARK if is_marked else "black",
-            weight="bold" if is_marked else "normal",
-            zorder=4,
-            parse_math=False,
-        )
+        looks: dict[str, Any] = {"color": MARK, "weight": "bold"} if node == target else {"color": "black"}
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "zorder": 4, "parse_math": False}
+        axes.text(float(place[node]), 0, word, fontsize=size, **middle, **looks)
     return axes
 
 
@@ -146,6 +116,14 @@ def _places(pattern: Pattern, words: list[str]) -> tuple[Tensor, Tensor]:
     if isinstance(pattern, Box):
         begin = begin + 1.5 * (torch.searchsorted(pattern.ptr, torch.arange(len(words)), right=True) - 1)
     return begin + half, half
+
+
+def _arc(begin: tuple[float, float], end: tuple[float, float], style: dict[str, Any]) -> Any:
+    from matplotlib.patches import FancyArrowPatch
+
+    looks: dict[str, Any] = {"arrowstyle": "-|>,head_length=0.8,head_width=0.4", "mutation_scale": 3 + 2 * style["linewidth"]}
+    looks |= {"joinstyle": "miter", "capstyle": "butt", "shrinkA": 0, "shrinkB": 0}
+    return FancyArrowPatch(begin, end, connectionstyle="arc3,rad=-0.42", **looks, **style)
 
 
 def _frame(place: float, half: float, style: dict[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from .style import (
     points_per_unit,
     read_names,
     read_node,
-    read_pattern,
+    read_square,
     read_weight,
     shade,
     shares,
@@ -56,9 +56,8 @@ def layout(pattern: Any, name: str = "spring", seed: int = 0) -> Tensor:
     """
     import networkx
 
-    pattern = read_pattern(pattern)
     check_choice("layout", "name", name, LAYOUTS)
-    _check_square("layout", pattern)
+    pattern = read_square("layout", pattern)
     graph = networkx.Graph()
     graph.add_nodes_from(range(pattern.num_targets))
     graph.add_edges_from(pair for pair in pattern.edge_index.t().tolist() if pair[0] != pair[1])
@@ -130,10 +129,9 @@ def draw_graph_weights(
         >>> len(arrows.get_paths()), len(nodes.get_offsets())
         (3, 4)
     """
-    from matplotlib.collections import EllipseCollection, LineCollection, PolyCollection
+    from matplotlib.collections import LineCollection
 
-    pattern = read_pattern(pattern)
-    _check_square("draw_graph_weights", pattern)
+    pattern = read_square("draw_graph_weights", pattern)
     weight = read_weight("draw_graph_weights", pattern, weight)
     texts = read_names("draw_graph_weights", "names", names, pattern.num_targets)
     place = read_position("draw_graph_weights", pattern, position)
@@ -143,9 +141,8 @@ def draw_graph_weights(
         others, edge_index, weight = edge_index[:, ~into], edge_index[:, into], weight[into]
     else:
         others = edge_index[:, weight == 0]
-    axes.add_collection(
-        LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1), autolim=False
-    )
+    faint = LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1)
+    axes.add_collection(faint, autolim=False)
     share = shares(weight, strongest_of("draw_graph_weights", strongest))
     order = share.argsort(stable=True)
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
@@ -153,36 +150,41 @@ def draw_graph_weights(
     radius = node_radius(place)
     set_up(axes, place, radius)
     is_loop = edge_index[0] == edge_index[1]
-    arrow = ~is_loop & (share > 0)
-    colors = [shade(0.25 + 0.75 * part) for part in share.tolist()]
-    arrow_colors = [color for color, drawn in zip(colors, arrow.tolist(), strict=True) if drawn]
-    hollow = (weight[arrow] < 0).tolist()
-    # White rims part arrows that cross.
-    faces = ["white" if is_hollow else color for is_hollow, color in zip(hollow, arrow_colors, strict=True)]
-    rims = [color if is_hollow else "white" for is_hollow, color in zip(hollow, arrow_colors, strict=True)]
-    polygons = _arrows(place, edge_index[:, arrow], share[arrow], radius)
-    axes.add_collection(
-        PolyCollection(polygons, facecolors=faces, edgecolors=rims, linewidths=0.4, zorder=2), autolim=False
-    )
-    # A ring reaches outward from its node, and is hidden below it on the inside.
-    size = 2 * radius * (1.08 + 0.3 * share[is_loop])
-    ring_colors = [color for color, drawn in zip(colors, is_loop.tolist(), strict=True) if drawn]
-    rings = EllipseCollection(
-        size.numpy(),
-        size.numpy(),
-        torch.zeros(len(size)).numpy(),
-        units="xy",
-        offsets=place[edge_index[1, is_loop]].numpy(),
-        offset_transform=axes.transData,
-        facecolors=ring_colors,
-        zorder=2.5,
-    )
-    axes.add_collection(rings, autolim=False)
+    is_arrow = ~is_loop & (share > 0)
+    _add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
+    _add_rings(axes, place[edge_index[1, is_loop]], share[is_loop], radius)
     fills = ["white"] * pattern.num_targets
     if target is not None:
         fills[target] = MARK
     draw_nodes(axes, place, radius, fills, texts)
     return axes
+
+
+def _add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
+    """Arrows in the shades of their shares; hollow ones have the shade as their rim, others a white one."""
+    from matplotlib.collections import PolyCollection
+
+    colors = _shades(share)
+    # White rims part arrows that cross.
+    faces = ["white" if is_hollow else color for is_hollow, color in zip(hollow.tolist(), colors, strict=True)]
+    rims = [color if is_hollow else "white" for is_hollow, color in zip(hollow.tolist(), colors, strict=True)]
+    polygons = _arrows(place, edge_index, share, radius)
+    arrows = PolyCollection(polygons, facecolors=faces, edgecolors=rims, linewidths=0.4, zorder=2)
+    axes.add_collection(arrows, autolim=False)
+
+
+def _add_rings(axes: Axes, place: Tensor, share: Tensor, radius: float) -> None:
+    """Rings that reach outward from nodes at these places, and are hidden below them on the inside."""
+    from matplotlib.collections import EllipseCollection
+
+    size = (2 * radius * (1.08 + 0.3 * share)).numpy()
+    where: dict[str, Any] = {"units": "xy", "offsets": place.numpy(), "offset_transform": axes.transData}
+    rings = EllipseCollection(size, size, 0 * size, facecolors=_shades(share), zorder=2.5, **where)
+    axes.add_collection(rings, autolim=False)
+
+
+def _shades(share: Tensor) -> list[tuple[float, float, float]]:
+    return [shade(0.25 + 0.75 * part) for part in share.tolist()]
 
 
 def set_up(axes: Axes, place: Tensor, radius: float) -> None:
@@ -256,12 +258,6 @@ def read_position(where: str, pattern: Pattern, position: Tensor | str) -> Tenso
     if not bool(place.isfinite().all()):
         raise ValueError(message(where, "position", "must be finite"))
     return fit_square(place)
-
-
-def _check_square(where: str, pattern: Pattern) -> None:
-    if pattern.num_sources != pattern.num_targets:
-        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
-        raise ValueError(message(where, "pattern", "must have as many sources as targets", got))
 
 
 def _undirected(place: Tensor, edge_index: Tensor) -> Any:

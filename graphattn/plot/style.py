@@ -63,6 +63,15 @@ def read_pattern(pattern: Any) -> Pattern:
     return (pattern if isinstance(pattern, Pattern) else Edges(pattern)).to("cpu")
 
 
+def read_square(where: str, pattern: Any) -> Pattern:
+    """The pattern of a drawing in which sources and targets are the same nodes, or an error."""
+    pattern = read_pattern(pattern)
+    if pattern.num_sources != pattern.num_targets:
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        raise ValueError(message(where, "pattern", "must have as many sources as targets", got))
+    return pattern
+
+
 def read_weight(where: str, pattern: Pattern, weight: Any) -> Tensor:
     """[E] float64 on the CPU, or an error: one head's weights, in the order of the pattern's edges."""
     if not isinstance(weight, Tensor):
