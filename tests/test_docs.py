@@ -1,0 +1,50 @@
+"""Every block of Python in docs/ runs as it stands, and prints what the page says that it prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+# A block of Python, and the block of text behind it, if one follows at once: what it prints.
+BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
+PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+# Texts of the repository that the site shows.
+INCLUDED = ("CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")
+
+
+@pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```python" in text])
+def test_every_block_of_a_page_runs_and_prints_what_it_says(page, tmp_path, monkeypatch, capsys):
+    plt.switch_backend("Agg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    blocks = list(BLOCK.finditer(PAGES[page]))
+    assert len(blocks) == PAGES[page].count("```python")
+    for block in blocks:
+        # Tracebacks name the page and its line.
+        before = "\n" * PAGES[page].count("\n", 0, block.start(1))
+        exec(compile(before + block[1], page, "exec"), names)
+        printed = capsys.readouterr().out
+        assert block[2] is None or printed.split() == block[2].split(), f"{page} prints:\n{printed}"
+    plt.close("all")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_of_a_page_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
+        made = link.startswith("images/results/") and (ROOT / "benchmarks" / "results" / Path(link).name).exists()
+        assert link.startswith("https://") or made or (DOCS / page).parent.joinpath(link).exists(), link
+
+
+def test_every_page_is_in_the_navigation():
+    listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(PAGES)
+
+
+def test_what_the_site_includes_is_there():
+    filled = re.findall(r"<!-- fill: include (\S+) -->", "".join(PAGES.values()))
+    assert sorted(filled) == sorted(INCLUDED) and all((ROOT / name).exists() for name in filled)
