@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test check docs format setup examples reproduce bench bench-dgl gpu clean
+.PHONY: demo test check docs format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -56,6 +56,15 @@ $(VENV)-dgl/.installed:
 	@$(PYTHON) -m venv $(VENV)-dgl
 	@$(VENV)-dgl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.2.1 dgl==2.1.0 "numpy<2" "torchdata<0.8" pandas pyyaml pydantic setuptools
 	@touch $@
+
+# Thousands of random calls against the oracle, where `make test` draws a few; CALLS=10000 draws more.
+CALLS ?= 2000
+fuzz: setup
+	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
+# Calls in threads, forks and processes for 20 minutes; writes benchmarks/results/soak.md.
+soak: setup
+	$(BIN)/python benchmarks/soak.py
 
 # Uses the Python that has torch and CUDA, and installs nothing.
 gpu:

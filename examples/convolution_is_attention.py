@@ -52,7 +52,7 @@ def compare(conv, images):
 def show(axes, values, colors, limits):
     """An array as a picture without ticks."""
     axes.set(xticks=[], yticks=[], facecolor="0.9")
-    return axes.imshow(values, cmap=colors, vmin=limits[0], vmax=limits[1])
+    return axes.imshow(values.numpy(), cmap=colors, vmin=limits[0], vmax=limits[1])
 
 
 def draw_heads(figure, weights, pixel, color, title):

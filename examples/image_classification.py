@@ -176,13 +176,13 @@ def draw_heads(axes, stage, name, image):
     with torch.no_grad():
         weights = stage(image.flatten()[None, :, None], return_weights=True)[0]
     for head, panel in enumerate(axes, -1):
-        panel.imshow(image, cmap="gray_r", alpha=1 if head < 0 else 0.25)
+        panel.imshow(image.numpy(), cmap="gray_r", alpha=1 if head < 0 else 0.25)
         panel.set_title(name, fontsize=10, loc="left")
         if head >= 0:
             source, target = stage.pattern.edge_index
             field = torch.zeros(nodes * nodes).index_add_(0, source[target == node], weights[target == node, head])
             opacity = (field / field.max()).view(nodes, nodes).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
-            panel.imshow(torch.ones_like(image), cmap="Reds", vmin=0, vmax=1.2, alpha=opacity.numpy())
+            panel.imshow(torch.ones_like(image).numpy(), cmap="Reds", vmin=0, vmax=1.2, alpha=opacity.numpy())
             panel.set_title(f"head {head + 1}, up to {100 * field.max():.0f} %", fontsize=9, loc="left")
         corner = [part * patch - 0.5 for part in (node % nodes, node // nodes)]
         panel.add_patch(plt.Rectangle(corner, patch, patch, fill=False, ec=COLORS[0], lw=2))

@@ -79,7 +79,7 @@ def draw(data, side, probability, path):
     titles = ("given: mines around a square, half of them hidden", "predicted: how likely a mine", "mines")
     for axes, title, values in zip(panels, titles, (shown, probability, data.y.float()), strict=True):
         values = values.view(side, side)[:corner, :corner]
-        axes.imshow(values / 8 if axes is panels[0] else values, cmap="Greys", vmin=0, vmax=1)
+        axes.imshow((values / 8 if axes is panels[0] else values).numpy(), cmap="Greys", vmin=0, vmax=1)
         axes.set_title(title, fontsize=11)
         axes.set(xticks=[], yticks=[])
         if axes is panels[0]:

@@ -60,7 +60,7 @@ OURS |= {"layers": 3, "hidden": 32, "heads": 4, "dropout": 0.1, "feed_forward": 
 # Minesweeper needs depth and width, for a square far away may decide.
 SETTINGS = {
     "Minesweeper": {"layers": 6, "hidden": 64, "feed_forward": 2.0, "dropout": 0.2, "epochs": 250, "lr": 0.005},
-    "Tolokers": {"lr": 0.02, "has_degree": True},
+    "Tolokers": {"hidden": 64, "has_degree": True},
 }
 
 

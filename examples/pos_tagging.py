@@ -283,7 +283,7 @@ def draw_attention(panels, tagger, corpus, words):
     names = [f"{word}  {corpus.tags[tag]}" for word, tag in zip(words, logits.argmax(1), strict=True)]
     for layer, (axes, ((source, target), weight)) in enumerate(zip(panels, weights, strict=True), 1):
         looks = torch.zeros(len(words), len(words)).index_put_((target, source), weight.mean(1))
-        axes.imshow(looks, cmap="Greys", vmin=0)
+        axes.imshow(looks.numpy(), cmap="Greys", vmin=0)
         axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(words)), names)
         axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)

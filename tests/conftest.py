@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -40,9 +42,22 @@ hypothesis.settings.load_profile("graphattn")
 
 
 def run_example(name: str, *arguments: str) -> str:
-    """Run an example as a user would, and return what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run an example and return what it printed; a bad argument fails with its message.
+
+    In this process, as a new one would spend most of its time on imports; `make demo` is run as a user would run it.
+    """
+    folder = str(ROOT / "examples")
+    printed, complaint = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, [name, *arguments]
+    sys.path.insert(0, folder)
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
+            runpy.run_path(f"{folder}/{name}", run_name="__main__")
+    except SystemExit as stop:
+        assert not stop.code, complaint.getvalue()
+    finally:
+        sys.argv = argv
+        sys.path.remove(folder)
+        if "matplotlib.pyplot" in sys.modules:
+            sys.modules["matplotlib.pyplot"].close("all")
+    return printed.getvalue()

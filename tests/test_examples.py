@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import run_example
+from conftest import ROOT, run_example
 
 from graphattn import Edges
 from graphattn.datasets import digits_graph
 
 
 def test_node_classification_prints_scores_and_draws(tmp_path):
-    printed = run_example("node_classification.py", "--smoke", "--output", str(tmp_path))
+    # In a process of its own, as `make demo` runs it: nothing that tests have set may be what makes it work.
+    command = [sys.executable, str(ROOT / "examples" / "node_classification.py"), "--smoke", "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True).stdout
     assert "digits: 1,797 nodes" in printed
     assert "test accuracy with the graph: " in printed and "test accuracy without edges: " in printed
     (difference,) = (line for line in printed.splitlines() if "torch.float64" in line)
