@@ -45,6 +45,51 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(PAGES)
 
 
+@pytest.fixture
+def hooks(monkeypatch):
+    for package in ("mkdocs", "latex2mathml"):
+        pytest.importorskip(package, reason="needs pip install '.[docs]'")
+    monkeypatch.syspath_prepend(str(DOCS / "make"))
+    import hooks
+
+    return hooks
+
+
+def test_every_line_of_the_results_is_on_a_page(hooks):
+    filled = "".join(hooks.on_page_markdown(text) for text in PAGES.values())
+    for path in (ROOT / "benchmarks" / "results").glob("*.md"):
+        for line in path.read_text().splitlines()[2:]:
+            assert line in filled
+    assert "<!--" not in filled
+
+
+def test_the_gallery_shows_every_example_with_its_picture(hooks):
+    gallery = hooks.gallery("")
+    for path in hooks.example_paths():
+        assert f"## {path.stem} " in gallery and f"[Read {path.name}](gallery/{path.stem}.md)" in gallery
+    shown = set(re.findall(r"images/(\w+\.png)", gallery))
+    assert shown == {path.name for path in (DOCS / "images").glob("*.png")}
+
+
+def test_the_drawing_of_the_rooms_is_that_of_their_imports(hooks):
+    import rooms
+
+    levels, found = rooms.levels_of(ROOT), rooms.imports_of(ROOT)
+    assert found["nn"] >= {"functional", "patterns"} and found["errors"] == set()
+    assert all(levels[other] <= levels[room] for room, others in found.items() for other in others)
+    assert rooms.draw_rooms(ROOT).count("<rect") == len(levels)
+    assert rooms.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
+
+
+def test_docstrings_become_markdown(hooks):
+    pytest.importorskip("griffe")
+    import docstrings
+
+    text = "Sum.\n\n    a + b\n\nArgs:\n    x: [*B, E] float,\n        as `y`.\n\nIt is.\n\nExample:\n    >>> 1\n    1"
+    parts = ("Sum.", "    a + b", "**Arguments**", "- `x`: `[*B, E]` float, as `y`.", "It is.")
+    assert docstrings.to_markdown(text).split("\n\n") == [*parts, "**Example**", "```pycon\n>>> 1\n1\n```"]
+
+
 def test_what_the_site_includes_is_there():
     filled = re.findall(r"<!-- fill: include (\S+) -->", "".join(PAGES.values()))
     assert sorted(filled) == sorted(INCLUDED) and all((ROOT / name).exists() for name in filled)

@@ -61,12 +61,16 @@ def draw_rooms(root: Path) -> str:
     top = max(levels.values())
     rows = [[room for room in levels if levels[room] == level] for level in range(top, -1, -1)]
     width = max(map(len, rows)) * (WIDTH + GAP) + 60
-    place = {}
-    for line, row in enumerate(rows):
+    arrows = direct(imports_of(root))
+    place: dict[str, tuple[float, int]] = {}
+    for line, row in reversed(list(enumerate(rows))):
+        # From the bottom: each row in the order of what it stands on.
+        stands = {room: [place[b][0] for a, b in arrows if a == room and b in place] for room in row}
+        row.sort(key=lambda room: sum(stands[room]) / len(stands[room]) if stands[room] else 0)
         left = (width + 60 - len(row) * (WIDTH + GAP) + GAP) / 2
         place.update({room: (left + i * (WIDTH + GAP), 8 + line * ROW) for i, room in enumerate(row)})
     parts = []
-    for room, other in direct(imports_of(root)):
+    for room, other in arrows:
         (x, y), (to_x, to_y) = place[room], place[other]
         if y == to_y:
             side = 1 if to_x > x else -1
