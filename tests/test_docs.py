@@ -13,6 +13,11 @@ DOCS = ROOT / "docs"
 # A block of Python, and the block of text behind it, if one follows at once: what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
 PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+# Numbers that a page's text takes from a table of benchmarks/results.
+QUOTED = {
+    "faq.md": ("layers.md", "12.1 GiB", "250 MiB"),
+    "howto/large_graphs.md": ("cpu.md", "7.73 GiB", "13.1 s"),
+}
 # Texts of the repository that the site shows.
 INCLUDED = ("CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")
 
@@ -38,6 +43,13 @@ def test_links_and_pictures_of_a_page_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", PAGES[page]):
         made = link.startswith("images/results/") and (ROOT / "benchmarks" / "results" / Path(link).name).exists()
         assert link.startswith("https://") or made or (DOCS / page).parent.joinpath(link).exists(), link
+
+
+@pytest.mark.parametrize("page", QUOTED)
+def test_numbers_in_the_text_are_those_of_the_results(page):
+    name, *numbers = QUOTED[page]
+    results = (ROOT / "benchmarks" / "results" / name).read_text()
+    assert all(number in PAGES[page] and number in results for number in numbers)
 
 
 def test_every_page_is_in_the_navigation():

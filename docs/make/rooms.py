@@ -95,9 +95,7 @@ def draw_rooms(root: Path) -> str:
         '<path d="M0 0L8 4L0 8z"/></marker></defs>'
     )
     title = "The rooms by level, with an arrow from each room to those that it imports"
-    return (
-        f'<svg class="rooms" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{head}{"".join(parts)}</svg>'
-    )
+    return f'<svg class="rooms" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{head}{"".join(parts)}</svg>'
 
 
 def write_rooms(root: Path) -> str:
