@@ -28,16 +28,7 @@ class HouseStyle(griffe.Extension):
 
 
 def to_markdown(text: str) -> str:
-    """Write a docstring as Markdown.
-
-    Example:
-        >>> print(to_markdown("Sum it.\\n\\nArgs:\\n    x: [*B, E] float."))
-        Sum it.
-        <BLANKLINE>
-        **Arguments**
-        <BLANKLINE>
-        - `x`: `[*B, E]` float.
-    """
+    """Write a docstring as Markdown; what stands between sections stays between them."""
     blocks, title = [], None
     for line in text.splitlines():
         section = SECTION.match(line)

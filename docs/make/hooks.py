@@ -1,4 +1,4 @@
-"""What `make docs` fills in: pages say where, by `<!-- fill: name argument -->`, and files of the repository say what."""
+"""What `make docs` fills in: pages say where, by `<!-- fill: name argument -->`, files of the repository say what."""
 
 import ast
 import re

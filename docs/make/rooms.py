@@ -72,18 +72,15 @@ def draw_rooms(root: Path) -> str:
     parts = []
     for room, other in arrows:
         (x, y), (to_x, to_y) = place[room], place[other]
+        x, to_x, begin = x + WIDTH / 2, to_x + WIDTH / 2, y + HEIGHT
         if y == to_y:
-            side = 1 if to_x > x else -1
-            start, end = (x + WIDTH / 2, y + HEIGHT), (to_x + WIDTH / 2 - side * 8, y + HEIGHT + 2)
-            bend = y + HEIGHT + 26
-            path = f"M{start[0]:.0f} {start[1]:.0f} C{start[0]:.0f} {bend:.0f} {end[0]:.0f} {bend:.0f} "
-            path += f"{end[0]:.0f} {end[1]:.0f}"
+            # Neighbors on one level: around below, and up into the other's near half.
+            to_x, end, bend = to_x + (8 if x > to_x else -8), begin + 2, begin + 26
         else:
-            start, end = (x + WIDTH / 2, y + HEIGHT), (to_x + WIDTH / 2, to_y - 3)
-            bend = (start[1] + end[1]) / 2
-            path = f"M{start[0]:.0f} {start[1]:.0f} C{start[0]:.0f} {bend:.0f} {end[0]:.0f} {bend:.0f} "
-            path += f"{end[0]:.0f} {end[1]:.0f}"
-        parts.append(f'<path d="{path}" marker-end="url(#head)"/>')
+            end = to_y - 3
+            bend = (begin + end) // 2
+        curve = f"M{x:.0f} {begin} C{x:.0f} {bend} {to_x:.0f} {bend} {to_x:.0f} {end}"
+        parts.append(f'<path d="{curve}" marker-end="url(#head)"/>')
     for line in range(len(rows)):
         parts.append(f'<text x="4" y="{8 + line * ROW + 20}" class="level">{top - line}</text>')
     for room, (x, y) in place.items():
@@ -95,7 +92,8 @@ def draw_rooms(root: Path) -> str:
         '<path d="M0 0L8 4L0 8z"/></marker></defs>'
     )
     title = "The rooms by level, with an arrow from each room to those that it imports"
-    return f'<svg class="rooms" viewBox="0 0 {width} {height}" role="img" aria-label="{title}">{head}{"".join(parts)}</svg>'
+    about = f'class="rooms" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
+    return f"<svg {about}>{head}{''.join(parts)}</svg>"
 
 
 def write_rooms(root: Path) -> str:
