@@ -4,8 +4,8 @@
     python examples/node_protocols.py --dataset Cora --model GAT-2018          or CiteSeer
     python examples/node_protocols.py --dataset Minesweeper --model GAT-sep    or Tolokers; or GAT, GT
 
-Every run is tested once, at the epoch that was best on its validation nodes. Found over 20 seeds: 82.65 +- 0.86 % on
-Cora, within the deviation of the paper's 83.0 +- 0.7 %; 71.6 +- 1.0 % on CiteSeer, below its 72.5 +- 0.7 %.
+Every run is tested once, at the epoch that was best on its validation nodes. benchmarks/results/accuracy.md has what
+`make reproduce` found, beside what is published.
 """
 
 import argparse

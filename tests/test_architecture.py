@@ -80,29 +80,6 @@ def test_imports_point_downward(path):
             assert other != "kernels", "the judge must not know a kernel"
 
 
-def test_public_names_are_pinned():
-    assert graphattn.__all__ == [
-        "Additive",
-        "DotProduct",
-        "Edges",
-        "Full",
-        "Grid",
-        "OffsetBias",
-        "Pattern",
-        "Window",
-        "accelerate",
-        "attention",
-        "dense_attention",
-        "explain_backend",
-        "merge",
-        "nn",
-        "random_edges",
-        "random_regular",
-        "restore",
-    ]
-    assert all(hasattr(graphattn, name) for name in graphattn.__all__)
-
-
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -114,10 +91,14 @@ def test_import_loads_nothing_heavy():
 import sys, torch_geometric
 before = set(sys.modules)
 import graphattn, graphattn.plot
-names = {name.partition(".")[0] for name in set(sys.modules) - before}
-print(sorted(names & {"numba", "llvmlite", "triton", "matplotlib", "sklearn", "pandas", "networkx"}))
+new = set(sys.modules) - before
+names = {name.partition(".")[0] for name in new}
+heavy = {"numba", "llvmlite", "triton", "matplotlib", "sklearn", "pandas", "networkx", "scipy"}
+# Modules take the time of an import: nearly all of them must be our own.
+print(sorted(names & heavy), len([name for name in new if not name.startswith("graphattn")]))
 """
-    assert run_python(code) == "[]"
+    loaded, others = run_python(code).rsplit(" ", 1)
+    assert loaded == "[]" and int(others) < 30, others
 
 
 def test_everything_but_its_kernel_works_without_numba():
@@ -148,6 +129,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     held = zipfile.ZipFile(wheel).namelist()
+    assert wheel.stat().st_size < 400_000, "what an installation downloads of us"
     inside = {name for name in held if not name.startswith(f"graphattn-{graphattn.__version__}.dist-info/")}
     kinds = {".py", ".typed", ".html"}
     assert inside == {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in kinds}

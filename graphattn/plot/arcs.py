@@ -121,7 +121,10 @@ def _places(pattern: Pattern, words: list[str]) -> tuple[Tensor, Tensor]:
 def _arc(begin: tuple[float, float], end: tuple[float, float], style: dict[str, Any]) -> Any:
     from matplotlib.patches import FancyArrowPatch
 
-    looks: dict[str, Any] = {"arrowstyle": "-|>,head_length=0.8,head_width=0.4", "mutation_scale": 3 + 2 * style["linewidth"]}
+    looks: dict[str, Any] = {
+        "arrowstyle": "-|>,head_length=0.8,head_width=0.4",
+        "mutation_scale": 3 + 2 * style["linewidth"],
+    }
     looks |= {"joinstyle": "miter", "capstyle": "butt", "shrinkA": 0, "shrinkB": 0}
     return FancyArrowPatch(begin, end, connectionstyle="arc3,rad=-0.42", **looks, **style)
 

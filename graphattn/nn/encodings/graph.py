@@ -7,8 +7,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import Linear
 from torch_geometric.data import Data
@@ -159,6 +157,10 @@ def _by_component(pattern: Pattern, width: int, encode: Callable[[Tensor, int], 
 
     Returns a table [N, width], the component of each node, and the number of components.
     """
+    # Importing it takes longer than all of this library.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edge_index, num_nodes = pattern.edge_index.cpu(), pattern.num_targets
     component, count = torch.zeros(num_nodes, dtype=torch.int64), 0
     if num_nodes:
