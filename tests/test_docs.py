@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+from test_public_api import NAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -55,6 +56,13 @@ def test_numbers_in_the_text_are_those_of_the_results(page):
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(PAGES)
+
+
+def test_every_public_name_is_in_the_reference():
+    documented = {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)", "".join(PAGES.values()), re.M)}
+    public = {name for names in NAMES.values() for name in names.split()}
+    # Constants, and a module, which has a page.
+    assert public - documented == {"GRAPHS", "TREEBANKS", "nn"}
 
 
 @pytest.fixture
