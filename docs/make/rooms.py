@@ -1,6 +1,7 @@
 """The rooms of the package and who imports whom, read off the code and drawn."""
 
 import ast
+import functools
 from html import escape
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def files_of(root: Path, room: str) -> list[Path]:
     return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
+@functools.cache
 def imports_of(root: Path) -> dict[str, set[str]]:
     """The rooms whose names each room imports, found in its source."""
     levels = levels_of(root)
