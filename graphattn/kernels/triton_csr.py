@@ -169,6 +169,7 @@ class _Operands:
             GROUP=group,
             KV_BLOCK=heads,
             GROUP_BLOCK=_up(group),
+            IS_EVEN=self.kv_heads % heads == 0 and group == _up(group),
             WIDTH=self.width,
             WIDTH_BLOCK=_up(self.width),
             NUMBER=_number(self.query),

@@ -18,9 +18,8 @@ from .triton_rows import (
     add_tile,
     edge_at,
     hash_target,
-    heads_of,
-    items_of,
     keep_heads,
+    locate,
     number_of,
     occurrence_at,
     read_pairs,
@@ -73,24 +72,16 @@ def target_gradients(
     scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
-    # One of each group of heads, and of its kv head's numbers.
-    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
-    is_kv = kv_only < KV_HEADS
 
     at = b * targets + row
     of_item = is_item[:, None] & is_head[None, :]
@@ -163,7 +154,7 @@ def target_gradients(
         tl.store(part_query_ptr + tile_at(b * slots + slot, head, d, HEADS, WIDTH), acc, mask=mask)
     if part_vector_ptr is not None:
         one = tl.sum(tl.where(is_item[:, None, None], of_vector, 0.0), 0)
-        place = (b * blocks + block // HEAD_BLOCKS) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
+        place = (b * blocks + block) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
         tl.store(part_vector_ptr + place, one, mask=is_head[:, None] & (d < WIDTH)[None, :])
 
 
@@ -177,23 +168,16 @@ def source_gradients(
     scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Gradients of key and value; rows are sources."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
-    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
-    is_kv = kv_only < KV_HEADS
 
     at = b * sources + row
     mask = tile_mask(is_item, is_head, d, WIDTH, IS_EVEN)

@@ -66,15 +66,6 @@ def number_of(x, NUMBER: tl.constexpr):
 
 
 @triton.jit
-def heads_of(block, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr):
-    """Query heads of a block, their kv heads, and which of both exist."""
-    place = tl.arange(0, KV_BLOCK * GROUP_BLOCK)
-    kv_head = block * KV_BLOCK + place // GROUP_BLOCK
-    member = place % GROUP_BLOCK
-    return kv_head * GROUP + member, kv_head, (kv_head < KV_HEADS) & (member < GROUP)
-
-
-@triton.jit
 def tile_mask(is_live, is_head, column, WIDTH: tl.constexpr, IS_EVEN: tl.constexpr):
     """Which numbers of a tile exist: no more comparisons than its padding asks for."""
     mask = is_live[:, None, None] & (column >= 0)[None, None, :]
@@ -161,15 +152,35 @@ def weigh(s, NORMALIZER: tl.constexpr):
 
 
 @triton.jit
-def items_of(items_ptr, block, total, ROWS: tl.constexpr):
-    """Row, first edge, last edge + 1 and slot of a program's items, and which of them exist."""
+def locate(
+    items_ptr, total, blocks, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+):
+    """What a program works on: its batch element, its block of items and its block of heads.
+
+    Of its items: row, first edge, last edge + 1, slot, and which of them exist. Of its heads: query heads, the kv head
+    of each and which exist; then the kv heads, one of each, and which exist.
+    """
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS) // HEAD_BLOCKS
+
     item = block * ROWS + tl.arange(0, ROWS)
     is_item = item < total
     at = items_ptr + item.to(tl.int64) * 4
     row = tl.load(at, mask=is_item, other=0).to(tl.int64)
     begin = tl.load(at + 1, mask=is_item, other=0).to(tl.int64)
     end = tl.load(at + 2, mask=is_item, other=0).to(tl.int64)
-    return row, begin, end, tl.load(at + 3, mask=is_item, other=-1).to(tl.int64), is_item
+    slot = tl.load(at + 3, mask=is_item, other=-1).to(tl.int64)
+
+    first = program % HEAD_BLOCKS * KV_BLOCK
+    member = tl.arange(0, KV_BLOCK * GROUP_BLOCK)
+    kv_head, member = first + member // GROUP_BLOCK, member % GROUP_BLOCK
+    is_head = (kv_head < KV_HEADS) & (member < GROUP)
+    kv_only = first + tl.arange(0, KV_BLOCK)
+    head, is_kv = kv_head * GROUP + member, kv_only < KV_HEADS
+    return b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv
 
 
 @triton.jit
@@ -199,18 +210,13 @@ def forward_rows(
     scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, slot, is_item, head, kv_head, is_head, _, _ = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
@@ -332,17 +338,12 @@ def weigh_rows(
     scale: tl.float64, slope: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Weights of all edges, before dropout, in the caller's order."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, _, is_item, head, kv_head, is_head, _, _ = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d = tl.arange(0, WIDTH_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
 
