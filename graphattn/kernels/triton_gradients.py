@@ -13,6 +13,7 @@ from .triton_rows import (
     DOT_PRODUCT,
     RELU,
     SIGMOID,
+    SIZES,
     SOFTMAX,
     activate,
     add_tile,
@@ -62,14 +63,14 @@ def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.co
         return tl.sum(tl.reshape(x, [ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK]), 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def target_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
     grad_query_ptr, part_query_ptr, part_vector_ptr, grad_bias_ptr, grad_edge_key_ptr, grad_edge_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
     IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
@@ -158,14 +159,14 @@ def target_gradients(
         tl.store(part_vector_ptr + place, one, mask=is_head[:, None] & (d < WIDTH)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def source_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
     grad_key_ptr, grad_value_ptr, part_key_ptr, part_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
     IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
@@ -250,7 +251,7 @@ def source_gradients(
         tl.store(part_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value, mask=values)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_sums(
     cut_ptr, whole_ptr, part_ptr, cuts, slots, rows, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr
 ):

@@ -21,6 +21,10 @@ SIGMOID = tl.constexpr(2)
 DOT_PRODUCT = tl.constexpr(0)
 TANH = tl.constexpr(1)
 
+# Arguments that differ from graph to graph: unless told not to, Triton compiles anew where one is 1 or divides by 16.
+SIZES = ["total", "blocks", "slots", "cuts", "rows", "targets", "sources", "edges"]
+SIZES += ["bias_batch", "edge_key_batch", "edge_value_batch", "threshold"]
+
 # Thirty arguments on a line each would hide the loops.
 # fmt: off
 
@@ -201,13 +205,13 @@ def occurrence_at(occurrence_ptr, position, is_live):
         return tl.zeros_like(position).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_rows(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr,
     slots, targets, sources, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
     IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
@@ -291,7 +295,7 @@ def finish(top, norm):
     return factor, tl.where(is_empty, float("-inf"), shift + tl.log(tl.where(is_empty, 1.0, norm)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_forward(
     cut_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
     NORMALIZER: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr,
@@ -330,7 +334,7 @@ def merge_forward(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weigh_rows(
     items_ptr, total, blocks,
     query_ptr, key_ptr, vector_ptr, bias_ptr, edge_key_ptr, lse_ptr, index_ptr, perm_ptr, weights_ptr,
