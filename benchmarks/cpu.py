@@ -19,11 +19,11 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from gather import gather_loop
 from harness import RESULTS, Line, in_ms, machine, race, ratio, write
 from systems import (
     compiled_pyg_attention,
     gat_pair,
-    gather_loop,
     gatv2_pair,
     orderings,
     ours,
