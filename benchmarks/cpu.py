@@ -311,7 +311,7 @@ def main() -> None:
     sizes, most = large()
     lines += sizes
     found = scaling(most)
-    write("cpu", "The fused CPU kernel", about, lines, {"scaling": found})
+    print(write("cpu", "The fused CPU kernel", about, lines, {"scaling": found}))
     title = (
         f"Forward + backward, {HEADS} heads of {WIDTH}, {DEGREE} edges per node, float32, {about['threads']} threads.\n"
     )

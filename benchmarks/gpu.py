@@ -138,7 +138,7 @@ def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def compare(setting: Setting, systems: dict[str, Callable], inputs: list[Tensor], what: str) -> dict[str, list[float]]:
     """Check that all compute the same, and race them."""
     wrap = without_gradients if what == "forward" else lambda system: with_backward(system, inputs)
-    *_, ours = results = [system().detach().float() for system in systems.values()]
+    *_, ours = results = [without_gradients(system)().float() for system in systems.values()]
     for result in results:
         torch.testing.assert_close(ours, result, rtol=2e-2, atol=2e-2)
     return setting.race({name: wrap(system) for name, system in systems.items()})
@@ -375,6 +375,8 @@ def main(arguments: list[str] | None = None) -> list[Line]:
     setting = Setting(options.device, options.backend, options.scale)
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "none"
     setting.about |= {"gpu": gpu, "cuda": torch.version.cuda, **versions()}
+    if options.scale > 1:
+        setting.about["sizes divided by"] = options.scale
     torch.manual_seed(0)
     lines = run(cases(setting), setting, options.seconds, options.output)
     # It said that nothing was measured.

@@ -135,11 +135,12 @@ def write(
     lines: list[Line],
     more: dict[str, object],
     folder: Path = RESULTS,
-) -> None:
-    """Write folder/name.json and folder/name.md."""
+) -> str:
+    """Write folder/name.json and folder/name.md, and return the table."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [{**vars(line), "reached": line.reached(), "machine": machine} for line in lines]
     (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
     table = "\n".join([HEADER, *(line.row() for line in lines)])
     (folder / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
+    return table

@@ -140,7 +140,7 @@ def main() -> None:
         new, shown = measure(*case)
         lines += new
         found.append(shown)
-    write("layers", "Training epochs of PyG's models, accelerated", about, lines, {"epochs": found})
+    print(write("layers", "Training epochs of PyG's models, accelerated", about, lines, {"epochs": found}))
     picture(found)
 
 

@@ -229,7 +229,7 @@ def main() -> None:
     )
     lines += small_graphs()
     choice, found = sweep()
-    write("structured", "Sequences and pixels", about, [*lines, choice], {"sweep": found})
+    print(write("structured", "Sequences and pixels", about, [*lines, choice], {"sweep": found}))
     picture(found)
 
 

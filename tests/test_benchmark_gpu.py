@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from graphattn import Edges
 from graphattn.kernels import flex
 
 pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
@@ -24,14 +25,14 @@ def gpu(monkeypatch):
     return gpu
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: make gpu runs the benchmark")
 def test_every_case_measures_all_of_its_lines(gpu, monkeypatch, tmp_path):
     import gather_gpu
 
     (tmp_path / "README.md").write_text("not measured yet\n")
     monkeypatch.setattr(flex.Flex, "device", "cpu")
     monkeypatch.setattr(gpu, "compiled", lambda function: function)
-    monkeypatch.setattr(gather_gpu, "ROWS", (32,))
+    # Interpreted it takes seconds, so that it has a test of its own.
+    monkeypatch.setattr(gather_gpu, "gathers", lambda *inputs: {"gather 1": lambda: None})
 
     def once(systems, seconds, most):
         for system in systems.values():
@@ -48,6 +49,25 @@ def test_every_case_measures_all_of_its_lines(gpu, monkeypatch, tmp_path):
     assert {"gpu", "torch", "triton", "copy GB/s", "L2 copy GB/s", "row gather GB/s"} <= found["machine"].keys()
     assert (tmp_path / "results.md").read_text().count("\n| ") == len(lines) + 1
     assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="a GPU is here: make gpu runs the roof")
+def test_the_roof_gathers_the_rows_of_each_target(gpu, monkeypatch):
+    import gather_gpu
+
+    made = []
+    monkeypatch.setattr(
+        torch, "empty", lambda *shape, **options: made.append(torch.zeros(*shape, **options)) or made[-1]
+    )
+    edge_index = torch.tensor([[0, 3, 3, 1, 2, 0], [0, 0, 4, 1, 4, 1]])
+    key, value = (torch.randn(5, 2, 4, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    loops = gather_gpu.gathers(key, value, Edges(edge_index, 5))
+    expected = torch.zeros(5, 8).index_add(0, edge_index[1], (key + value).view(5, 8)[edge_index[0]])
+    assert list(loops) == ["gather 1", "gather 4", "gather 16"]
+    for name in ("gather 1", "gather 4"):
+        made[-1].fill_(torch.nan)
+        loops[name]()
+        torch.testing.assert_close(made[-1], expected)
 
 
 def test_a_case_that_fails_or_takes_too_long_is_written_down_and_the_next_one_runs(gpu, tmp_path):

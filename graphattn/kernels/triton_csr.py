@@ -71,7 +71,6 @@ class _Side:
         self.items = ((long, False), (short, True))
         # Each piece of a cut row has a slot, and a cut row has two pieces at least.
         self.slots = long.size(0) if cut.size(0) else 0
-        self.perm = perm.to(torch.int64) if perm.numel() else None
 
 
 class _Operands:
@@ -211,7 +210,8 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         delta = delta if grad_lse is None else delta - grad_lse
         if grad_weights is not None:
             products = weights(*shared, lse, rows, *mode) * grad_weights
-            delta = delta + segment_sum(products, Rows(side.lists[0], side.ptr, side.perm), -2)
+            perm = side.lists[1] if side.lists[1] is None else side.lists[1].to(torch.int64)
+            delta = delta + segment_sum(products, Rows(side.lists[0], side.ptr, perm), -2)
     grads = (lse, delta, grad_out, None if grad_weights is None else grad_weights.contiguous())
     found: dict[str, Tensor] = {}
     if needs[0] or any(needs[3:]):
