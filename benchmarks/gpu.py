@@ -257,14 +257,14 @@ def memory(setting: Setting, lines: list[Line]) -> None:
 
 def tiled(setting: Setting, lines: list[Line], pattern: Pattern) -> None:
     """Useful TFLOP/s of what "auto" takes, and its speed beside a peer: FlexAttention, or SDPA for a full pattern."""
-    inputs = [setting.draw(pattern.num_targets, 8, 64, dtype=BF16) for _ in range(3)]
+    inputs = [setting.draw(pattern.num_targets, 8, 64, dtype=BF16).detach() for _ in range(3)]
     heads_first = lambda x: x.transpose(0, 1).unsqueeze(0)
     peer = lambda: attention(*inputs, pattern, backend="flex")
     if isinstance(pattern, Full):
         peer = lambda: scaled_dot_product_attention(*map(heads_first, inputs))[0].transpose(0, 1)
     taken = compare(setting, {"peer": peer, "graphattn": lambda: attention(*inputs, pattern)}, inputs, "forward")
     flop = 4 * pattern.num_edges * 8 * 64
-    chosen = explain_backend(*(x.detach() for x in inputs), pattern).chosen
+    chosen = explain_backend(*inputs, pattern).chosen
     for line in lines:
         rate = flop / statistics.median(taken["graphattn"]) / 1e12
         line.measured = rate if line.unit == "TFLOP/s" else ratio(taken, "peer", "graphattn")

@@ -25,6 +25,7 @@ def gpu(monkeypatch):
     return gpu
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_every_case_measures_all_of_its_lines(gpu, monkeypatch, tmp_path):
     import gather_gpu
 
