@@ -210,8 +210,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         delta = delta if grad_lse is None else delta - grad_lse
         if grad_weights is not None:
             products = weights(*shared, lse, rows, *mode) * grad_weights
-            perm = side.lists[1] if side.lists[1] is None else side.lists[1].to(torch.int64)
-            delta = delta + segment_sum(products, Rows(side.lists[0], side.ptr, perm), -2)
+            index, perm, _ = side.lists
+            rows_of = Rows(index, side.ptr, None if perm is None else perm.to(torch.int64))
+            delta = delta + segment_sum(products, rows_of, -2)
     grads = (lse, delta, grad_out, None if grad_weights is None else grad_weights.contiguous())
     found: dict[str, Tensor] = {}
     if needs[0] or any(needs[3:]):
