@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -70,8 +70,15 @@ def versions() -> dict[str, object]:
         "cpu": model,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torch-geometric", "numba", "numpy")},
+        **{name: _version(name) for name in ("torch", "torch-geometric", "numba", "triton", "numpy")},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def machine(gather_bytes_per_second: float) -> dict[str, object]:
@@ -121,12 +128,19 @@ class Line:
 HEADER = "| work | against | at least | aim | measured | | milliseconds or bytes |\n|---|---|---|---|---|---|---|"
 
 
-def write(name: str, title: str, machine: dict[str, object], lines: list[Line], more: dict[str, object]) -> None:
-    """Write results/name.json and results/name.md."""
-    RESULTS.mkdir(exist_ok=True)
+def write(
+    name: str,
+    title: str,
+    machine: dict[str, object],
+    lines: list[Line],
+    more: dict[str, object],
+    folder: Path = RESULTS,
+) -> str:
+    """Write folder/name.json and folder/name.md, and return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
     records = [{**vars(line), "reached": line.reached(), "machine": machine} for line in lines]
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
     table = "\n".join([HEADER, *(line.row() for line in lines)])
-    (RESULTS / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
-    print(table)
+    (folder / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
+    return table
