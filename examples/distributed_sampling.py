@@ -155,8 +155,8 @@ def main(options, parser):
     if rank == 0:
         correct = accuracy(model, data, device)
         name = f"GraphAttention, {ranks} process{'es' if ranks > 1 else ''}"
-        report("communities", name, "test accuracy", [correct], record=options.record, last_loss=loss)
         print(f"Loss of the last epoch: {loss:.12f}")
+        report("communities", name, "test accuracy", [correct], record=options.record, last_loss=loss)
     dist.barrier()
     dist.destroy_process_group()
 

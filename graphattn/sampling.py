@@ -116,13 +116,21 @@ class NeighborSampler(BaseSampler):
         ptr, index = csr.ptr.cpu().numpy(), csr.index.cpu().numpy()
         self._graph = (ptr, index, np.empty(0, np.int32) if csr.perm is None else csr.perm.cpu().numpy())
         # Compiled now, so that no worker does it again.
-        self.sample(torch.empty(0, dtype=torch.int64))
+        self._sample(torch.empty(0, dtype=torch.int64), None)
 
-    def sample(self, nodes: Tensor) -> tuple[SamplerOutput, list[CSR]]:
-        """Draw the neighborhoods of `nodes` [n]: what PyG takes, without metadata, and compressed rows for each layer.
+    def sample_from_nodes(self, inputs: NodeSamplerInput, **kwargs: Any) -> SamplerOutput:
+        """Sample as PyG's loaders ask for it.
 
-        The first layer has all hops, the last one only that around the seeds.
+        Returns:
+            What PyG says, all int64. Behind the two entries of `metadata` that PyG knows comes a list with the
+            compressed rows and columns of each layer: the first layer has all hops, the last one that around the seeds.
         """
+        if inputs.time is not None:
+            rule, fix = "must be None: nothing is drawn by time here", USE_PYG.format("NeighborLoader")
+            raise NotImplementedError(message("NeighborSampler", "input_time", rule, fix=fix))
+        return self._sample(inputs.node, inputs.input_id)
+
+    def _sample(self, nodes: Tensor, input_id: Tensor | None) -> SamplerOutput:
         if nodes.is_floating_point() or nodes.dtype == torch.bool or nodes.dim() != 1:
             got = f"{nodes.dtype} of shape {shape_of(nodes)}"
             raise TypeError(message("NeighborSampler", "seeds", "must be integers of shape [n]", got))
@@ -144,30 +152,15 @@ class NeighborSampler(BaseSampler):
             parts.append((source, target, edge, np.diff(row_ptr)))
         row, col, edge_id, degree = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
         edges = [len(part[0]) for part in parts]
-        out = SamplerOutput(
+        return SamplerOutput(
             node=torch.from_numpy(found),
             row=row,
             col=col,
             edge=edge_id,
             num_sampled_nodes=counts,
             num_sampled_edges=edges,
+            metadata=(input_id, None, _compress(row, col, degree, counts, edges)),
         )
-        return out, _compress(row, degree, counts, edges)
-
-    def sample_from_nodes(self, inputs: NodeSamplerInput, **kwargs: Any) -> SamplerOutput:
-        """Sample as PyG's loaders ask for it; `metadata` has the compressed rows and columns besides."""
-        if inputs.time is not None:
-            rule, fix = "must be None: nothing is drawn by time here", USE_PYG.format("NeighborLoader")
-            raise NotImplementedError(message("NeighborSampler", "input_time", rule, fix=fix))
-        out, rows = self.sample(inputs.node)
-        transpose = compiled("numba_sampling").transpose
-        # Columns are what the backward pass goes along.
-        columns = []
-        for ptr, index, _ in rows:
-            arrays = transpose(len(ptr) - 1, index.numpy(), out.col.numpy())
-            columns.append(CSR(*map(torch.from_numpy, arrays)))
-        out.metadata = (inputs.input_id, None, list(zip(rows, columns, strict=True)))
-        return out
 
     def sample_from_edges(self, inputs: Any, neg_sampling: Any = None) -> SamplerOutput:
         """Refuse: raises NotImplementedError."""
@@ -282,18 +275,24 @@ def _check_nodes(where: str, argument: str, nodes: Tensor, num_nodes: int) -> No
         raise IndexError(message(where, argument, rule, f"{nodes[place].item()} at place {place}"))
 
 
-def _compress(source: Tensor, degree: Tensor, counts: list[int], edges: list[int]) -> list[CSR]:
-    """Rows of the edges, which lie sorted, for the first layer, the second and so on; each begins as the one before."""
+def _compress(
+    source: Tensor, target: Tensor, degree: Tensor, counts: list[int], edges: list[int]
+) -> list[tuple[CSR, CSR]]:
+    """Rows and columns of edges that lie sorted, for the first layer, the second, and so on."""
+    transpose = compiled("numba_sampling").transpose
     index = source.to(torch.int32)
     ptr = torch.full((sum(counts) + 1,), len(index), dtype=torch.int64)
     ptr[0] = 0
     torch.cumsum(degree, 0, out=ptr[1 : len(degree) + 1])
-    rows = []
+    layers = []
     for hops in range(len(edges), 0, -1):
         nodes, ending = sum(counts[: hops + 1]), sum(edges[:hops])
         # The nodes that the last of these hops reached have no edges in this layer.
-        rows.append(CSR(ptr[: nodes + 1].clamp(max=ending), index[:ending], None))
-    return rows
+        rows = CSR(ptr[: nodes + 1].clamp(max=ending), index[:ending], None)
+        # Columns are what the backward pass goes along.
+        columns = transpose(nodes, rows.index.numpy(), target.numpy())
+        layers.append((rows, CSR(*map(torch.from_numpy, columns))))
+    return layers
 
 
 def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:

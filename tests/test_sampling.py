@@ -116,8 +116,8 @@ def star(leaves: int) -> Data:
 @pytest.mark.parametrize(("leaves", "fan_out"), [(6, 1), (6, 3), (6, 5), (7, 6)])
 def test_every_set_of_neighbors_is_as_likely_as_any_other(leaves, fan_out):
     draws = 20_000
-    rows = NeighborSampler(star(leaves), [fan_out], seed=1).sample(torch.zeros(draws, dtype=torch.int64))[0]
-    sets = rows.edge.view(draws, fan_out).sort(1).values
+    out = sampled(NeighborSampler(star(leaves), [fan_out], seed=1), [0] * draws)
+    sets = out.edge.view(draws, fan_out).sort(1).values
     number = {chosen: place for place, chosen in enumerate(itertools.combinations(range(leaves), fan_out))}
     counts = torch.bincount(torch.tensor([number[tuple(row)] for row in sets.tolist()]), minlength=len(number))
     expected = draws / len(number)
@@ -127,7 +127,7 @@ def test_every_set_of_neighbors_is_as_likely_as_any_other(leaves, fan_out):
 
 def test_with_replacement_every_neighbor_is_as_likely_in_every_draw():
     draws, leaves, fan_out = 5000, 7, 3
-    out = NeighborSampler(star(leaves), [fan_out], replace=True).sample(torch.zeros(draws, dtype=torch.int64))[0]
+    out = sampled(NeighborSampler(star(leaves), [fan_out], replace=True), [0] * draws)
     # Rows are sorted, so that ordered draws are known by how many of a row are alike.
     counts = torch.bincount(out.edge, minlength=leaves)
     expected = draws * fan_out / leaves
@@ -334,9 +334,9 @@ def test_bad_loaders_are_refused_in_one_line(arguments, options, error, text):
 def test_bad_seeds_and_what_is_not_offered_are_refused():
     sampler = NeighborSampler(GRAPH, [2])
     with pytest.raises(IndexError, match=r"seeds must lie in \[0, 10\), the nodes of the graph, got -1 at place 1"):
-        sampler.sample(torch.tensor([0, -1]))
+        sampled(sampler, [0, -1])
     with pytest.raises(TypeError, match=r"seeds must be integers of shape \[n\], got torch.float32 of shape \[1\]"):
-        sampler.sample(torch.zeros(1))
+        sampler.sample_from_nodes(NodeSamplerInput(None, torch.zeros(1)))
     with pytest.raises(NotImplementedError, match="Use torch_geometric.loader.LinkNeighborLoader"):
         sampler.sample_from_edges(None)
     with pytest.raises(NotImplementedError, match="input_time must be None: nothing is drawn by time here. Use torch"):
