@@ -36,7 +36,9 @@ LEVELS = {
     "testing": 6,
     "transforms": 6,
     "datasets": 6,
+    "partitioning": 6,
     "plot": 6,
+    "sampling": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -211,11 +211,11 @@ class Pattern(ABC):
         return count if perm is None else torch.empty_like(count).index_copy_(0, perm.to(torch.int64), count)
 
 
-def check_square(pattern: Pattern) -> None:
+def check_square(pattern: Pattern, where: str = "with_self_loops") -> None:
     """Raise ValueError unless sources and targets can be the same nodes."""
     if pattern.num_sources != pattern.num_targets:
         got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
-        raise ValueError(message("with_self_loops", "pattern", "must have as many sources as targets", got))
+        raise ValueError(message(where, "pattern", "must have as many sources as targets", got))
 
 
 def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
