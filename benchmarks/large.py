@@ -106,10 +106,8 @@ def main() -> None:
     peak = found[-1]["peak"] / 2**30
     lines = [Line(f"{work}, peak resident memory", "the machine", "GiB", 20, None, peak, detail, more_is_better=False)]
     write("large", "A graph of 100 million edges in one process", versions(), lines, {"stages": found})
-    rows = [
-        f"| {stage['stage']} | {stage['seconds']:.1f} | {format_bytes(stage['resident'])} | {format_bytes(stage['peak'])} |"
-        for stage in found
-    ]
+    cells = lambda stage: f"{stage['seconds']:.1f} | {format_bytes(stage['resident'])} | {format_bytes(stage['peak'])}"
+    rows = [f"| {stage['stage']} | {cells(stage)} |" for stage in found]
     table = ["", "| stage | seconds | resident after it | peak so far |", "|---|---|---|---|", *rows, ""]
     with (RESULTS / "large.md").open("a") as file:
         file.write("\n".join(table))
