@@ -122,6 +122,14 @@ def train(network, optimizer, batches, history, args):
     return bool(stopped)
 
 
+def save(path, network, optimizer, **more):
+    """Write a checkpoint; at no time is there half of one."""
+    state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+    part = path.with_suffix(".part")
+    torch.save(state | more, part)
+    part.replace(path)
+
+
 def draw(history, resumed, title, path):
     """Loss, throughput and memory, step by step; a line where a run went on."""
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
@@ -142,15 +150,11 @@ def main():
     parser.add_argument("--nodes", type=int, default=500_000)
     parser.add_argument("--edges", type=int, default=10_000_000)
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument(
-        "--sampled", action="store_true", help="train on sampled neighborhoods, features mapped from disk"
-    )
+    parser.add_argument("--sampled", action="store_true", help="sample neighborhoods, with features on disk")
     parser.add_argument("--batch", type=int, default=1024, help="nodes of a batch, with --sampled")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, default=Path("outputs"), help="folder of features, checkpoint and picture"
-    )
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of whatever is written")
     parser.add_argument("--record", type=Path, help="write the result to this JSON file too")
     parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
     args = parser.parse_args()
@@ -197,15 +201,11 @@ def main():
     else:
         x, pattern = write_features(torch.empty(args.nodes, CHANNELS), y, args.seed), Edges(edge_index, args.nodes)
         batches = ((x, pattern, args.edges, known, y) for _ in range(len(history), args.steps))
-    print(f"{args.nodes:,} nodes, {args.edges:,} edges: features {format_bytes(x.nbytes)}", "on disk" * args.sampled)
+    place = "on disk" if args.sampled else "in memory"
+    print(f"{args.nodes:,} nodes, {args.edges:,} edges, {format_bytes(x.nbytes)} of features {place}")
 
     if train(network, optimizer, batches, history, args):
-        saved = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-        saved |= {"settings": settings, "history": history, "resumed": resumed}
-        part = checkpoint.with_suffix(".part")
-        torch.save(saved, part)
-        # At no time is there half a checkpoint.
-        part.replace(checkpoint)
+        save(checkpoint, network, optimizer, settings=settings, history=history, resumed=resumed)
         return print(f"Stopped after step {len(history)}: {checkpoint}. The same command goes on.")
 
     network.eval()
