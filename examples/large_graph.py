@@ -220,8 +220,9 @@ def main():
     details = {"million_edges_per_second": sum(rates) / len(rates) / 1e6, "peak_GiB": resident()[1] / 2**30}
     model = "sampled, features on disk" if args.sampled else "whole graph"
     accuracy = 100 * is_right.double().mean().item()
-    line = report(f"{args.edges:,} edges", model, "accuracy", [accuracy], record=args.record, **details)
-    draw(history, resumed, line, args.output / f"{name}.png")
+    report(f"{args.edges:,} edges", model, "accuracy", [accuracy], record=args.record, **details)
+    title = f"{args.nodes:,} nodes, {args.edges:,} edges, {model}: {accuracy:.1f} % of the held-out nodes are right"
+    draw(history, resumed, title, args.output / f"{name}.png")
     checkpoint.unlink(missing_ok=True)
     print(f"Picture: {args.output / f'{name}.png'}")
 
