@@ -36,6 +36,7 @@ LEVELS = {
     "testing": 6,
     "transforms": 6,
     "datasets": 6,
+    "distributed": 6,
     "partitioning": 6,
     "plot": 6,
     "sampling": 6,
