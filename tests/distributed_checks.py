@@ -21,7 +21,14 @@ from torch_geometric.nn import GAT
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, attention
-from graphattn.distributed import DistributedPattern, block_parts, split_graph, sum_gradients
+from graphattn.distributed import (
+    DistributedPattern,
+    block_parts,
+    load_part,
+    save_parts,
+    split_graph,
+    sum_gradients,
+)
 from graphattn.nn import GATConv, GATv2Conv, GraphAttention, GraphTransformer, TransformerConv
 from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import graph_zoo, random_call
@@ -266,7 +273,7 @@ def each_boundary_row_travels_once(group, size):
 def error_of(function) -> str:
     try:
         function()
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, NotImplementedError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     raise AssertionError("nothing was raised")
 
@@ -308,6 +315,62 @@ def what_needs_all_sources_is_refused(group, size):
         assert "NotImplementedError" in error_of(function)
     position = graphattn.nn.LaplacianPosition(8, 2)
     assert "must have all its sources in this process" in error_of(lambda: position.input(x, pattern))
+
+
+def rewrite_manifest(folder: Path, **changes) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@check
+def files_of_parts_are_checked_on_every_rank(group, size):
+    whole, rank = random_graph(), dist.get_rank(group)
+    folder = Path(sys.argv[1]) / f"parts-{size}"
+    x, edge_attr = torch.randn(40, 8, dtype=torch.float64), torch.arange(300.0)
+    last = f"part-{size - 1}-of-{size}.safetensors"
+
+    def together(change):
+        """Let one rank change the files while the others wait."""
+        dist.barrier(group)
+        if rank == 0:
+            change()
+        dist.barrier(group)
+
+    def write(seed: int = 0, parts: int = size) -> None:
+        graph = random_graph(seed=seed)
+        save_parts(folder, split_graph(graph, uneven(40, parts), parts), {"x": x}, {"edge_attr": edge_attr})
+
+    def swap() -> None:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+        rewrite_manifest(folder, files=[files[1], files[0], *files[2:]])
+
+    together(write)
+    data = load_part(folder, group)
+    part = data.pattern.part
+    assert torch.equal(data.edge_attr, edge_attr[part.edges]) and torch.equal(data.n_id, part.nodes)
+    assert_same_call(whole, data.pattern, random_call(whole))
+
+    def corrupt() -> None:
+        content = bytearray((folder / last).read_bytes())
+        content[-1] ^= 1
+        (folder / last).write_bytes(content)
+
+    for change, text in (
+        (corrupt, f"ValueError: On rank {size - 1}: read_part: "),
+        (lambda: (write(), (folder / last).write_bytes(b"short")), "must have the checksum of the manifest"),
+        (lambda: (folder / last).unlink(), f"FileNotFoundError: On rank {size - 1}: read_part: part must exist"),
+        (
+            lambda: write(parts=size + 1),
+            f"load_part: number of ranks must be that of parts, {size + 1}, got {size}. Use",
+        ),
+        (lambda: (write(), swap()), "must be of the manifest's rank, 0, got 1"),
+        (lambda: (write(), rewrite_manifest(folder, graph="0" * 32)), "must be of the manifest's graph, 0000"),
+        (lambda: (folder / "manifest.json").write_text("{}"), "must be a manifest of graphattn-parts-1"),
+        (lambda: (folder / "manifest.json").unlink(), "manifest must exist, got nothing at"),
+    ):
+        together(change)
+        found = error_of(lambda: load_part(folder, group))
+        assert text in found, f"{text!r} is not in {found!r}"
 
 
 @check
