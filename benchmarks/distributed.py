@@ -10,6 +10,7 @@ network is read from $GRAPHATTN_DATASETS; without it, that line is left out.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
 import os
@@ -249,7 +250,7 @@ def measure(graph: str, teams: dict[int, list[Worker]], folder: Path, rounds: in
 
 
 def predict(records: list[dict[str, Any]]) -> tuple[float, float]:
-    """Add what docs/scaling.md predicts of ranks from one process, and return its microseconds per node and per edge."""
+    """Add what docs/scaling.md predicts of ranks, and return the microseconds of one process per node and per edge."""
     sizes = np.array([[record["nodes"], record["edges"]] for record in records], float)
     taken = np.array([record["one process ms"] for record in records])
     (per_node, per_edge), _ = nnls(sizes / taken[:, None], np.ones(len(taken)))
@@ -315,9 +316,55 @@ def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
+# A graph like ogbn-papers100M, a model for it, and what a GPU and its links are taken to do: see docs/scaling.md.
+NODES, EDGES, FEATURES, WIDTH, DEPTH, ITEM = 111_059_956, 1_615_685_872, 128, 128, 3, 2
+GPU_BYTES, GPU_READS, GPU_FLOPS, LINK_INSIDE, LINK_BETWEEN = 80e9, 2e12, 200e12, 300e9, 25e9
+
+
+def foresee() -> str:
+    """Table of what the model says of NODES and EDGES on 8 to 64 GPUs, from the measured bytes per node and halos."""
+    held = json.loads((RESULTS / "distributed.json").read_text())
+    # Numbers of a width that one layer keeps for a node, as a step of one process had at its peak.
+    numbers = statistics.median(
+        r["peak bytes of one process"] / (4 * CHANNELS * LAYERS * r["nodes"]) for r in held["records"]
+    )
+    halo_per_node = next(record for record in held["halos"] if record["graph"] == "Enron's mails")
+    titles = (
+        "GPUs",
+        "rows from others",
+        "features",
+        "activations",
+        "edges",
+        "halo",
+        "sum",
+        "linear layers",
+        "edges",
+        "exchange",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for ranks in PARTS[2:]:
+        nodes, edges = NODES / ranks, EDGES / ranks
+        random = (ranks - 1) * (1 - math.exp(-EDGES / NODES / ranks))
+        for kind, halo in (("as Enron", halo_per_node[str(ranks)] * nodes), ("random", random * nodes)):
+            rows = 2 * WIDTH * ITEM * halo
+            # edge_index and positions of 8 bytes; index and permutation of 4 bytes for rows and for columns.
+            memory = [nodes * FEATURES * ITEM, nodes * numbers * WIDTH * ITEM * DEPTH, edges * 40, rows * DEPTH]
+            # 12 C^2 weights per block; key and value of an edge, read once forward and about three times backward.
+            flops = nodes * 12 * WIDTH**2 * 2 * 3 * DEPTH / GPU_FLOPS
+            gathers = edges * 2 * WIDTH * ITEM * 4 * DEPTH / GPU_READS
+            link = LINK_INSIDE if ranks <= 8 else LINK_BETWEEN
+            seconds = [flops, gathers, 2 * DEPTH * rows / link]
+            cells = [f"{x / 1e9:.3g} GB" for x in (*memory, sum(memory))] + [f"{x * 1e3:.3g} ms" for x in seconds]
+            lines.append(f"| {ranks} | {kind}: {halo / 1e6:.3g}M | {' | '.join(cells)} |")
+    return "\n".join([f"{numbers:.3g} numbers of the width per node and layer at the peak.\n", *lines])
+
+
 def main() -> None:
     """Measure all graphs and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--foresee", action="store_true", help="print the table of a large graph from the results alone"
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4], help="numbers of ranks (default 2 3 4)")
     there = [
@@ -327,6 +374,9 @@ def main() -> None:
     ]
     parser.add_argument("--graphs", nargs="+", default=there, choices=there)
     options = parser.parse_args()
+    if options.foresee:
+        print(foresee())
+        return
     sizes = sorted({2, *options.sizes})
     with tempfile.TemporaryDirectory() as folder:
         teams = {size: start(size, max(1, CORES // size), folder) for size in (1, *sizes)}

@@ -287,6 +287,9 @@ def parts_that_do_not_fit_are_refused_on_every_rank(group, size):
     twice = part.nodes.clone()
     twice[1:2] = twice[0]
     more = split_graph(whole, uneven(40, size + 1), size + 1)[rank]
+    counts = part.send_counts.clone()
+    counts[1:2] -= 1
+    forgetful = part._replace(send=part.send[1:], send_counts=counts)
     swapped = part._replace(send=part.send.flip(0))
     for wrong, text in (
         (more, f"part must be one of {size}, for so many ranks, got one of {size + 1}. Use split_graph"),
@@ -294,7 +297,8 @@ def parts_that_do_not_fit_are_refused_on_every_rank(group, size):
         (others[rank] if rank == 1 else part, "parts must be those of one graph"),
         (part._replace(nodes=twice) if rank == 0 else part, "must hold each node once, got"),
         (part._replace(nodes=part.nodes + 40), "On rank 0: DistributedPattern: part.nodes must lie in [0, 40)"),
-        (part._replace(send_counts=part.send_counts * 2) if rank == 1 else part, "must send what is expected"),
+        (part._replace(send_counts=part.send_counts + 1), "part.send_counts must be"),
+        (forgetful if rank == 0 else part, "from rank 0, where rank 1 expects"),
         (swapped if rank == 0 else part, "must receive the nodes of its halo"),
         (part._replace(edge_index=part.edge_index + 1) if rank == 1 else part, "On rank 1: Edges: edge_index[0] must"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -92,6 +93,10 @@ class DistributedPattern(RemotePattern):
         self._kept["edge_index"] = self.local.edge_index
         if part.send.numel() and not 0 <= int(part.send.min()) <= int(part.send.max()) < own:
             raise ValueError(message("DistributedPattern", "part.send", f"must lie in [0, {own})"))
+        for name, counts, rows in (("send", part.send_counts, part.send), ("halo", part.halo_counts, part.halo)):
+            if counts.numel() != part.num_parts or int(counts.sum()) != rows.numel() or bool((counts < 0).any()):
+                rule = f"must be {part.num_parts} numbers that add up to the {rows.numel()} of part.{name}"
+                raise ValueError(message("DistributedPattern", f"part.{name}_counts", rule, counts.tolist()))
         self._sent = Rows.from_index(part.send, own)
         self._send_counts, self._receive_counts = part.send_counts.tolist(), part.halo_counts.tolist()
 
@@ -237,29 +242,30 @@ def sum_gradients(model: torch.nn.Module, group: Any = None) -> None:
 
 def _check_fit(where: str, part: Part, group: Any) -> None:
     """Raise on every rank unless the parts of all ranks make one graph whose nodes each lie in one part."""
-    own = (part.rank, part.num_parts, part.graph, part.num_nodes, part.num_edges)
-    counts = (part.nodes.numel(), part.edges.numel(), part.send_counts.tolist(), part.halo_counts.tolist())
-    facts = gather_objects(where, (*own, *counts), group)
+    send, receive = part.send_counts.tolist(), part.halo_counts.tolist()
+    facts = gather_objects(where, (part.rank, part.num_parts, part[2:5], send, receive), group)
     size = len(facts)
-    for rank, fact in enumerate(facts):
-        if fact[1] != size:
-            fix = f"Use split_graph(..., num_parts={size}), or torchrun --nproc-per-node {fact[1]}."
-            raise ValueError(
-                message(where, "part", f"must be one of {size}, for so many ranks", f"one of {fact[1]}", fix)
-            )
-        if fact[0] != rank:
-            raise ValueError(message(where, "part", f"on rank {rank} must be part {rank}", f"part {fact[0]}"))
-        if fact[2:5] != facts[0][2:5]:
-            got = f"graph {fact[2]} on rank {rank}, {facts[0][2]} on rank 0"
+    for rank, (its_rank, its_parts, graph, _, _) in enumerate(facts):
+        if its_parts != size:
+            rule, got = f"must be one of {size}, for so many ranks", f"one of {its_parts}"
+            fix = f"Use split_graph(..., num_parts={size}), or torchrun --nproc-per-node {its_parts}."
+            raise ValueError(message(where, "part", rule, got, fix))
+        if its_rank != rank:
+            raise ValueError(message(where, "part", f"on rank {rank} must be part {rank}", f"part {its_rank}"))
+        if graph != facts[0][2]:
+            got = f"graph {graph[2]} on rank {rank}, {facts[0][2][2]} on rank 0"
             raise ValueError(message(where, "parts", "must be those of one graph and one assignment", got))
-    for sender, receiver in ((a, b) for a in range(size) for b in range(size)):
-        sent, expected = facts[sender][7][receiver], facts[receiver][8][sender]
+    for sender, receiver in itertools.product(range(size), repeat=2):
+        sent, expected = facts[sender][3][receiver], facts[receiver][4][sender]
         if sent != expected:
             got = f"{sent} rows from rank {sender}, where rank {receiver} expects {expected}"
             raise ValueError(message(where, "parts", "must send what is expected", got))
+    if dist.get_backend(group) == "nccl":
+        # Such a group moves no tensors of the CPU.
+        part = part._replace(nodes=part.nodes.cuda(), send=part.send.cuda(), halo=part.halo.cuda())
     _check_cover(where, part, group)
     error = None
-    received = exchange(part.nodes[part.send], counts[2], counts[3], group)
+    received = exchange(part.nodes[part.send], send, receive, group)
     if not torch.equal(received, part.halo):
         rule = "must receive the nodes of its halo"
         error = ValueError(message(where, "part", rule, f"others on rank {part.rank}"))
