@@ -37,6 +37,7 @@ LEVELS = {
     "testing": 6,
     "transforms": 6,
     "datasets": 6,
+    "distributed": 6,
     "plot": 6,
     "sampling": 6,
     "cli": 7,

@@ -262,7 +262,7 @@ def check_square(pattern: Pattern, where: str = "with_self_loops") -> None:
 
 
 def _move(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor | Pattern):
         return value.to(device, non_blocking=non_blocking)
     if isinstance(value, dict):
         return {key: _move(item, device, non_blocking) for key, item in value.items()}
