@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := graphattn tests examples benchmarks
+SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test check format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test check docs format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -12,10 +12,14 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2
 
-check: setup
+check: setup docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+
+# The site, in build/docs: open build/docs/index.html. Nothing is fetched; a broken link is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: setup
 	$(BIN)/ruff format $(SOURCES)
@@ -27,7 +31,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('graphattn needs Python 3.11 or newer, $(PYTHON) is %d.%d. Use make PYTHON=python3.12' % sys.version_info[:2] if sys.version_info < (3, 11) else 0)"
 	@echo "Installing into $(VENV): a minute or a few, the first time alone."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev,docs]'
 	@touch $@
 
 # Every example as it is, on data that needs no download; writes the table of examples/README.md.

@@ -87,7 +87,7 @@ def test_every_line_of_the_readmes_table_is_one_of_the_results():
         line for name in ("cpu.md", "layers.md", "structured.md") for line in (RESULTS / name).read_text().splitlines()
     ]
     readme = [line for line in (ROOT / "README.md").read_text().splitlines() if "reached" in line and "|" in line]
-    assert len(readme) >= 8
+    assert len(readme) >= 5 and any("not reached" in line for line in readme)
     assert set(readme) <= set(results)
 
 
