@@ -13,7 +13,7 @@ from .call import Call, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
 from .normalizers import Normalizer, UserNormalizer
-from .patterns import RemotePattern
+from .patterns.remote import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
 
 

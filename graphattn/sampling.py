@@ -242,10 +242,10 @@ class NeighborLoader(NodeLoader):
 
 
 class ClusterData(PyGClusterData):
-    """Cut a graph into clusters between which few edges run, as PyG's `ClusterData` does, by way of pymetis.
+    """Cut a graph into clusters between which few edges run, by way of pymetis.
 
-    Arguments and clusters are PyG's; a `ClusterLoader` of PyG makes batches of them. PyG's own needs pyg-lib or
-    torch-sparse. The direction of edges doesn't matter to where they are cut.
+    Arguments and clusters are those of `torch_geometric.loader.ClusterData`, which needs pyg-lib or torch-sparse; a
+    `ClusterLoader` of PyG makes batches of them. The direction of edges doesn't matter to where they are cut.
 
     Raises:
         ImportError: pymetis isn't installed.

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import message
 from ..functional import attention
-from ..patterns import Edges, RemotePattern
+from ..patterns import Edges
 from ..patterns.edges import Loops
+from ..patterns.remote import RemotePattern
 from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..segments import Rows, gather
 from .exchange import collective, exchange, gather_objects, raise_together

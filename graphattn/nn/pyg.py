@@ -22,9 +22,10 @@ from ..call import as_pattern
 from ..errors import message
 from ..functional import attention
 from ..kernels import KERNELS
-from ..patterns import Edges, Pattern, RemotePattern
+from ..patterns import Edges, Pattern
 from ..patterns.edges import Loops
 from ..patterns.known import known_edges
+from ..patterns.remote import RemotePattern
 from ..scores import Additive, DotProduct, Score
 from .pyg_edges import edge_values, rows_of_nothing, with_loops
 
