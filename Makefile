@@ -47,6 +47,8 @@ bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/locality.py
 
 # DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.
 bench-dgl: setup $(VENV)-dgl/.installed
@@ -66,10 +68,23 @@ fuzz: setup
 soak: setup
 	$(BIN)/python benchmarks/soak.py
 
-# Uses the Python that has torch and CUDA, and installs nothing.
+# Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
+# next runs whatever became of the one before. Writes benchmarks/results/gpu.
+GPU_TESTS := -m gpu tests/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
-	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests
+	@export PYTHONPATH=.; status=0; \
+	several=$$($(PYTHON) -c "import importlib.util as u; print('-n 4' if u.find_spec('xdist') else '')"); \
+	timeout 200 $(PYTHON) -m pytest $$several $(GPU_TESTS) || status=1; \
+	if command -v compute-sanitizer > /dev/null; then \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 70 compute-sanitizer --tool memcheck --error-exitcode 1 \
+	    $(PYTHON) -m pytest $(GPU_TESTS) -k "$(CHECKED)" || status=1; \
+	else echo "make gpu: compute-sanitizer is not installed, so memory was not checked."; fi; \
+	timeout 260 $(PYTHON) benchmarks/gpu.py --seconds 240 || status=1; \
+	exit $$status
+
+# Short rows, long ones and cut ones: few, as the checker slows each launch down.
+CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
 clean:
 	rm -rf $(VENV) $(VENV)-dgl build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

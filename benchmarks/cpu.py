@@ -19,11 +19,11 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from gather import gather_loop
 from harness import RESULTS, Line, in_ms, machine, race, ratio, write
 from systems import (
     compiled_pyg_attention,
     gat_pair,
-    gather_loop,
     gatv2_pair,
     orderings,
     ours,
@@ -311,7 +311,7 @@ def main() -> None:
     sizes, most = large()
     lines += sizes
     found = scaling(most)
-    write("cpu", "The fused CPU kernel", about, lines, {"scaling": found})
+    print(write("cpu", "The fused CPU kernel", about, lines, {"scaling": found}))
     title = (
         f"Forward + backward, {HEADS} heads of {WIDTH}, {DEGREE} edges per node, float32, {about['threads']} threads.\n"
     )

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,35 +16,41 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def race(systems: dict[str, Callable[[], object]], seconds: float = 6.0, most: int = 15) -> dict[str, list[float]]:
+def race(
+    systems: dict[str, Callable[[], object]],
+    seconds: float = 6.0,
+    most: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds per run of each system in each round: in each round all take their turn, one after another.
 
     A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and they outlast the
     threads of the system before, which spin for some milliseconds. (To a run of half a second neither matters.) Then
     runs are counted until 40 ms have passed, and their mean is the round's time. At least three rounds, then as many as
-    fit into `seconds`, up to `most`.
+    fit into `seconds`, up to `most`. The clock may be `time.process_time`, which stands still while other processes
+    have the core; several threads make it run faster.
     """
     taken: dict[str, list[float]] = {name: [] for name in systems}
-    is_long = {name: _repeat(system, 0) > 0.5 for name, system in systems.items()}
-    begin = time.perf_counter()
+    is_long = {name: _repeat(system, 0, clock) > 0.5 for name, system in systems.items()}
+    begin = clock()
     for turn in range(most):
         for name, system in systems.items():
             if not is_long[name]:
-                _repeat(system, 0.02)
-            taken[name].append(_repeat(system, 0.04))
-        if turn >= 2 and time.perf_counter() - begin > seconds:
+                _repeat(system, 0.02, clock)
+            taken[name].append(_repeat(system, 0.04, clock))
+        if turn >= 2 and clock() - begin > seconds:
             break
     return taken
 
 
-def _repeat(system: Callable[[], object], seconds: float) -> float:
+def _repeat(system: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
     """Mean seconds of as many runs as begin within `seconds`, one at least."""
-    start = now = time.perf_counter()
+    start = now = clock()
     runs = 0
     while runs == 0 or now - start < seconds:
         system()
         runs += 1
-        now = time.perf_counter()
+        now = clock()
     return (now - start) / runs
 
 
@@ -70,8 +76,15 @@ def versions() -> dict[str, object]:
         "cpu": model,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torch-geometric", "numba", "numpy")},
+        **{name: _version(name) for name in ("torch", "torch-geometric", "numba", "triton", "numpy")},
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
 
 
 def machine(gather_bytes_per_second: float) -> dict[str, object]:
@@ -121,12 +134,19 @@ class Line:
 HEADER = "| work | against | at least | aim | measured | | milliseconds or bytes |\n|---|---|---|---|---|---|---|"
 
 
-def write(name: str, title: str, machine: dict[str, object], lines: list[Line], more: dict[str, object]) -> None:
-    """Write results/name.json and results/name.md."""
-    RESULTS.mkdir(exist_ok=True)
+def write(
+    name: str,
+    title: str,
+    machine: dict[str, object],
+    lines: list[Line],
+    more: dict[str, object],
+    folder: Path = RESULTS,
+) -> str:
+    """Write folder/name.json and folder/name.md, and return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
     records = [{**vars(line), "reached": line.reached(), "machine": machine} for line in lines]
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "lines": records, **more}, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in machine.items())
     table = "\n".join([HEADER, *(line.row() for line in lines)])
-    (RESULTS / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
-    print(table)
+    (folder / f"{name}.md").write_text(f"# {title}\n\n{about}\n\n{table}\n")
+    return table

@@ -17,8 +17,9 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from cpu import draw
+from gather import gather_loop
 from harness import RESULTS, Line, in_ms, machine, race, ratio, write
-from systems import gather_loop, random_edges
+from systems import random_edges
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
@@ -139,7 +140,7 @@ def main() -> None:
         new, shown = measure(*case)
         lines += new
         found.append(shown)
-    write("layers", "Training epochs of PyG's models, accelerated", about, lines, {"epochs": found})
+    print(write("layers", "Training epochs of PyG's models, accelerated", about, lines, {"epochs": found}))
     picture(found)
 
 

@@ -14,8 +14,9 @@ from collections.abc import Callable
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
+from gather import gather_loop
 from harness import RESULTS, Line, in_ms, machine, race, ratio, write
-from systems import gather_loop, pyg_attention, random_edges, with_backward, without_gradients
+from systems import pyg_attention, random_edges, with_backward, without_gradients
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch_geometric.utils import to_dense_batch
@@ -228,7 +229,7 @@ def main() -> None:
     )
     lines += small_graphs()
     choice, found = sweep()
-    write("structured", "Sequences and pixels", about, [*lines, choice], {"sweep": found})
+    print(write("structured", "Sequences and pixels", about, [*lines, choice], {"sweep": found}))
     picture(found)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,35 +38,55 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
         CSR(ptr=tensor([0, 1, 3]), index=tensor([0, 1, 2], dtype=torch.int32),
             perm=tensor([1, 2, 0], dtype=torch.int32))
     """
-    perm = order_of_pairs(row, column, num_rows, num_columns)
-    if perm is not None:
-        row, column = row[perm], column[perm]
-        perm = perm.to(index_dtype(row.numel()))
-    return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), perm)
-
-
-def order_of_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> Tensor | None:
-    """Stable argsort by (row, column): [E] int64; None where they are sorted already."""
     if _is_sorted(row, column):
-        return None
-    perm = stable_order(column, num_columns)
-    return perm[stable_order(row[perm], num_rows)]
+        return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), None)
+    if _is_countable(row, max(num_rows, num_columns)):
+        ptr, index, perm = _count_pairs(row, column, num_rows, num_columns)
+    else:
+        perm = stable_order(column, num_columns)
+        perm = perm[stable_order(row[perm], num_rows)]
+        ptr, index = pointers(row[perm], num_rows), column[perm]
+    return CSR(ptr.to(torch.int64), index.to(index_dtype(num_columns)), perm.to(index_dtype(row.numel())))
 
 
 def stable_order(key: Tensor, num_keys: int) -> Tensor:
     """Stable argsort of keys in [0, num_keys): [E] int64."""
-    count = key.numel()
-    # Counting takes memory in the order of the keys, sorting in that of the edges.
-    if key.device.type != "cpu" or num_keys > 16 * count + 2**20:
+    if not _is_countable(key, num_keys):
         return torch.sort(key, stable=True).indices
-    # One row per edge, one entry per row: turning that matrix into columns is a counting pass in compiled code,
-    # two to three times as fast as torch's sort.
+    count = key.numel()
+    width = _width(count, num_keys)
+    keys = key.numpy().astype(width)
+    by_key = _turn(np.ones(count, np.int8), keys, np.arange(count + 1, dtype=width), (count, num_keys))
+    return torch.from_numpy(by_key.indices).to(torch.int64)
+
+
+def _is_countable(key: Tensor, num_keys: int) -> bool:
+    """Whether counting is best: it takes memory in the order of the keys, sorting in that of the edges."""
+    return key.device.type == "cpu" and num_keys <= 16 * key.numel() + 2**20
+
+
+def _count_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pointers, column and edge of each position, by (row, column), all in the narrowest dtype that holds them."""
+    count = row.numel()
+    width = _width(count, max(num_rows, num_columns))
+    rows, columns = (key.numpy().astype(width) for key in (row, column))
+    # Of each edge, a line of its own with its row at its column; then of each column, the edges at their rows.
+    by_column = _turn(rows, columns, np.arange(count + 1, dtype=width), (count, num_columns))
+    del rows, columns
+    by_row = _turn(by_column.indices, by_column.data, by_column.indptr, (num_columns, num_rows))
+    return torch.from_numpy(by_row.indptr), torch.from_numpy(by_row.indices), torch.from_numpy(by_row.data)
+
+
+def _turn(data: np.ndarray, index: np.ndarray, ptr: np.ndarray, shape: tuple[int, int]) -> Any:
+    """Compressed rows into columns: a stable counting pass in compiled code, several times as fast as torch's sort."""
     from scipy.sparse import csr_array
 
-    width = np.int32 if max(count, num_keys) < 2**31 - 1 else np.int64
-    entries = (np.ones(count, np.int8), key.numpy().astype(width), np.arange(count + 1, dtype=width))
-    by_key = csr_array(entries, shape=(count, num_keys)).tocsc()
-    return torch.from_numpy(by_key.indices).to(torch.int64)
+    return csr_array((data, index, ptr), shape=shape).tocsc()
+
+
+def _width(count: int, num_keys: int) -> type[np.signedinteger]:
+    """Narrowest dtype of all indices of a counting pass."""
+    return np.int32 if max(count, num_keys) < 2**31 - 1 else np.int64
 
 
 def pointers(sorted_row: Tensor, num_rows: int) -> Tensor:
@@ -80,5 +100,6 @@ def index_dtype(bound: int) -> torch.dtype:
 
 
 def _is_sorted(row: Tensor, column: Tensor) -> bool:
-    step = row[1:] - row[:-1]
-    return bool(((step > 0) | ((step == 0) & (column[1:] >= column[:-1]))).all())
+    if not bool((row[1:] >= row[:-1]).all()):
+        return False
+    return not bool(((row[1:] == row[:-1]) & (column[1:] < column[:-1])).any())

@@ -13,6 +13,7 @@ from .call import Call, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
 from .normalizers import Normalizer, UserNormalizer
+from .patterns.remote import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
 
 
@@ -101,6 +102,11 @@ def attention(
         return_weights=return_weights,
         return_lse=return_lse,
     )
+    if isinstance(call.pattern, RemotePattern):
+        edge_tensors = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
+        asked_for = {"return_weights": return_weights, "return_lse": return_lse}
+        options = {"score": score, "normalizer": normalizer, "dropout_p": dropout_p, "backend": backend}
+        return call.pattern.attend(call.query, call.key, call.value, **options, **edge_tensors, **asked_for)
     result = choose(call, backend).run(call)
     asked = [result.out]
     asked += [] if result.weights is None else [result.weights]

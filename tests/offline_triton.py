@@ -3,8 +3,9 @@
     python tests/offline_triton.py 90 > tests/triton_sm90.json    a new baseline, after a change that is meant
     python tests/offline_triton.py 80 1                           the first variant for another chip
 
-For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, and the
-instructions of the longest loop, which is that over edges. Neither a GPU nor its driver is used.
+For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, the instructions
+of the longest loop, which is that over edges, and how many times it would be compiled for graphs of several sizes.
+Neither a GPU nor its driver is used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from graphattn import random_regular
-from graphattn.kernels import triton_csr, triton_gradients, triton_rows
+from graphattn.kernels import triton_csr, triton_gradients, triton_plan, triton_rows
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
@@ -37,7 +38,10 @@ VARIANTS = [
     (4, 4, 64, torch.bfloat16, 4),
     (8, 2, 64, torch.float16, 16),
     (3, 3, 24, torch.float32, 16),
+    (1, 1, 128, torch.float32, 4),
 ]
+# Nodes of the graphs that are launched, of which the last is compiled: an odd number, an even one, a multiple of 16.
+NODES = (17, 50, 64)
 
 
 class Recorder:
@@ -51,16 +55,16 @@ class Recorder:
         return lambda *arguments, **options: self.kept.append((self.kernel, arguments, options))
 
 
-def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: int) -> list:
+def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: int, nodes: int) -> list:
     """Every launch of forward, weights and backward."""
     kept: list = []
     originals = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
     for (module, name), kernel in originals.items():
         setattr(module, name, Recorder(kernel, kept))
-    pattern = random_regular(64, degree)
-    query, key = (torch.zeros(1, 64, count, width, dtype=dtype) for count in (heads, kv_heads))
+    pattern = random_regular(nodes, degree)
+    query, key = (torch.zeros(1, nodes, count, width, dtype=dtype) for count in (heads, kv_heads))
     shared = (query, key, key, None, None, None, None, None)
-    rows, columns = triton_csr.plan(pattern.csr()), triton_csr.plan(pattern.csc())
+    rows, columns = triton_plan.plan(pattern.csr()), triton_plan.plan(pattern.csc())
     mode = (0, 0, 1.0, 0.0, 0.0)
     out, lse = triton_csr.forward(*shared, rows, *mode)
     triton_csr.weights(*shared, lse, rows, *mode)
@@ -68,6 +72,21 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept
+
+
+def told_apart(kernel: Any, arguments: tuple, options: dict) -> tuple:
+    """What makes Triton compile a launch anew."""
+    given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    parts: list = [options["num_warps"]]
+    for parameter in kernel.params:
+        value = given[parameter.name]
+        if isinstance(value, torch.Tensor):
+            parts.append(value.dtype)
+        elif parameter.is_constexpr or value is None or not isinstance(value, int):
+            parts.append(None if isinstance(value, float) else value)
+        else:
+            parts.append((value >= 2**31, not parameter.do_not_specialize and (value == 1, value % 16 == 0)))
+    return tuple(map(str, parts))
 
 
 def build(kernel: Any, arguments: tuple, options: dict, target: GPUTarget) -> Any:
@@ -114,11 +133,16 @@ def main() -> None:
     """Print one line of JSON per variant."""
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     results: dict[str, Any] = {}
-    for heads, kv_heads, width, dtype, degree in VARIANTS[: int(sys.argv[2]) if len(sys.argv) > 2 else None]:
-        for kernel, arguments, options in launches(heads, kv_heads, width, dtype, degree):
-            name = f"{kernel.__name__} H{heads}/{kv_heads} D{width} {TYPES[dtype]} rows {options['ROWS']}"
-            if name not in results:
-                results[name] = inspect(build(kernel, arguments, options, target))
+    for variant in VARIANTS[: int(sys.argv[2]) if len(sys.argv) > 2 else None]:
+        heads, kv_heads, width, dtype, _ = variant
+        found: dict[str, list] = {}
+        for nodes in NODES:
+            for launch in launches(*variant, nodes):
+                name = f"{launch[0].__name__} H{heads}/{kv_heads} D{width} {TYPES[dtype]} rows {launch[2]['ROWS']}"
+                found.setdefault(name, []).append(launch)
+        for name, same in found.items():
+            times = len({told_apart(*launch) for launch in same})
+            results[name] = {**inspect(build(*same[-1], target)), "compiled": times}
     print("{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(found)}" for name, found in results.items()) + "\n}")
 
 

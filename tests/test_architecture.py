@@ -22,6 +22,7 @@ LEVELS = {
     "random": 0,
     "csr": 1,
     "segments": 1,
+    "partitioning": 2,
     "patterns": 2,
     "bias": 2,
     "scores": 2,
@@ -36,7 +37,9 @@ LEVELS = {
     "testing": 6,
     "transforms": 6,
     "datasets": 6,
+    "distributed": 6,
     "plot": 6,
+    "sampling": 6,
     "cli": 7,
     "__main__": 7,
 }

@@ -66,6 +66,22 @@ def test_one_size_of_one_system_is_one_line_of_json(system):
     assert system == "pyg" or found["peak bytes"] < 1.5 * out_and_gradients
 
 
+def test_stages_of_a_large_step_and_gains_of_orders_are_measured(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import large
+    import locality
+    from systems import random_edges
+
+    stages = large.measure(nodes=100, edges=2000, steps=2)
+    assert [stage["stage"] for stage in stages[2:5]] == ["CSR and CSC", "step 1, forward", "step 1, backward"]
+    assert stages[-1]["stage"] == "step 2, update"
+    peaks = [stage["peak"] for stage in stages]
+    assert peaks == sorted(peaks) and peaks[0] > 2**20
+    found = locality.measure("random", random_edges(100, 500), 0.0)
+    assert found["gain"]["as given"] == 1 and set(found["gain"]) == set(locality.ORDERS)
+    assert set(found["seconds to reorder"]) == set(locality.ORDERS) - {"as given"}
+
+
 def test_every_line_of_the_readmes_table_is_one_of_the_results():
     results = [
         line for name in ("cpu.md", "layers.md", "structured.md") for line in (RESULTS / name).read_text().splitlines()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from graphattn import Additive, DotProduct, Edges, explain_backend
-from graphattn.kernels import triton_csr
+from graphattn.kernels import triton_csr, triton_plan
 from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
 
@@ -70,11 +70,11 @@ def test_low_precision_stays_within_the_oracles_own_error(dtype):
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", ["star in", "star out"])
 def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
-    monkeypatch.setattr(triton_csr, "PIECE_EDGES", (2, 2))
-    monkeypatch.setattr(triton_csr, "SHORT_ROW", 1)
+    monkeypatch.setattr(triton_plan, "PIECE_EDGES", (2, 2))
+    monkeypatch.setattr(triton_plan, "SHORT_ROW", 1)
     pattern = Edges(graph_zoo()[name].edge_index, graph_zoo()[name].num_sources)
     side = pattern.csr() if name == "star in" else pattern.csc()
-    assert triton_csr.plan(side)[-1].size(0) == 1
+    assert triton_plan.plan(side)[-1].size(0) == 1
     tensors = random_call(pattern, batch=(2,), kv_heads=1, edge_tensors=True)
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
 
@@ -111,33 +111,6 @@ def test_nothing_outside_of_inputs_is_read_and_all_of_outputs_is_written(monkeyp
     for room, count in guarded:
         outside = torch.cat([room[:GUARD], room[GUARD + count :]])
         assert outside.isnan().all() if room.is_floating_point() else (outside == 2**30).all()
-
-
-@pytest.mark.parametrize("name", list(graph_zoo()))
-def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
-    monkeypatch.setattr(triton_csr, "PIECE_EDGES", (16, 16))
-    csr = graph_zoo()[name].csr()
-    long, short, cut = triton_csr.plan(csr)[-3:]
-    items = torch.cat([long, short]).long()
-    edges = [torch.arange(begin, end) for begin, end in items[:, 1:3].tolist()]
-    assert torch.equal(
-        torch.cat([torch.empty(0, dtype=torch.int64), *edges]).sort().values, torch.arange(len(csr.index))
-    )
-    whole = items[items[:, 3] < 0]
-    assert torch.equal(torch.cat([whole[:, 0], cut[:, 0].long()]).sort().values, torch.arange(len(csr.ptr) - 1))
-    degree = items[:, 2] - items[:, 1]
-    assert (degree <= 16).all() and (degree[len(long) :] <= triton_csr.SHORT_ROW).all()
-    assert (whole[:, 2] - whole[:, 1]).diff().le(0).all()
-    pieces = items[items[:, 3] >= 0]
-    assert torch.equal(pieces[:, 3], torch.arange(len(pieces)))
-    for row, first, last in cut.tolist():
-        assert (pieces[first:last, 0] == row).all() and len(pieces[first:last]) > 1
-
-
-def test_parallel_edges_are_counted_in_their_order():
-    edges = Edges(torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 1]]), 3)
-    assert triton_csr.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
-    assert triton_csr.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
 
 
 def test_each_reason_why_the_kernel_cannot_run(monkeypatch):

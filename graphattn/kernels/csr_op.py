@@ -180,9 +180,8 @@ def read_list(given: list[Tensor], side: str, query: Tensor, key: Tensor, name: 
     """Return the planned list of a side, "rows" or "columns", where the operator was given an edge_index alone."""
     if len(given) > 2:
         return given
-    pattern = compared_edges("attention", given[0], key.size(1), query.size(1))
-    if len(given) == 2:
-        pattern = pattern.renew_self_loops(given[1].size(0)).pattern
+    edges = compared_edges("attention", given[0], key.size(1), query.size(1))
+    pattern = edges.renew_self_loops(given[1].size(0)).pattern if len(given) == 2 else edges
     return _kept(pattern, side, name, plan)
 
 

@@ -56,7 +56,8 @@ class Flex(Kernel):
         """Count the FLOP of the blocks that aren't skipped, and what a call takes, with backward."""
         if self.why_not(call) is not None:
             return math.inf
-        blocks = int(_blocks(call.pattern)[1].sum())
+        # Kept as a number: reading it from the device at each call would wait for whatever runs there.
+        blocks = call.pattern.keep("flex block count", lambda: int(_blocks(call.pattern)[1].sum()))
         flop = 2 * BLOCK**2 * blocks * (call.query.size(-1) + call.value.size(-1))
         rate = RATE[min(call.query.dtype.itemsize, 4)]
         return share(call) * (4e-4 + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)

@@ -14,23 +14,17 @@ import torch
 from torch import Tensor
 
 from ..call import Call, accumulate_dtype
-from ..csr import CSR, index_dtype
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result
-from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
+from .csr_op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, why_not_fused
+from .triton_plan import WIDEST, Block, block_of, estimate, plan, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Rows of at most this many edges share a program: a program of their own would wait for memory most of the time.
-SHORT_ROW = 8
-MOST_ROWS = 16
-# Pieces of long rows have a number of edges between these two, so that there are about as many as an H200 runs warps.
-PIECES = 132 * 32 * 4
-PIECE_EDGES = (128, 4096)
-# Numbers of a tile that one warp holds beside each other.
-TILE = 1024
-WIDEST = 256
+# Whether a GPU has run these kernels and `make gpu` has passed and measured there. Until then "auto" never takes them,
+# whatever the estimate: that they are right rests on an interpreter, and a wrong result costs more than a slow one.
+MEASURED = False
 
 
 class TritonCSR(Kernel):
@@ -52,68 +46,31 @@ class TritonCSR(Kernel):
         return why_not_fused(call)
 
     def cost(self, call: Call) -> float:
-        """Never the cheapest: it runs by its name alone until a GPU has shown that it is right, and how fast."""
-        return math.inf
+        """Count bytes, instructions and launches, see `estimate`; infinite until they were measured."""
+        return estimate(call) if MEASURED else math.inf
 
     def reads_traced_edges(self, device: torch.device) -> bool:
-        """On a GPU, if Triton is there."""
-        return HAS_TRITON and device.type == self.device
+        """On a GPU, if Triton is there, and "auto" takes the kernel."""
+        return MEASURED and HAS_TRITON and device.type == self.device
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
         return run_fused(call, *lists_for(call, self.name, plan))
 
 
-def plan(csr: CSR) -> list[Tensor]:
-    """A CSR, the occurrences of its parallel edges, and its items, longest first: [n, 4] of row, first edge, last
-    edge + 1, and slot.
-
-    A row of many edges is cut into pieces, each an item with a slot of its own for its partial sums; the slot of whole
-    rows is -1. Rows of few edges are items of a second list. The last list has the cut rows: [n, 3] of row, first slot,
-    last slot + 1.
-    """
-    ptr, edges = csr.ptr, csr.index.numel()
-    degree = ptr.diff()
-    longest = min(max(edges // PIECES, PIECE_EDGES[0]), PIECE_EDGES[1])
-    order = degree.argsort(descending=True, stable=True)
-    degree = degree[order]
-    cut, middle, short = order[degree > longest], order[(degree <= longest) & (degree > SHORT_ROW)], order[degree <= 8]
-    pieces = (ptr[cut + 1] - ptr[cut] + longest - 1) // longest
-    last_slot = pieces.cumsum(0)
-    row = cut.repeat_interleave(pieces)
-    slot = torch.arange(row.numel(), device=ptr.device)
-    begin = ptr[row] + (slot - (last_slot - pieces).repeat_interleave(pieces)) * longest
-    of_cut = torch.stack([row, begin, torch.minimum(begin + longest, ptr[row + 1]), slot], 1)
-    whole = lambda rows: torch.stack([rows, ptr[rows], ptr[rows + 1], torch.full_like(rows, -1)], 1)
-    dtype = index_dtype(max(edges, ptr.numel()))
-    items = (torch.cat([of_cut, whole(middle)]), whole(short), torch.stack([cut, last_slot - pieces, last_slot], 1))
-    return [*list_of(csr), _occurrences(csr), *(x.to(dtype) for x in items)]
-
-
-def _occurrences(csr: CSR) -> Tensor:
-    """How many edges of the same pair lie before each, [E] int32; nothing where no edges are parallel."""
-    edges = csr.index.numel()
-    if not edges:
-        return csr.index.new_empty(0, dtype=torch.int32)
-    place = torch.arange(edges, device=csr.index.device)
-    is_first = torch.ones(edges, dtype=torch.bool, device=csr.index.device)
-    is_first[1:] = csr.index[1:] != csr.index[:-1]
-    is_first[csr.ptr[:-1][csr.ptr.diff() > 0]] = True
-    occurrence = place - torch.where(is_first, place, 0).cummax(0).values
-    return (occurrence if bool(occurrence.any()) else occurrence[:0]).to(torch.int32)
-
-
 class _Side:
     """An operator's list, read: rows of targets or columns of sources."""
 
-    def __init__(self, given: list[Tensor], side: str, query: Tensor, key: Tensor) -> None:
+    def __init__(self, given: list[Tensor], side: str, shared: Sequence[Any]) -> None:
+        query, key, seed = shared[0], shared[1], shared[7]
         ptr, index, perm, occurrence, long, short, cut = read_list(given, side, query, key, TritonCSR.name, plan)
         self.ptr, self.cut, self.edges = ptr, cut, index.numel()
-        self.lists = (index, perm if perm.numel() else None, occurrence if occurrence.numel() else None)
+        # Dropout alone asks for occurrences.
+        is_counted = seed is not None and occurrence.numel() > 0
+        self.lists = (index, perm if perm.numel() else None, occurrence if is_counted else None)
         self.items = ((long, False), (short, True))
         # Each piece of a cut row has a slot, and a cut row has two pieces at least.
         self.slots = long.size(0) if cut.size(0) else 0
-        self.perm = perm.to(torch.int64) if perm.numel() else None
 
 
 class _Operands:
@@ -135,27 +92,27 @@ class _Operands:
         """New tensor of the accumulator's dtype."""
         return self.query.new_empty(shape, dtype=accumulate_dtype(self.query.dtype))
 
-    def blocks(self, items: Tensor, is_short: bool, narrow: int = 1) -> tuple[int, int, int]:
-        """Programs for a batch element's items, rows of each, and its kv heads.
-
-        Short rows lie beside each other in a tile, long ones' heads do. `narrow` is how many times smaller tiles are.
-        """
-        head = _up(self.heads // self.kv_heads) * _up(max(self.width, self.value_width))
-        room = TILE // narrow
-        heads = min(_up(self.kv_heads), max(room // (MOST_ROWS if is_short else 1) // head, 1))
-        rows = min(MOST_ROWS, max(room // (heads * head), 1)) if is_short else 1
-        return -(-items.size(0) // rows), rows, heads
+    def block(self, is_short: bool, is_backward: bool) -> Block:
+        """What a program takes."""
+        width, itemsize = max(self.width, self.value_width), accumulate_dtype(self.query.dtype).itemsize
+        return block_of(self.kv_heads, self.heads // self.kv_heads, width, itemsize, is_short, is_backward)
 
     def launch(
-        self, kernel: Any, items: Tensor, is_short: bool, tensors: Sequence[Any], numbers: Sequence[Any], **options: int
+        self,
+        kernel: Any,
+        items: Tensor,
+        is_short: bool,
+        tensors: Sequence[Any],
+        numbers: Sequence[Any],
+        is_backward: bool = False,
+        **options: Any,
     ) -> None:
         """Run a kernel over items."""
-        blocks, rows, heads = self.blocks(items, is_short, options.pop("narrow", 1))
-        group = self.heads // self.kv_heads
+        rows, heads, warps = self.block(is_short, is_backward)
+        blocks, group = -(-items.size(0) // rows), self.heads // self.kv_heads
         programs = self.batches * blocks * -(-self.kv_heads // heads)
         if not programs:
             return
-        size = rows * heads * _up(group) * _up(max(self.width, self.value_width))
         kernel[(programs,)](
             items,
             items.size(0),
@@ -168,17 +125,18 @@ class _Operands:
             KV_HEADS=self.kv_heads,
             GROUP=group,
             KV_BLOCK=heads,
-            GROUP_BLOCK=_up(group),
+            GROUP_BLOCK=power_of_two(group),
+            IS_EVEN=self.kv_heads % heads == 0 and group == power_of_two(group),
             WIDTH=self.width,
-            WIDTH_BLOCK=_up(self.width),
+            WIDTH_BLOCK=power_of_two(self.width),
             NUMBER=_number(self.query),
-            num_warps=min(max(size // TILE, 1), 8),
+            num_warps=warps,
             **options,
         )
 
-    def values(self) -> dict[str, int]:
+    def values(self) -> dict[str, Any]:
         """What kernels that read values are compiled for."""
-        return {"VALUE": self.value_width, "VALUE_BLOCK": _up(self.value_width)}
+        return {"VALUE": self.value_width, "VALUE_BLOCK": power_of_two(self.value_width)}
 
 
 def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
@@ -186,7 +144,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     from .triton_rows import forward_rows, merge_forward
 
     *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    side = _Side(rows, "rows", *shared[:2])
+    side = _Side(rows, "rows", shared)
     operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
     (batches, targets, heads), width = operands.query.shape[:3], operands.value_width
     out = operands.query.new_empty(batches, targets, heads, width)
@@ -211,7 +169,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             targets,
             NORMALIZER=normalizer,
             HEADS=heads,
-            HEADS_BLOCK=_up(heads),
+            HEADS_BLOCK=power_of_two(heads),
             NUMBER=_number(operands.query),
             **operands.values(),
         )
@@ -223,7 +181,7 @@ def weights(*inputs: Any) -> Tensor:
     from .triton_rows import weigh_rows
 
     *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    side = _Side(rows, "rows", *shared[:2])
+    side = _Side(rows, "rows", shared)
     operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
     found = operands.empty(operands.batches, side.edges, operands.heads)
     tensors, numbers = operands.for_weights
@@ -242,7 +200,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     """`csr_backward` on the GPU."""
     *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
-    side = _Side(rows, "rows", *shared[:2])
+    side = _Side(rows, "rows", shared)
     operands = _Operands(shared, mode, side.edges)
     grad_out, lse = grad_out.contiguous(), lse.contiguous()
     delta = None
@@ -252,13 +210,15 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         delta = delta if grad_lse is None else delta - grad_lse
         if grad_weights is not None:
             products = weights(*shared, lse, rows, *mode) * grad_weights
-            delta = delta + segment_sum(products, Rows(side.lists[0], side.ptr, side.perm), -2)
+            index, perm, _ = side.lists
+            rows_of = Rows(index, side.ptr, None if perm is None else perm.to(torch.int64))
+            delta = delta + segment_sum(products, rows_of, -2)
     grads = (lse, delta, grad_out, None if grad_weights is None else grad_weights.contiguous())
     found: dict[str, Tensor] = {}
     if needs[0] or any(needs[3:]):
         found |= _target_gradients(operands, side, grads, needs)
     if needs[1] or needs[2]:
-        found |= _source_gradients(operands, _Side(columns, "columns", *shared[:2]), grads)
+        found |= _source_gradients(operands, _Side(columns, "columns", shared), grads)
     names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
     return [
         found[name].to(x.dtype) if need else operands.query.new_empty(0)
@@ -280,7 +240,7 @@ def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], ne
             found[name] = of_edges[-1]  # type: ignore[assignment]
     vectors: list[Any] = []
     for items, is_short in side.items:
-        blocks = operands.blocks(items, is_short, narrow=2)[0]
+        blocks = -(-items.size(0) // operands.block(is_short, is_backward=True).rows)
         vectors.append(operands.empty(batches * blocks, heads, width) if needs[3] else None)
         operands.launch(
             target_gradients,
@@ -296,7 +256,7 @@ def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], ne
                 *of_edges,
             ),
             (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
-            narrow=2,
+            is_backward=True,
             **operands.values(),
         )
     if part is not None:
@@ -324,7 +284,7 @@ def _source_gradients(operands: _Operands, side: _Side, grads: Sequence[Any]) ->
             is_short,
             (*operands.tensors, *side.lists, *grads, *found, *([None] * 2 if is_short else parts)),
             (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
-            narrow=2,
+            is_backward=True,
             **operands.values(),
         )
     for whole, part in zip(found, parts, strict=True):
@@ -337,13 +297,8 @@ def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, par
     """Add up the pieces of cut rows."""
     size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
     if batches and cuts:
-        options = {"SIZE": size, "BLOCK": _up(size), "NUMBER": _number(whole), "num_warps": 4}
+        options = {"SIZE": size, "BLOCK": power_of_two(size), "NUMBER": _number(whole), "num_warps": 4}
         kernel[(batches * cuts,)](side.cut, whole, part, cuts, side.slots, rows, **options)
-
-
-def _up(n: int) -> int:
-    """The next power of two."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def _number(like: Tensor) -> Any:

@@ -13,14 +13,14 @@ from .triton_rows import (
     DOT_PRODUCT,
     RELU,
     SIGMOID,
+    SIZES,
     SOFTMAX,
     activate,
     add_tile,
     edge_at,
     hash_target,
-    heads_of,
-    items_of,
     keep_heads,
+    locate,
     number_of,
     occurrence_at,
     read_pairs,
@@ -63,34 +63,26 @@ def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.co
         return tl.sum(tl.reshape(x, [ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK]), 2)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def target_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
     grad_query_ptr, part_query_ptr, part_vector_ptr, grad_bias_ptr, grad_edge_key_ptr, grad_edge_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
-    # One of each group of heads, and of its kv head's numbers.
-    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
-    is_kv = kv_only < KV_HEADS
 
     at = b * targets + row
     of_item = is_item[:, None] & is_head[None, :]
@@ -163,37 +155,30 @@ def target_gradients(
         tl.store(part_query_ptr + tile_at(b * slots + slot, head, d, HEADS, WIDTH), acc, mask=mask)
     if part_vector_ptr is not None:
         one = tl.sum(tl.where(is_item[:, None, None], of_vector, 0.0), 0)
-        place = (b * blocks + block // HEAD_BLOCKS) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
+        place = (b * blocks + block) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
         tl.store(part_vector_ptr + place, one, mask=is_head[:, None] & (d < WIDTH)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def source_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
     grad_key_ptr, grad_value_ptr, part_key_ptr, part_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Gradients of key and value; rows are sources."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
-    kv_only = (block % HEAD_BLOCKS) * KV_BLOCK + tl.arange(0, KV_BLOCK)
-    is_kv = kv_only < KV_HEADS
 
     at = b * sources + row
     mask = tile_mask(is_item, is_head, d, WIDTH, IS_EVEN)
@@ -266,7 +251,7 @@ def source_gradients(
         tl.store(part_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value, mask=values)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_sums(
     cut_ptr, whole_ptr, part_ptr, cuts, slots, rows, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr
 ):

@@ -21,6 +21,10 @@ SIGMOID = tl.constexpr(2)
 DOT_PRODUCT = tl.constexpr(0)
 TANH = tl.constexpr(1)
 
+# Arguments that differ from graph to graph: unless told not to, Triton compiles anew where one is 1 or divides by 16.
+SIZES = ["total", "blocks", "slots", "cuts", "rows", "targets", "sources", "edges"]
+SIZES += ["bias_batch", "edge_key_batch", "edge_value_batch", "threshold"]
+
 # Thirty arguments on a line each would hide the loops.
 # fmt: off
 
@@ -63,15 +67,6 @@ def keep_heads(state, source, occurrence, head, threshold, keep_scale):
 def number_of(x, NUMBER: tl.constexpr):
     """A number that came in float64, in the accumulator's dtype."""
     return tl.full([1, 1], x, NUMBER)
-
-
-@triton.jit
-def heads_of(block, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr):
-    """Query heads of a block, their kv heads, and which of both exist."""
-    place = tl.arange(0, KV_BLOCK * GROUP_BLOCK)
-    kv_head = block * KV_BLOCK + place // GROUP_BLOCK
-    member = place % GROUP_BLOCK
-    return kv_head * GROUP + member, kv_head, (kv_head < KV_HEADS) & (member < GROUP)
 
 
 @triton.jit
@@ -161,15 +156,35 @@ def weigh(s, NORMALIZER: tl.constexpr):
 
 
 @triton.jit
-def items_of(items_ptr, block, total, ROWS: tl.constexpr):
-    """Row, first edge, last edge + 1 and slot of a program's items, and which of them exist."""
+def locate(
+    items_ptr, total, blocks, ROWS: tl.constexpr,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
+):
+    """What a program works on: its batch element, its block of items and its block of heads.
+
+    Of its items: row, first edge, last edge + 1, slot, and which of them exist. Of its heads: query heads, the kv head
+    of each and which exist; then the kv heads, one of each, and which exist.
+    """
+    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
+    program = tl.program_id(0)
+    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
+    block = program % (blocks * HEAD_BLOCKS) // HEAD_BLOCKS
+
     item = block * ROWS + tl.arange(0, ROWS)
     is_item = item < total
     at = items_ptr + item.to(tl.int64) * 4
     row = tl.load(at, mask=is_item, other=0).to(tl.int64)
     begin = tl.load(at + 1, mask=is_item, other=0).to(tl.int64)
     end = tl.load(at + 2, mask=is_item, other=0).to(tl.int64)
-    return row, begin, end, tl.load(at + 3, mask=is_item, other=-1).to(tl.int64), is_item
+    slot = tl.load(at + 3, mask=is_item, other=-1).to(tl.int64)
+
+    first = program % HEAD_BLOCKS * KV_BLOCK
+    member = tl.arange(0, KV_BLOCK * GROUP_BLOCK)
+    kv_head, member = first + member // GROUP_BLOCK, member % GROUP_BLOCK
+    is_head = (kv_head < KV_HEADS) & (member < GROUP)
+    kv_only = first + tl.arange(0, KV_BLOCK)
+    head, is_kv = kv_head * GROUP + member, kv_only < KV_HEADS
+    return b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv
 
 
 @triton.jit
@@ -190,27 +205,22 @@ def occurrence_at(occurrence_ptr, position, is_live):
         return tl.zeros_like(position).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_rows(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
     index_ptr, perm_ptr, occurrence_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr,
     slots, targets, sources, bias_batch, edge_key_batch, edge_value_batch,
-    scale: tl.float64, slope: tl.float64, threshold, keep_scale: tl.float64,
+    scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr,
-    NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, slot, is_item, head, kv_head, is_head, _, _ = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d, v = tl.arange(0, WIDTH_BLOCK), tl.arange(0, VALUE_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
     keep_scale = number_of(keep_scale, NUMBER)
@@ -285,7 +295,7 @@ def finish(top, norm):
     return factor, tl.where(is_empty, float("-inf"), shift + tl.log(tl.where(is_empty, 1.0, norm)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def merge_forward(
     cut_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
     NORMALIZER: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr,
@@ -324,7 +334,7 @@ def merge_forward(
     tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def weigh_rows(
     items_ptr, total, blocks,
     query_ptr, key_ptr, vector_ptr, bias_ptr, edge_key_ptr, lse_ptr, index_ptr, perm_ptr, weights_ptr,
@@ -332,17 +342,12 @@ def weigh_rows(
     scale: tl.float64, slope: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
+    IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
     """Weights of all edges, before dropout, in the caller's order."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
-    HEAD_BLOCKS: tl.constexpr = (KV_HEADS + KV_BLOCK - 1) // KV_BLOCK
-    IS_EVEN: tl.constexpr = (KV_HEADS % KV_BLOCK == 0) and (GROUP == GROUP_BLOCK)
-    program = tl.program_id(0)
-    b = (program // (blocks * HEAD_BLOCKS)).to(tl.int64)
-    block = program % (blocks * HEAD_BLOCKS)
-    head, kv_head, is_head = heads_of(block % HEAD_BLOCKS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
-    row, begin, end, slot, is_item = items_of(items_ptr, block // HEAD_BLOCKS, total, ROWS)
+    b, _, row, begin, end, _, is_item, head, kv_head, is_head, _, _ = locate(
+        items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
     d = tl.arange(0, WIDTH_BLOCK)
     scale, slope = number_of(scale, NUMBER), number_of(slope, NUMBER)
 

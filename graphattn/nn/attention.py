@@ -17,6 +17,7 @@ from ..kernels import KERNELS
 from ..normalizers import UserNormalizer
 from ..patterns import Pattern
 from ..patterns.edges import read_edges
+from ..patterns.remote import check_at_hand
 from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
@@ -139,7 +140,10 @@ class GraphAttention(Projections, MessagePassing):
         if self.lin_edge is not None and edge_attr is not None:
             edge = self._split(self.lin_edge(edge_attr), self.kv_heads)
 
-        route = self._pass_messages if self._is_observed() else self._attend
+        route = self._attend
+        if self._is_observed():
+            check_at_hand("GraphAttention", pattern)
+            route = self._pass_messages
         out, weights = route(query, key, value, pattern, edge, bias, bool(return_attention_weights))
         out = self.lin_out(out.flatten(-2))
         if not return_attention_weights:

@@ -17,15 +17,17 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, PairTensor, Size
-from torch_geometric.utils.loop import compute_loop_attr
 
+from ..call import as_pattern
 from ..errors import message
 from ..functional import attention
 from ..kernels import KERNELS
-from ..patterns import Edges
-from ..patterns.edges import Loops, read_edges
+from ..patterns import Edges, Pattern
+from ..patterns.edges import Loops
 from ..patterns.known import known_edges
+from ..patterns.remote import RemotePattern
 from ..scores import Additive, DotProduct, Score
+from .pyg_edges import edge_values, rows_of_nothing, with_loops
 
 HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 
@@ -33,7 +35,7 @@ HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggreg
 class _Graph:
     """The edges of one call, in the order in which PyG has them: renewed self-loops last."""
 
-    def __init__(self, pattern: Edges, renewed: Loops | None, by_messages: bool, return_weights: bool) -> None:
+    def __init__(self, pattern: Pattern, renewed: Loops | None, by_messages: bool, return_weights: bool) -> None:
         self.pattern = pattern
         self.renewed = renewed
         self.by_messages = by_messages
@@ -58,8 +60,10 @@ class _Graph:
         """Reorder a tensor of messages as edges."""
         return of_messages if self.order is None else of_messages[self.order.argsort()]
 
-    def listed(self, edge_index: Tensor) -> Tensor:
+    def listed(self, edge_index: Any) -> Tensor:
         """The edges as PyG returns them: those given, or new ones of the same kind if loops were renewed."""
+        if isinstance(edge_index, RemotePattern):
+            return self.pattern.edge_index
         if self.renewed is None:
             return edge_index
         listed = self.pattern.edge_index.to(edge_index.dtype, copy=True)
@@ -160,6 +164,9 @@ class Fused(MessagePassing):
         """Whether PyG goes all the way alone: where fused attention means something else, or can't be traced."""
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return True
+        if isinstance(edge_index, RemotePattern):
+            self._check_remote(edge_index, return_weights)
+            return False
         if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
             return True
         if _is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
@@ -172,15 +179,27 @@ class Fused(MessagePassing):
             return False
         return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
 
+    def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:
+        reason = why_not_fused(self)
+        if self.explain or self._is_watched() or (self.returns_dropped_weights and return_weights):
+            reason = "only PyG's own route has what is asked for: an explainer, hooks, or dropped weights"
+        if reason is not None:
+            where, rule = type(self).__name__, f"must be in one process: {reason}"
+            raise NotImplementedError(message(where, "edge_index", rule, pattern))
+
     def _is_watched(self) -> bool:
         hooks = (getattr(self, f"_{kind}_forward{when}_hooks") for kind in HOOKS for when in ("_pre", ""))
         return any(hooks) or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
-        self, edge_index: Tensor, num_sources: int, num_targets: int, loops: int | None, return_weights: bool
+        self, edge_index: Any, num_sources: int, num_targets: int, loops: int | None, return_weights: bool
     ) -> _Graph:
         """Read the edges of a call; with `loops`, those between different nodes and one loop for each so many nodes."""
         where = type(self).__name__
+        if isinstance(edge_index, RemotePattern):
+            as_pattern(where, edge_index, num_sources, num_targets)
+            renewed = None if loops is None else edge_index.renew_self_loops(loops)
+            return _Graph(edge_index if renewed is None else renewed.pattern, renewed, False, return_weights)
         if torch.compiler.is_compiling() and edge_index.layout == torch.strided:
             plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
             return _Graph(Edges.traced(where, plain, num_sources, num_targets, loops), None, False, return_weights)
@@ -235,7 +254,7 @@ class TransformerConv(Fused, conv.TransformerConv):
         theirs = (x, edge_index, edge_attr, return_attention_weights)
         if self._is_theirs(edge_index, return_weights, False, False):
             return conv.TransformerConv.forward(self, *theirs)
-        edge_attr = _values(edge_index) if edge_attr is None else edge_attr
+        edge_attr = edge_values(edge_index) if edge_attr is None else edge_attr
         if (edge_attr is None) != (self.lin_edge is None):
             if edge_attr is None:
                 fix = "Pass edge_attr, or make the layer without edge_dim."
@@ -248,7 +267,7 @@ class TransformerConv(Fused, conv.TransformerConv):
         graph = self._read(edge_index, source.size(0), target.size(0), None, return_weights)
         out = conv.TransformerConv.forward(self, x, graph, edge_attr)
         out = _writable(out, self.concat and not self.root_weight)
-        return (out, (edge_index, graph.weights)) if return_weights else out
+        return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     def _attend(self, graph: _Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         edge = given["edge_attr"]
@@ -273,12 +292,12 @@ class GATConv(Fused, conv.GATConv):
     ) -> Any:
         """See PyG."""
         return_weights = bool(return_attention_weights)
-        has_edge_attr = self.lin_edge is not None and (edge_attr is not None or _values(edge_index) is not None)
+        has_edge_attr = self.lin_edge is not None and (edge_attr is not None or edge_values(edge_index) is not None)
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
             return conv.GATConv.forward(self, x, edge_index, edge_attr, size, return_attention_weights)
         source, target = (x, x) if isinstance(x, Tensor) else x
         num_sources = source.size(0)
-        num_targets = _rows_of_nothing(edge_index, size, num_sources) if target is None else target.size(0)
+        num_targets = rows_of_nothing(edge_index, size, num_sources) if target is None else target.size(0)
         if size is not None and any(
             n is not None and n != m for n, m in zip(size, (num_sources, num_targets), strict=True)
         ):
@@ -286,7 +305,9 @@ class GATConv(Fused, conv.GATConv):
             raise ValueError(message("GATConv", "size", rule, tuple(size)))
         loops = min(num_sources, num_targets) if self.add_self_loops else None
         graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
-        edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        edge_attr = (
+            with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        )
         out = conv.GATConv.forward(self, x, graph, edge_attr, size)
         out = _writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
@@ -337,7 +358,7 @@ class GATv2Conv(Fused, conv.GATv2Conv):
     ) -> Any:
         """See PyG."""
         return_weights = bool(return_attention_weights)
-        has_edge_attr = edge_attr is not None or _values(edge_index) is not None
+        has_edge_attr = edge_attr is not None or edge_values(edge_index) is not None
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
             return conv.GATv2Conv.forward(self, x, edge_index, edge_attr, return_attention_weights)
         if has_edge_attr and self.lin_edge is None:
@@ -353,7 +374,9 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         num_sources, num_targets = source.size(0), target.size(0)
         loops = min(num_sources, num_targets) if self.add_self_loops else None
         graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
-        edge_attr = _with_loops(graph, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        edge_attr = (
+            with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
+        )
         out = conv.GATv2Conv.forward(self, x, graph, edge_attr)
         out = _writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
@@ -418,31 +441,3 @@ def _generate(theirs: Any) -> None:
     if "_jinja_propagate" not in vars(theirs):
         with torch.random.fork_rng(devices=[]):
             theirs(1, 1)
-
-
-def _rows_of_nothing(edge_index: Tensor, size: Size, num_sources: int) -> int:
-    """How many targets there are where they have no features."""
-    if size is not None:
-        return num_sources if size[1] is None else size[1]
-    if isinstance(edge_index, EdgeIndex):
-        return num_sources if edge_index.num_cols is None else edge_index.num_cols
-    return edge_index.size(0) if edge_index.layout != torch.strided else num_sources
-
-
-def _values(edge_index: Any) -> Tensor | None:
-    """Edge features that lie in a sparse adjacency, as PyG reads them: those of more than one dimension."""
-    if not isinstance(edge_index, Tensor) or edge_index.layout == torch.strided:
-        return None
-    values = read_edges("edge_index", edge_index).values
-    return None if values is None or values.dim() == 1 else values
-
-
-def _with_loops(graph: _Graph, edge_index: Tensor, edge_attr: Tensor | None, fill_value: Any) -> Tensor | None:
-    """Features of the edges that remain, then those of the renewed loops."""
-    edge_attr = _values(edge_index) if edge_attr is None else edge_attr
-    if edge_attr is None or graph.renewed is None:
-        return edge_attr
-    edge_attr = edge_attr if graph.renewed.kept is None else edge_attr[graph.renewed.kept]
-    kept = graph.pattern.edge_index[:, : edge_attr.size(0)]
-    loops = compute_loop_attr(kept, edge_attr, graph.pattern.num_edges - edge_attr.size(0), False, fill_value)
-    return torch.cat([edge_attr, loops])

@@ -6,6 +6,7 @@ from .grid import Grid as Grid
 from .random_edges import random_edges as random_edges
 from .random_edges import random_regular as random_regular
 from .reach import receptive_field as receptive_field
+from .reorder import NodeOrder as NodeOrder
 from .sequence import Full as Full
 from .sequence import Window as Window
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..csr import order_of_pairs
+from ..csr import build_csr
 from ..errors import check_int, message
 from .base import Pattern, check_square
 from .edges import Edges
@@ -155,7 +155,7 @@ class Box(Pattern):
         elif not self._is_cyclic:
             return edge_index
         source, target = edge_index
-        perm = order_of_pairs(target, source, self.num_targets, self.num_sources)
+        perm = build_csr(target, source, self.num_targets, self.num_sources).perm
         return edge_index if perm is None else edge_index[:, perm]
 
     def _list_boxes(self) -> Tensor:

@@ -219,16 +219,16 @@ class Edges(Pattern):
 
     def offsets(self) -> Tensor:
         """Nodes of an edge list have no coordinates: raises NotImplementedError."""
-        raise _no_coordinates("offsets")
+        raise no_coordinates("offsets", "Edges")
 
     @property
     def num_offsets(self) -> int:
         """Nodes of an edge list have no coordinates: raises NotImplementedError."""
-        raise _no_coordinates("num_offsets")
+        raise no_coordinates("num_offsets", "Edges")
 
     def offset_index(self) -> Tensor:
         """Nodes of an edge list have no coordinates: raises NotImplementedError."""
-        raise _no_coordinates("offset_index")
+        raise no_coordinates("offset_index", "Edges")
 
     def _list_edges(self) -> Tensor:
         raise AssertionError("an edge list is kept from the start")
@@ -260,7 +260,7 @@ class Loops(NamedTuple):
             where that is the pattern's own order, or where a loop was given twice.
     """
 
-    pattern: Edges
+    pattern: Pattern
     kept: Tensor | None
     order: Tensor | None
 
@@ -295,9 +295,10 @@ def read_edges(where: str, container: Any) -> EdgeList:
     raise TypeError(message(where, "edge_index", rule, type(container).__name__))
 
 
-def _no_coordinates(where: str) -> NotImplementedError:
+def no_coordinates(where: str, pattern: object) -> NotImplementedError:
+    """Make the error of a pattern whose nodes have no coordinates."""
     fix = "Use Full, Window or Grid."
-    return NotImplementedError(message(where, "pattern", "must have coordinates", "Edges", fix))
+    return NotImplementedError(message(where, "pattern", "must have coordinates", pattern, fix))
 
 
 def _check_indices(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..csr import order_of_pairs
+from ..csr import build_csr
 from ..errors import check_int, message
 from .box import parse_sizes
 from .edges import Edges
@@ -110,7 +110,7 @@ def random_regular(
     pairs = torch.cat(parts).t()
     source, target = torch.cat([pairs, pairs.flip(0)], 1)
     num_nodes = int(extents.sum())
-    order = order_of_pairs(target, source, num_nodes, num_nodes)
+    order = build_csr(target, source, num_nodes, num_nodes).perm
     edge_index = torch.stack([source, target])
     return Edges((edge_index if order is None else edge_index[:, order]).to(extents.device), num_nodes)
 

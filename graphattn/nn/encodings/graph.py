@@ -15,6 +15,7 @@ from torch_geometric.utils import coalesce, to_undirected
 
 from ...errors import check_int
 from ...patterns import Pattern
+from ...patterns.remote import check_at_hand
 from .base import Encoding, check_features
 
 # Components of fewer nodes are solved by dense matrices, which is as fast there and can't fail to converge.
@@ -161,6 +162,7 @@ def _by_component(pattern: Pattern, width: int, encode: Callable[[Tensor, int], 
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
+    check_at_hand("positions of nodes", pattern)
     edge_index, num_nodes = pattern.edge_index.cpu(), pattern.num_targets
     component, count = torch.zeros(num_nodes, dtype=torch.int64), 0
     if num_nodes:

@@ -1,0 +1,44 @@
+"""The loop that no kernel over random rows can beat: it only gathers them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import njit
+from torch import Tensor
+
+from graphattn import Edges, attention
+from graphattn.kernels.numba_csr import run_tasks
+from graphattn.kernels.numba_heads import axpy_heads
+from graphattn.kernels.numba_vector import OPTIONS, prefetch
+
+
+@njit(**OPTIONS | {"cache": False})
+def _gather_tasks(begin, end, tasks, ptr, index, key, value, width, out):
+    """Sum the rows of key and value of each target, with the kernel's own vector code and prefetching."""
+    total, first, one = np.empty(width, key.dtype), np.zeros(1, np.int64), np.ones(1, key.dtype)
+    last = index.size - 1
+    ahead = max(4, min(32, 8192 // (2 * width * key.itemsize)))
+    for t in range(begin, end):
+        for i in range(tasks[t, 0], tasks[t, 1]):
+            for d in range(width):
+                total[d] = 0
+            for e in range(max(ptr[i], tasks[t, 2]), min(ptr[i + 1], tasks[t, 3])):
+                soon = np.int64(index[min(e + ahead, last)]) * width
+                prefetch(key, soon, width)
+                prefetch(value, soon, width)
+                row = np.int64(index[e]) * width
+                axpy_heads(total, 0, first, one, 0, key, row, value, row, first, 1, 1, width)
+            for d in range(width):
+                out[i * width + d] = total[d]
+
+
+def gather_loop(key: Tensor, value: Tensor, pattern: Edges) -> Callable[[], None]:
+    """A loop that only gathers the rows of key and value and sums them, over the kernel's own tasks."""
+    attention(key.detach(), key.detach(), value.detach(), pattern, backend="numba")
+    ptr, index, _, tasks, _ = (x.numpy() for x in pattern.keep("numba rows", list))
+    flat = [x.detach().reshape(-1).numpy() for x in (key, value)]
+    width = key.size(1) * key.size(2)
+    out = np.empty(pattern.num_targets * width, np.float32)
+    return lambda: run_tasks(_gather_tasks, len(tasks), tasks, ptr, index, *flat, width, out)

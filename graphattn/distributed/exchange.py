@@ -1,0 +1,88 @@
+"""Rows that travel between ranks, with their gradients, and errors that every rank raises alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import message
+
+T = TypeVar("T")
+
+
+def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group: Any = None) -> Tensor:
+    """Send runs of rows to the ranks, and return the runs that they send, in the order of ranks.
+
+    Args:
+        rows: [sent, ...], of any dtype; its gradient travels back the same way.
+        send: how many rows go to each rank; they add up to `sent`.
+        receive: how many rows come from each rank.
+        group: the process group; the default one where None.
+
+    Returns:
+        [received, ...].
+
+    Raises:
+        RuntimeError: a rank has stopped, or is slower than the group's timeout.
+    """
+    return _Exchange.apply(rows, list(send), list(receive), group)
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(rows: Tensor, send: list[int], receive: list[int], group: Any) -> Tensor:
+        rows = rows.contiguous()
+        out = rows.new_empty(sum(receive), *rows.shape[1:])
+        if torch.compiler.is_compiling():
+            dist.all_to_all_single(out, rows, receive, send, group=group)
+        else:
+            collective("exchange", lambda: dist.all_to_all_single(out, rows, receive, send, group=group), group)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        _, ctx.send, ctx.receive, ctx.group = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        # What is compiled has no second derivative anyway.
+        function = _Exchange.forward if torch.compiler.is_compiling() else _Exchange.apply
+        return function(grad, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def collective(where: str, run: Callable[[], T], group: Any = None) -> T:
+    """Run something that all ranks must run together; if it fails, say on which rank and what to look for."""
+    begin = time.perf_counter()
+    try:
+        return run()
+    except RuntimeError as error:
+        if not dist.is_initialized():
+            raise
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        seconds = time.perf_counter() - begin
+        rule = f"on rank {rank} of {size} must reach all other ranks, and failed after {seconds:.1f} s"
+        got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        fix = "Has a rank stopped, raised an error, left out a forward or backward pass, or outlasted the timeout?"
+        raise RuntimeError(message(where, "communication", rule, got, fix)) from error
+
+
+def gather_objects(where: str, value: T, group: Any = None) -> list[T]:
+    """Let every rank know every rank's value: small things, for checks."""
+    found: list[Any] = [None] * dist.get_world_size(group)
+    collective(where, lambda: dist.all_gather_object(found, value, group=group), group)
+    return found
+
+
+def raise_together(where: str, error: Exception | None, group: Any = None) -> None:
+    """Raise on every rank if there is an error on any: the first rank's, with its number."""
+    problems = gather_objects(where, None if error is None else (type(error), str(error)), group)
+    for rank, problem in enumerate(problems):
+        if problem is not None:
+            kind, text = problem
+            kind = kind if kind in (FileNotFoundError, ImportError, TypeError) else ValueError
+            raise kind(f"On rank {rank}: {text}") from error

@@ -1,0 +1,93 @@
+"""Graphs by name or from a file, to be cut into parts."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
+from torch_geometric.data.storage import GlobalStorage
+
+from ..datasets import load_graph
+from ..errors import message
+
+TEXT = (".txt", ".csv", ".tsv", ".gz")
+SUFFIXES = (".pt", ".npz", *TEXT)
+
+
+def read_graph(source: str) -> Data:
+    r"""Read a graph: a data set's name as in `load_graph`, or the path of a file.
+
+    Args:
+        source: a name; or a path that ends in .pt, a `Data` or a dictionary that torch.save wrote, which is read with
+            weights_only=True, so that nothing in it can run code; .npz, arrays by name; or .txt, .csv, .tsv or .gz, an
+            edge on each line, source and target, behind which more columns are ignored, as are lines that begin with #.
+            In .pt and .npz, edge_index [2, E] must be there, and num_nodes may.
+
+    Returns:
+        Data with edge_index, num_nodes, and what else the file holds of tensors.
+
+    Raises:
+        FileNotFoundError: there is no such file, or the data set can't be downloaded.
+        ValueError: the name is unknown, or the file holds something else.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "triangle.txt"
+        ...     _ = path.write_text("# from to\n0 1\n1 2\n2 0\n")
+        ...     read_graph(str(path))
+        Data(edge_index=[2, 3], num_nodes=3)
+    """
+    path = Path(source)
+    if path.suffix.lower() not in SUFFIXES:
+        return load_graph(source)[0]
+    if not path.is_file():
+        raise FileNotFoundError(message("read_graph", "file", "must exist", f"nothing at {path}"))
+    read = {".pt": _read_torch, ".npz": _read_arrays}.get(path.suffix.lower(), _read_text)
+    try:
+        held = read(path)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason)) from error
+    edge_index = held.get("edge_index")
+    if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(message("read_graph", str(path), "must hold an edge_index [2, E]", ", ".join(map(str, held))))
+    data = Data(**{name: x for name, x in held.items() if isinstance(x, Tensor) and x.dim()})
+    data.edge_index = edge_index.to(torch.int64)
+    if held.get("num_nodes") is not None:
+        data.num_nodes = int(held["num_nodes"])
+    elif "x" not in data:
+        data.num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+    return data
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    # A pickle could run anything: weights_only lets in tensors, numbers, dictionaries and PyG's Data.
+    with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    held = held.to_dict() if isinstance(held, Data) else held
+    if not isinstance(held, Mapping):
+        raise ValueError(f"a {type(held).__name__}")
+    return held
+
+
+def _read_arrays(path: Path) -> Mapping[str, Any]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return {
+            name: torch.from_numpy(np.atleast_1d(arrays[name])) if name != "num_nodes" else int(arrays[name])
+            for name in arrays.files
+        }
+
+
+def _read_text(path: Path) -> Mapping[str, Any]:
+    names = path.suffixes[-2:]
+    pairs = np.loadtxt(path, np.int64, usecols=(0, 1), delimiter="," if ".csv" in names else None, ndmin=2)
+    return {"edge_index": torch.from_numpy(pairs.reshape(-1, 2).T.copy())}

@@ -1,0 +1,123 @@
+"""Another numbering of the nodes, so that rows read one after another lie near one another in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import check_choice, message, shape_of
+from ..segments import permute
+from .base import Pattern, check_square
+from .edges import Edges
+
+# Nodes to a part of METIS's: the rows of such a part fit into a core's second-level cache.
+PART_NODES = 512
+
+
+class NodeOrder(NamedTuple):
+    """How nodes were numbered anew, and what carries tensors there and back.
+
+    Attributes:
+        perm: [N] int64, the old number of each node, in the new order.
+        inverse: [N] int64, the new number of each node, in the old order.
+
+    Example:
+        >>> order = NodeOrder(torch.tensor([2, 0, 1]), torch.tensor([1, 2, 0]))
+        >>> order.apply(torch.tensor([10, 11, 12]))
+        tensor([12, 10, 11])
+        >>> order.undo(order.apply(torch.tensor([10, 11, 12])))
+        tensor([10, 11, 12])
+    """
+
+    perm: Tensor
+    inverse: Tensor
+
+    def apply(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Carry features, labels or masks of nodes, along `dim`, into the new order. Differentiable to any order."""
+        return self._carry("apply", x, dim, self.perm, self.inverse)
+
+    def undo(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Carry results, which have a row for each node along `dim`, back. Differentiable to any order."""
+        return self._carry("undo", x, dim, self.inverse, self.perm)
+
+    def to(self, device: torch.device | str) -> NodeOrder:
+        """Return the order on another device."""
+        return NodeOrder(self.perm.to(device), self.inverse.to(device))
+
+    def _carry(self, where: str, x: Tensor, dim: int, perm: Tensor, inverse: Tensor) -> Tensor:
+        if x.size(dim) != perm.numel():
+            rule = f"must have a row for each of the {perm.numel()} nodes along dim={dim}"
+            raise ValueError(message(f"NodeOrder.{where}", "x", rule, shape_of(x)))
+        return permute(x, perm, inverse, dim)
+
+
+def reorder(pattern: Pattern, order: str | Tensor) -> tuple[Edges, NodeOrder]:
+    """See `Pattern.reorder`."""
+    if not isinstance(pattern, Edges):
+        rule = "must be a list of edges, because the fast kernels of other patterns need their nodes in line"
+        fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
+        raise NotImplementedError(message("reorder", "pattern", rule, pattern, fix))
+    check_square(pattern, "reorder")
+    if isinstance(order, Tensor):
+        perm = _check_permutation(order, pattern)
+    else:
+        check_choice("reorder", "order", order, ORDERS)
+        perm = ORDERS[order](pattern).to(pattern.device)
+    inverse = torch.empty_like(perm)
+    inverse[perm] = torch.arange(perm.numel(), device=perm.device)
+    return Edges(inverse[pattern.edge_index], pattern.num_targets), NodeOrder(perm, inverse)
+
+
+def _check_permutation(order: Tensor, pattern: Edges) -> Tensor:
+    nodes = pattern.num_targets
+    if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool:
+        raise TypeError(message("reorder", "order", "must have an integer dtype", order.dtype, "Use order.long()."))
+    if order.device != pattern.device:
+        fix = f"Use order.to('{pattern.device}')."
+        raise ValueError(
+            message("reorder", "order", f"must be on the pattern's device, {pattern.device}", order.device, fix)
+        )
+    if order.shape != (nodes,):
+        raise ValueError(message("reorder", "order", f"must have shape [{nodes}]", shape_of(order)))
+    is_named = torch.zeros(nodes, dtype=torch.bool, device=order.device)
+    is_named[order[(order >= 0) & (order < nodes)].to(torch.int64)] = True
+    missing = (~is_named).nonzero()
+    if len(missing):
+        rule = f"must name each of the {nodes} nodes once"
+        raise ValueError(message("reorder", "order", rule, f"none that names node {int(missing[0])}"))
+    return order.to(torch.int64)
+
+
+def _by_degree(pattern: Edges) -> Tensor:
+    degree = torch.bincount(pattern.edge_index.flatten(), minlength=pattern.num_targets)
+    return degree.argsort(descending=True, stable=True)
+
+
+def _by_bandwidth(pattern: Edges) -> Tensor:
+    """Reverse Cuthill and McKee of the graph without directions."""
+    nodes = pattern.num_targets
+    if nodes == 0:
+        return torch.empty(0, dtype=torch.int64)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
+    source, target = pattern.edge_index.cpu().numpy()
+    both = (np.concatenate([source, target]), np.concatenate([target, source]))
+    graph = coo_array((np.ones(len(both[0]), bool), both), shape=(nodes, nodes)).tocsr()
+    return torch.from_numpy(reverse_cuthill_mckee(graph, symmetric_mode=True).astype(np.int64))
+
+
+def _by_parts(pattern: Edges) -> Tensor:
+    """One part of METIS's after another, each in the nodes' own order."""
+    # It takes patterns itself, so that it can't be imported above.
+    from ..partitioning import metis_parts
+
+    parts = max(1, -(-pattern.num_targets // PART_NODES))
+    return metis_parts(pattern, parts).argsort(stable=True)
+
+
+ORDERS: dict[str, Callable[[Edges], Tensor]] = {"degree": _by_degree, "rcm": _by_bandwidth, "metis": _by_parts}

@@ -1,0 +1,154 @@
+"""Full-graph attention over several processes equals that of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from distributed_checks import CHECKS
+from filelock import FileLock
+from torch_geometric.data import Data
+
+from graphattn import Edges, cli
+from graphattn.distributed import DistributedPattern, block_parts, load_part, read_graph, read_part, split_graph
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = (2, 3, 4)
+
+
+@pytest.fixture(scope="session")
+def raised(tmp_path_factory):
+    """What each check raised, by world size, rank and name: run once, whichever worker comes first."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "ranks"
+    folder.mkdir(exist_ok=True)
+    with FileLock(folder / "lock"):
+        if not (folder / "log").exists():
+            command = [sys.executable, str(ROOT / "tests" / "distributed_checks.py"), str(folder), *map(str, SIZES)]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+            (folder / "log").write_text(done.stdout + done.stderr)
+    log = (folder / "log").read_text()
+    found = {}
+    for size in SIZES:
+        paths = [folder / f"{size}-{rank}.json" for rank in range(size)]
+        assert all(path.exists() for path in paths), log
+        found[size] = [json.loads(path.read_text()) for path in paths]
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", CHECKS)
+def test_ranks_find_that(name, size, raised):
+    problems = {rank: found[name] for rank, found in enumerate(raised[size]) if found[name] is not None}
+    assert not problems, "\n".join(f"rank {rank}: {problem}" for rank, problem in problems.items())
+
+
+PATH = torch.tensor([[0, 1, 2, 3, 1, 2, 3, 4], [1, 2, 3, 4, 0, 1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("edges", "assignment", "num_parts", "text"),
+    [
+        (PATH, torch.tensor([0, 0, 1, 1]), None, "edge_index.* must lie in .0, 4. because num_nodes is 4"),
+        (
+            Edges(PATH, 5),
+            torch.tensor([0, 0, 1, 1]),
+            None,
+            "assignment must have a part for each of the 5 nodes, got 4",
+        ),
+        (PATH, torch.tensor([0, 0, -1, 1, 1]), None, r"assignment must lie in \[0, 2\), got -1 for node 2"),
+        (PATH, torch.tensor([0, 0, 1, 1, 2]), 2, r"assignment must lie in \[0, 2\), got 2 for node 4"),
+        (PATH, torch.zeros(5), None, "assignment must be a tensor of integers, got torch.float32"),
+        (Edges(PATH, num_sources=5, num_targets=6), torch.zeros(5, dtype=int), None, "as many sources as targets"),
+    ],
+)
+def test_an_assignment_must_cover_the_nodes(edges, assignment, num_parts, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        split_graph(edges, assignment, num_parts)
+
+
+def test_blocks_have_equal_work():
+    hub = torch.stack([torch.arange(1, 100), torch.zeros(99, dtype=torch.int64)])
+    part = block_parts(hub, 2)
+    # The hub and its 99 edges weigh as much as the other 99 nodes.
+    assert part.tolist() == [0] + [1] * 99
+    assert block_parts(PATH, 3, torch.tensor([4, 3, 2, 1, 0])).tolist() == [2, 2, 1, 0, 0]
+    assert block_parts(torch.empty(2, 0, dtype=torch.int64), 3).numel() == 0
+    with pytest.raises(ValueError, match="order must name each of the 5 nodes once"):
+        block_parts(PATH, 2, torch.tensor([0, 1, 2, 3, 3]))
+
+
+def test_without_a_process_group_there_is_one_clear_line(tmp_path):
+    part = split_graph(PATH, block_parts(PATH, 2))[0]
+    for function in (lambda: DistributedPattern(part), lambda: load_part(tmp_path)):
+        with pytest.raises(RuntimeError, match="process group must be there. Use torch.distributed.init_process_group"):
+            function()
+
+
+def write_graphs(folder: Path) -> dict[str, Data]:
+    """The same graph in every kind of file."""
+    features = {"x": torch.arange(5.0).view(5, 1), "edge_attr": torch.arange(8.0)}
+    torch.save(Data(edge_index=PATH, num_nodes=5, **features), folder / "data.pt")
+    torch.save({"edge_index": PATH, **features}, folder / "dictionary.pt")
+    np.savez(folder / "arrays.npz", edge_index=PATH.numpy(), num_nodes=5, **{k: x.numpy() for k, x in features.items()})
+    (folder / "edges.txt").write_text("# source target\n" + "".join(f"{a}\t{b}\n" for a, b in PATH.t().tolist()))
+    (folder / "edges.csv").write_text("".join(f"{a},{b},0.5\n" for a, b in PATH.t().tolist()))
+    return {
+        name: read_graph(str(folder / name))
+        for name in ("data.pt", "dictionary.pt", "arrays.npz", "edges.txt", "edges.csv")
+    }
+
+
+def test_every_kind_of_file_is_the_same_graph(tmp_path):
+    for name, data in write_graphs(tmp_path).items():
+        assert torch.equal(data.edge_index, PATH) and data.num_nodes == 5, name
+        assert ("x" in data) == name.endswith((".pt", ".npz")), name
+
+
+@pytest.mark.parametrize("method", ["metis", "blocks", "rcm"])
+def test_the_command_writes_parts(method, tmp_path, capsys):
+    write_graphs(tmp_path)
+    command = ["partition", str(tmp_path / "data.pt"), "--parts", "2", "--output", str(tmp_path / "parts")]
+    assert cli.main([*command, "--method", method]) == 0
+    assert "| 0 | " in capsys.readouterr().out
+    both = [read_part(tmp_path / "parts", rank) for rank in range(2)]
+    assert torch.cat([part.nodes for part, _ in both]).sort().values.tolist() == [0, 1, 2, 3, 4]
+    for part, tensors in both:
+        assert tensors["x"].flatten().tolist() == part.nodes.tolist()
+        assert tensors["edge_attr"].tolist() == part.edges.tolist()
+        names = torch.cat([part.nodes, part.halo])
+        assert torch.equal(
+            torch.stack([names[part.edge_index[0]], part.nodes[part.edge_index[1]]]), PATH[:, part.edges]
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["data.pt", "--parts", "0"], "--parts must be at least 1, got 0"),
+        (["nothing.npz", "--parts", "2"], "read_graph: file must exist, got nothing at"),
+        (["edges.txt", "--parts", "2", "--method", "mets"], "Did you mean 'metis'"),
+        (["evil.pt", "--parts", "2"], "must be a graph of its kind, got Weights only load failed"),
+        (["bad.txt", "--parts", "2"], "must be a graph of its kind, got could not convert string"),
+        (["empty.npz", "--parts", "2"], r"must hold an edge_index [2, E], got x"),
+        (["edges.txt", "--parts", "2", "--assignment", "short.txt"], "must have a part for each of the 5 nodes, got 2"),
+        (["edges.txt", "--parts", "2", "--assignment", "bad.txt"], "--assignment must be a file of integers"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monkeypatch):
+    write_graphs(tmp_path)
+    torch.save(Path("code"), tmp_path / "evil.pt")
+    (tmp_path / "bad.txt").write_text("0 one")
+    (tmp_path / "short.txt").write_text("0\n1\n")
+    np.savez(tmp_path / "empty.npz", x=np.zeros(3))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["partition", *arguments, "--output", "parts"]) == 2
+    assert text in capsys.readouterr().err
+    assert not (tmp_path / "parts").exists()

@@ -1,0 +1,93 @@
+"""A warmed call on a GPU waits for nothing: no number is read from a tensor on its way to the kernels. Needs no GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphattn import Additive, attention
+from graphattn.kernels import flex, triton_csr
+from graphattn.testing import pattern_zoo, random_call
+
+ZOO = pattern_zoo()
+STRUCTURED = ["window ragged", "window dilated", "window causal", "grid 2-D", "grid ragged", "grid wrap", "full causal"]
+# What makes a GPU's caller wait: reading a number, and results whose shape depends on numbers.
+READS = ("_local_scalar_dense", "nonzero", "equal", "masked_select", "unique", "_unique2", "item", "is_nonzero")
+
+
+class NoReads(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name in ("index", "index_put", "index_put_") and any(
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
+        )
+        # Between two tensors of which one lies on the CPU, as a test's seed may.
+        if name in READS or by_mask or (name == "repeat_interleave" and kwargs.get("output_size") is None):
+            raise AssertionError(f"{name} makes the caller wait")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels' launches, which aren't run: what lies before and between them is what is tested."""
+    pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
+    from graphattn.kernels import triton_gradients, triton_rows
+
+    launches = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launches.append(self.name)
+
+    names = {
+        triton_rows: ("forward_rows", "weigh_rows", "merge_forward"),
+        triton_gradients: ("target_gradients", "source_gradients", "merge_sums"),
+    }
+    for module, functions in names.items():
+        for name in functions:
+            monkeypatch.setattr(module, name, Recorder(name))
+    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
+    monkeypatch.setattr(flex.Flex, "device", "cpu")
+    for name in ("forward", "weights", "backward"):
+        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(triton_csr, name))
+    return launches
+
+
+def step(pattern, tensors, **options):
+    results = attention(**tensors, pattern=pattern, backend="triton", **options)
+    results = results if isinstance(results, tuple) else (results,)
+    torch.autograd.grad([x.sum() for x in results], list(tensors.values()))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout_p": 0.3}, {"return_weights": True}, {"return_lse": True}], ids=str)
+@pytest.mark.parametrize("name", ["unsorted edges", "parallel edges", "hub", *STRUCTURED])
+def test_a_warmed_call_waits_for_nothing(name, options, launched):
+    pattern, is_wide = ZOO[name], name in STRUCTURED
+    tensors = random_call(pattern, width=16 if is_wide else 4, edge_tensors=not is_wide, dtype=torch.float32)
+    step(pattern, tensors, **options)
+    warmed = len(launched)
+    with NoReads():
+        step(pattern, tensors, **options)
+    assert len(launched) == 2 * warmed > 0 and {"forward_rows", "target_gradients", "source_gradients"} <= {*launched}
+    assert ("merge_forward" in launched) == (name == "hub")
+
+
+@pytest.mark.parametrize("activation", ["tanh", "leaky_relu"])
+def test_nor_does_one_with_an_additive_score(activation, launched):
+    pattern = ZOO["unsorted edges"]
+    score = Additive(torch.randn(2, 4, requires_grad=True), activation)
+    tensors = random_call(pattern, dtype=torch.float32)
+    step(pattern, tensors, score=score)
+    with NoReads():
+        step(pattern, tensors, score=score)
+
+
+def test_a_read_is_noticed():
+    x = torch.ones(3)
+    for read in (lambda: float(x.sum()), lambda: x.nonzero(), lambda: x[x > 0], lambda: bool(x.all())):
+        with pytest.raises(AssertionError, match="makes the caller wait"), NoReads():
+            read()

@@ -1,0 +1,120 @@
+"""What the GPU's rows are cut into, how much of them a program takes, and what a call should cost: without Triton."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from graphattn import Edges, explain_backend
+from graphattn.call import prepare
+from graphattn.kernels import triton_csr, triton_plan
+from graphattn.kernels.base import FORWARD_SHARE
+from graphattn.testing import graph_zoo, random_call
+
+WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256), (1, 32, 256)]
+
+
+@pytest.mark.parametrize("name", list(graph_zoo()))
+def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
+    monkeypatch.setattr(triton_plan, "PIECE_EDGES", (16, 16))
+    csr = graph_zoo()[name].csr()
+    long, short, cut = triton_plan.plan(csr)[-3:]
+    items = torch.cat([long, short]).long()
+    edges = [torch.arange(begin, end) for begin, end in items[:, 1:3].tolist()]
+    assert torch.equal(
+        torch.cat([torch.empty(0, dtype=torch.int64), *edges]).sort().values, torch.arange(len(csr.index))
+    )
+    whole = items[items[:, 3] < 0]
+    assert torch.equal(torch.cat([whole[:, 0], cut[:, 0].long()]).sort().values, torch.arange(len(csr.ptr) - 1))
+    degree = items[:, 2] - items[:, 1]
+    assert (degree <= 16).all() and (degree[len(long) :] <= triton_plan.SHORT_ROW).all()
+    assert (whole[:, 2] - whole[:, 1]).diff().le(0).all()
+    pieces = items[items[:, 3] >= 0]
+    assert torch.equal(pieces[:, 3], torch.arange(len(pieces)))
+    for row, first, last in cut.tolist():
+        assert (pieces[first:last, 0] == row).all() and len(pieces[first:last]) > 1
+
+
+def test_parallel_edges_are_counted_in_their_order():
+    edges = Edges(torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 1]]), 3)
+    assert triton_plan.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
+    assert triton_plan.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
+
+
+@pytest.mark.parametrize("is_backward", [False, True])
+@pytest.mark.parametrize("is_short", [False, True])
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("widths", WIDTHS, ids=str)
+def test_a_program_holds_what_fits_into_registers(widths, itemsize, is_short, is_backward):
+    kv_heads, group, width = widths
+    rows, heads, warps = triton_plan.block_of(kv_heads, group, width, itemsize, is_short, is_backward)
+    one = triton_plan.power_of_two(group) * triton_plan.power_of_two(width)
+    room = triton_plan.TILE // 2 ** (is_short + is_backward + (itemsize == 8))
+    # A group of heads stays together, whatever its size: it has more warps then.
+    assert rows * heads * one <= max(room, one) and heads <= triton_plan.power_of_two(kv_heads)
+    assert (rows == 1 or is_short) and 1 <= warps <= triton_plan.MOST_WARPS
+    assert warps == 1 or one > room
+
+
+@pytest.mark.parametrize(
+    ("block", "expected"),
+    [
+        # Eight heads of 64 lie in one tile, or eight rows of one head; backward has half as much room.
+        ((8, 1, 64, 4, False, False), (1, 8, 1)),
+        ((8, 1, 64, 4, True, False), (8, 1, 1)),
+        ((8, 1, 64, 4, True, True), (4, 1, 1)),
+        # A group of 16 heads of 64 fills the tile forward, and two warps backward.
+        ((1, 16, 64, 4, False, False), (1, 1, 1)),
+        ((1, 16, 64, 4, False, True), (1, 1, 2)),
+    ],
+)
+def test_blocks_by_hand(block, expected):
+    assert triton_plan.block_of(*block) == expected
+
+
+def call_on_a_thousand_edges(requires_grad=True, **options):
+    pattern = Edges(torch.randint(64, (2, 1000), generator=torch.Generator().manual_seed(0)), 64)
+    tensors = {name: x.requires_grad_(requires_grad) for name, x in random_call(pattern, **options).items()}
+    return prepare("attention", pattern=pattern, **tensors)
+
+
+def test_the_estimate_by_hand():
+    # 64 nodes, two heads of 4 in float32: every number that is gathered lies in the cache.
+    call = call_on_a_thousand_edges(dtype=torch.float32)
+    rows, edges = 64 * 2 * 8 * 4, 1000
+    moved = 3 * (2 * rows + 8 * edges) / triton_plan.MEMORY + 3 * edges * 2 * 8 * 4 / triton_plan.CACHE
+    counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / triton_plan.INSTRUCTIONS
+    assert triton_plan.estimate(call) == pytest.approx(max(moved, counted) + 12e-5, rel=1e-12)
+    alone = call_on_a_thousand_edges(requires_grad=False, dtype=torch.float32)
+    assert triton_plan.estimate(alone) == pytest.approx(FORWARD_SHARE * triton_plan.estimate(call), rel=1e-12)
+
+
+def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
+    monkeypatch.setattr(triton_plan, "INSTRUCTIONS", math.inf)
+    seconds = lambda **options: triton_plan.estimate(call_on_a_thousand_edges(**options)) - 12e-5
+    full = seconds(dtype=torch.float32, width=64)
+    assert 0.5 < seconds(dtype=torch.bfloat16, width=64) / full < 0.52
+    assert 1 < seconds(dtype=torch.float32, width=64, edge_tensors=True) / full
+    monkeypatch.setattr(triton_plan, "CACHE_BYTES", 0)
+    beyond = seconds(dtype=torch.float32, width=64)
+    assert full < beyond < full * triton_plan.CACHE / triton_plan.MEMORY
+
+
+def test_auto_takes_the_kernel_only_once_it_was_measured(monkeypatch):
+    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
+    monkeypatch.setattr(triton_csr, "HAS_TRITON", True)
+    pattern = graph_zoo()["unsorted edges"]
+    tensors = random_call(pattern)
+    kernel = triton_csr.TritonCSR()
+    monkeypatch.setattr(triton_csr, "MEASURED", False)
+    report = explain_backend(**tensors, pattern=pattern)
+    assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
+    assert "\n  triton   can run, by its name alone\n" in str(report)
+    assert str(explain_backend(**tensors, pattern=pattern, backend="triton")).startswith("backend='triton' runs")
+    assert not kernel.reads_traced_edges(torch.device("cpu"))
+    monkeypatch.setattr(triton_csr, "MEASURED", True)
+    report = explain_backend(**tensors, pattern=pattern)
+    assert report.chosen == "triton" and "\n> triton   can run, estimated 0.12 ms\n" in str(report)
+    assert kernel.reads_traced_edges(torch.device("cpu")) and not kernel.reads_traced_edges(torch.device("meta"))
