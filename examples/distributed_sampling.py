@@ -107,7 +107,12 @@ def save(path, **state):
 def main(options, parser):
     # torchrun says who is who; alone, there is one process, which needs no port.
     if "RANK" in os.environ:
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, size = next(dist.rendezvous("env://"))
+        # torchrun's store survives a restart: without a prefix, processes may look for those that are dead.
+        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank, world_size=size
+        )
     else:
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rank, ranks = dist.get_rank(), dist.get_world_size()
