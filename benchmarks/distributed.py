@@ -409,8 +409,8 @@ def main() -> None:
     rates = f"one thread takes {per_node:.2f} us for a node and {per_edge:.3f} us for an edge"
     rows = halos(options.graphs)
     tables = [
-        "Believe the processor time where the load before is above 1: threads that wait for each other spin, which then "
-        "makes one process slow, and a clock flatters the ranks.",
+        "Believe the processor time where the load before is above 1: threads that wait for each other spin, which "
+        "then makes one process slow, and a clock flatters the ranks.",
         f"More ranks than {CORES} share the cores. Predictions are those of docs/scaling.md: {rates}.",
         table(records, COLUMNS),
         "Rows that all ranks receive for one layer, per node, after METIS, and what random edges and parts would need:",
