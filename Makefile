@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/sampling.py
 
 # DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.
 bench-dgl: setup $(VENV)-dgl/.installed

@@ -29,6 +29,7 @@ EXAMPLES = (
     "convolution_is_attention",
     "own_score",
     "accelerate_pyg",
+    "distributed_sampling",
 )
 HEADER = """| example | what it shows | seconds | last line printed | picture |
 |---|---|---|---|---|"""

@@ -45,7 +45,15 @@ MIN_GRAIN = 16
 # See `NumbaCSR.cost`.
 SECONDS = (6.5e-4, 1.3e-8, 1.7e-9, 1.85e-8, 6.8e-11)
 # Modules that Numba compiles, and those that hold what they call.
-COMPILED = ("numba_forward", "numba_backward", "numba_heads", "numba_vector", "tiles_loops", "tiles_block")
+COMPILED = (
+    "numba_forward",
+    "numba_backward",
+    "numba_heads",
+    "numba_sampling",
+    "numba_vector",
+    "tiles_loops",
+    "tiles_block",
+)
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 _advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None

@@ -48,6 +48,13 @@ def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: i
     return pattern
 
 
+def remember_edges(edge_index: Tensor, pattern: Edges) -> None:
+    """Let `known_edges` find a pattern that someone has made of these edges, in another tensor, already."""
+    if type(edge_index) is Tensor and not edge_index.is_inference():
+        state = (pattern.num_sources, pattern.num_targets, edge_index._version)
+        _remember(_known, edge_index, state, pattern)
+
+
 def compared_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Edges:
     """Return the same for an operator in a compiled graph, which must look at every edge.
 
