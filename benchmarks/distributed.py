@@ -195,21 +195,17 @@ def median(values: list[float]) -> float:
     return statistics.median(values)
 
 
-def in_turns(alone: list[Worker], ranks: list[Worker], rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of one process and of ranks, in turns, and of the processor, all ranks together."""
-    taken: dict[str, list[float]] = {
-        "one process": [],
-        "ranks": [],
-        "one process, processor": [],
-        "ranks, processor": [],
-    }
-    for workers in (alone, ranks):
+def in_turns(teams: dict[str, list[Worker]], rounds: int) -> dict[str, list[float]]:
+    """Seconds per step of each team, in turns, and of the processor, all of its ranks together."""
+    taken: dict[str, list[float]] = {}
+    for workers in teams.values():
         all_do(workers, "seconds", 1)
     for _ in range(rounds):
-        for name, workers in (("one process", alone), ("ranks", ranks)):
+        for name, workers in teams.items():
             times, worked = zip(*all_do(workers, "seconds", 2), strict=True)
-            taken[name].append(max(times))
-            taken[f"{name}, processor"].append(sum(worked))
+            taken.setdefault(name, []).append(max(times))
+            taken.setdefault(f"{name}, processor", []).append(sum(worked))
+            taken.setdefault(f"{name}, busiest", []).append(max(worked))
     return taken
 
 
@@ -219,18 +215,22 @@ def measure(
     """One graph on one process and on all world sizes: the lines of two ranks, and a record of each size."""
     pattern = Edges(GRAPHS[graph]())
     records: list[dict[str, Any]] = []
-    all_do(teams[1], "load", graph, "")
-    whole = all_do(teams[1], "facts")[0]
-    for size, ranks in teams.items():
-        if size == 1:
-            continue
+    alone = {name: teams[name] for name in ("one process", "one thread")}
+    for workers in alone.values():
+        all_do(workers, "load", graph, "")
+    whole = all_do(alone["one process"], "facts")[0]
+    single: dict[str, list[float]] = {}
+    for size in sorted(set(teams) - set(alone)):
+        ranks = teams[size]
         begin = time.perf_counter()
         parts = split_graph(pattern, metis_parts(pattern, size), size)
         cut = time.perf_counter() - begin
         save_parts(folder / str(size), parts)
         all_do(ranks, "load", graph, str(folder / str(size)))
         facts = all_do(ranks, "facts")
-        taken = in_turns(teams[1], ranks, rounds if size == 2 else 3)
+        # More ranks than two run by themselves: for the model alone.
+        taken = single | in_turns({**alone, "ranks": ranks} if not single else {"ranks": ranks}, rounds)
+        single = {name: times for name, times in taken.items() if not name.startswith("ranks")}
         exchange = median([max(all_do(ranks, "exchange_seconds", 3))[0] for _ in range(rounds)])
         record = {
             "graph": graph,
@@ -247,7 +247,7 @@ def measure(
             "exchange ms": exchange * 1e3,
             **{f"{name} ms": median(times) * 1e3 for name, times in taken.items()},
             "speed": ratio(taken, "one process", "ranks"),
-            "speed by processor time": ratio(taken, "one process, processor", "ranks, processor"),
+            "speed by processor time": ratio(taken, "one thread, processor", "ranks, processor"),
             "peak bytes of a rank": max(fact["peak"] for fact in facts),
             "peak bytes of one process": whole["peak"],
             "difference of losses": abs(sum(fact["loss"] for fact in facts) - whole["loss"]),
@@ -261,22 +261,20 @@ def measure(
     detail += f"{format_bytes(two['peak bytes of a rank'])} of {format_bytes(whole['peak'])}"
     work = f"{graph}: one step of {LAYERS} transformer blocks of {HEADS} heads of {CHANNELS // HEADS}, 2 ranks"
     lines = [Line(work, "one process, as many threads", "x", 0.85, 1.0, two["speed"], detail)]
-    detail = f"one process {two['one process, processor ms']:.0f}, both ranks {two['ranks, processor ms']:.0f}"
-    lines.append(Line(work, "its processor time", "x", 0.85, 1.0, two["speed by processor time"], detail))
+    detail = f"one thread {two['one thread, processor ms']:.0f}, both ranks together {two['ranks, processor ms']:.0f}"
+    lines.append(Line(work, "one thread, in processor time", "x", 0.85, 1.0, two["speed by processor time"], detail))
     return lines, records
 
 
 def predict(records: list[dict[str, Any]]) -> tuple[float, float]:
-    """Add what docs/scaling.md predicts of ranks, and return the microseconds of one process per node and per edge."""
+    """Add what docs/scaling.md predicts of ranks, and return the microseconds of one thread per node and per edge."""
     sizes = np.array([[record["nodes"], record["edges"]] for record in records], float)
-    taken = np.array([record["one process ms"] for record in records])
+    taken = np.array([record["one thread, processor ms"] for record in records])
     (per_node, per_edge), _ = nnls(sizes / taken[:, None], np.ones(len(taken)))
     for record, (nodes, edges) in zip(records, sizes, strict=True):
         shares = zip(record["own nodes"], record["own edges"], strict=True)
         slowest = max(per_node * n + per_edge * e for n, e in shares) / (per_node * nodes + per_edge * edges)
-        # More ranks than cores take turns; a layer exchanges forward and back.
-        computing = record["one process ms"] * max(1.0, CORES * slowest)
-        record["predicted ranks ms"] = computing + 2 * LAYERS * record["exchange ms"]
+        record["predicted busiest ms"] = record["one thread, processor ms"] * slowest
         # Nodes hold nearly all; each layer keeps its halo's keys and values for the way back.
         kept = LAYERS * 8 * CHANNELS * max(record["halo rows"])
         share = max(record["own nodes"]) / nodes
@@ -294,7 +292,10 @@ COLUMNS = {
     "exchange ms": "ms of one exchange",
     "one process ms": "ms of a step, one process",
     "ranks ms": "ranks",
-    "predicted ranks ms": "predicted",
+    "one thread, processor ms": "processor ms, one thread",
+    "ranks, processor ms": "all ranks",
+    "ranks, busiest ms": "busiest rank",
+    "predicted busiest ms": "predicted",
     "peak bytes of one process": "peak memory, one process",
     "peak bytes of a rank": "a rank",
     "predicted peak bytes of a rank": "predicted",
@@ -394,9 +395,10 @@ def main() -> None:
     if options.foresee:
         print(foresee())
         return
-    sizes = sorted({2, *options.sizes})
+    sizes, load = sorted({2, *options.sizes}), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        teams = {size: start(size, max(1, CORES // size), folder) for size in (1, *sizes)}
+        teams: dict[Any, list[Worker]] = {size: start(size, max(1, CORES // size), folder) for size in sizes}
+        teams |= {"one process": start(1, CORES, folder), "one thread": start(1, 1, folder)}
         # Of the roads, whose nodes take minutes, the halo alone.
         trained = [graph for graph in options.graphs if "roads" not in graph]
         found = [measure(graph, teams, Path(folder), options.rounds) for graph in trained]
@@ -404,15 +406,17 @@ def main() -> None:
             worker.ask("stop")
     records = [record for _, more in found for record in more]
     per_node, per_edge = predict(records)
-    rates = f"one process takes {per_node:.2f} us for a node and {per_edge:.3f} us for an edge"
+    rates = f"one thread takes {per_node:.2f} us for a node and {per_edge:.3f} us for an edge"
     rows = halos(options.graphs)
     tables = [
+        "Believe the processor time where the load before is above 1: threads that wait for each other spin, which "
+        "then makes one process slow, and a clock flatters the ranks.",
         f"More ranks than {CORES} share the cores. Predictions are those of docs/scaling.md: {rates}.",
         table(records, COLUMNS),
         "Rows that all ranks receive for one layer, per node, after METIS, and what random edges and parts would need:",
         table(rows, {name: name if name == "graph" else f"{name} parts" for name in rows[0]}),
     ]
-    about = {**versions(), "cores": CORES, "backend": "gloo"}
+    about = {**versions(), "cores": CORES, "load before": round(load, 1), "backend": "gloo"}
     title = "Ranks that share a graph, on one machine"
     write(
         "distributed", title, about, [line for lines, _ in found for line in lines], {"records": records, "halos": rows}
