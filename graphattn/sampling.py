@@ -299,7 +299,8 @@ def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:
     """Patterns of edges that lie sorted, with their compressed rows and columns."""
     patterns = []
     for rows, columns in layers:
-        pattern = Edges(edge_index[:, : len(rows.index)].cpu(), len(rows.ptr) - 1)
+        # Detached: a view would keep the tensor alive that `remember_edges` waits for.
+        pattern = Edges(edge_index[:, : len(rows.index)].cpu().detach(), len(rows.ptr) - 1)
         pattern.keep("csr", partial(CSR._make, rows))
         pattern.keep("csc", partial(CSR._make, columns))
         patterns.append(pattern.to(edge_index.device))

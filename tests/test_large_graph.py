@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import weakref
 
 import numpy as np
 import psutil
@@ -91,3 +93,11 @@ def test_of_features_on_disk_only_the_sampled_rows_are_read(mapped, tmp_path):
         assert torch.equal(batch.n_id, around) and batch.x.shape == (4, channels)
         assert torch.equal(batch.x[:, 7], around.float()) and not batch.x[:, 8:].any()
     assert psutil.Process().memory_info().rss - before < 2**30
+
+
+def test_batches_leave_nothing_behind():
+    ring = torch.stack([torch.arange(60), torch.arange(1, 61) % 60])
+    loader = NeighborLoader(Data(edge_index=ring, num_nodes=60), [2, 2], torch.arange(60), batch_size=20)
+    patterns = [weakref.ref(batch.pattern) for batch in loader]
+    gc.collect()
+    assert len(patterns) == 3 and all(pattern() is None for pattern in patterns)
