@@ -18,6 +18,7 @@ PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.r
 QUOTED = {
     "faq.md": ("layers.md", "12.1 GiB", "250 MiB"),
     "howto/large_graphs.md": ("cpu.md", "7.73 GiB", "13.1 s"),
+    "scaling.md": ("distributed.md", "7.34 MiB", "177 MiB"),
 }
 # Texts of the repository that the site shows.
 INCLUDED = ("CONTRIBUTING.md", "CHANGELOG.md", "datasets/README.md")
