@@ -107,9 +107,11 @@ def write_graphs(folder: Path) -> dict[str, Data]:
 
 
 def test_every_kind_of_file_is_the_same_graph(tmp_path):
+    allowed = set(torch.serialization.get_safe_globals())
     for name, data in write_graphs(tmp_path).items():
         assert torch.equal(data.edge_index, PATH) and data.num_nodes == 5, name
         assert ("x" in data) == name.endswith((".pt", ".npz")), name
+    assert set(torch.serialization.get_safe_globals()) == allowed, "other files could be read before, and not now"
 
 
 @pytest.mark.parametrize("method", ["metis", "blocks", "rcm"])

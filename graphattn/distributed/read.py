@@ -71,7 +71,9 @@ def read_graph(source: str) -> Data:
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     # A pickle could run anything: weights_only lets in tensors, numbers, dictionaries and PyG's Data.
-    with torch.serialization.safe_globals([Data, DataEdgeAttr, DataTensorAttr, GlobalStorage]):
+    needed = {Data, DataEdgeAttr, DataTensorAttr, GlobalStorage}
+    # What has been allowed before must stay so, and leaving this block forbids what it lists.
+    with torch.serialization.safe_globals(list(needed - set(torch.serialization.get_safe_globals()))):
         held = torch.load(path, map_location="cpu", weights_only=True)
     held = held.to_dict() if isinstance(held, Data) else held
     if not isinstance(held, Mapping):
