@@ -7,7 +7,6 @@ each writes FOLDER/SIZE-RANK.json, what each check raised by its name, or None.
 from __future__ import annotations
 
 import datetime
-import importlib
 import json
 import os
 import sys
@@ -428,7 +427,9 @@ def main() -> None:
     folder, *sizes = sys.argv[1:]
     # A pool of torch's threads would not survive the fork. What all ranks would load or compile is loaded before.
     torch.set_num_threads(1)
-    importlib.import_module("torch._dynamo")
+    layer = torch.compile(GraphAttention(8, 8).double(), backend="aot_eager")
+    layer(torch.zeros(40, 8, dtype=torch.float64), random_graph()).sum().backward()
+    torch._dynamo.reset()
     whole = random_graph()
     attention(**random_call(whole), pattern=whole).sum().backward()
     for size in map(int, sizes):
