@@ -114,8 +114,8 @@ def write(about: dict[str, object], found: list[dict]) -> None:
 Attention of {HEADS} heads of {WIDTH} in float32, forward and backward, Numba kernel: milliseconds of one
 thread, by the clock of its process. In brackets how many times as fast that is as with the numbers given, and as with
 shuffled ones, which say nothing about the graph. All orders take turns; numbers are medians, gains those of each round.
-The last columns are the milliseconds that `pattern.reorder` takes, once. Communities and the random graph are numbered at
-random as they are: what differs between their first two columns is noise, from other work on the machine.
+The last columns are the milliseconds that `pattern.reorder` takes, once. Communities and the random graph come numbered
+at random: what differs between their first two columns is noise, from other work on the machine.
 
 """
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
