@@ -50,7 +50,7 @@ def enron() -> Tensor:
 def communities() -> Tensor:
     """Groups of 128 nodes, numbered at random: four edges of five stay within a group."""
     generator = torch.Generator().manual_seed(0)
-    nodes, edges = 2**17, 2**20
+    nodes, edges = 2**18, 2**22
     node = torch.randperm(nodes, generator=generator)
     target = torch.randint(nodes, (edges,), generator=generator)
     near = target // 128 * 128 + torch.randint(128, (edges,), generator=generator)
@@ -114,7 +114,8 @@ def write(about: dict[str, object], found: list[dict]) -> None:
 Attention of {HEADS} heads of {WIDTH} in float32, forward and backward, Numba kernel: milliseconds of one
 thread, by the clock of its process. In brackets how many times as fast that is as with the numbers given, and as with
 shuffled ones, which say nothing about the graph. All orders take turns; numbers are medians, gains those of each round.
-The last columns are the milliseconds that `pattern.reorder` takes, once. Other work on the machine shows as noise.
+The last columns are the milliseconds that `pattern.reorder` takes, once. Communities and the random graph come numbered
+at random: what differs between their first two columns is noise, from other work on the machine.
 
 """
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
