@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from report import report
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 from torch_geometric.data import Data
@@ -105,17 +106,17 @@ def save(path, **state):
 
 
 def main(options, parser):
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     # torchrun says who is who; alone, there is one process, which needs no port.
     if "RANK" in os.environ:
-        store, rank, size = next(dist.rendezvous("env://"))
-        # torchrun's store survives a restart: without a prefix, processes may look for those that are dead.
-        store = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-        dist.init_process_group(
-            "nccl" if torch.cuda.is_available() else "gloo", store=store, rank=rank, world_size=size
-        )
+        store, rank, ranks = next(rendezvous("env://"))
+        # Its store outlives a restart: without a name of its own, who starts anew finds the addresses of the dead.
+        store = dist.PrefixStore(f"start {restarts}", store)
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
     else:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+        rank, ranks = 0, 1
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=rank, world_size=ranks)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -133,8 +134,8 @@ def main(options, parser):
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     first, path = 1, options.output / "distributed_sampling.pt"
     settings = {"nodes": options.nodes, "batch_size": options.batch_size, "seed": options.seed, "processes": ranks}
-    was_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
-    if (options.resume or was_restarted) and path.exists():
+    goes_on = options.resume or restarts > 0
+    if goes_on and path.exists():
         state = torch.load(path, map_location=device)
         if state["settings"] != settings:
             parser.error(f"{path} is a checkpoint of {state['settings']}, not of {settings}")
@@ -152,7 +153,7 @@ def main(options, parser):
     for epoch in tqdm(range(first, options.epochs + 1), desc="epochs", disable=rank != 0):
         share.set_epoch(epoch)
         torch.manual_seed(1_000_000 * options.seed + 1000 * epoch + rank)
-        fails = epoch == options.fail_at_epoch and rank == ranks - 1 and not was_restarted and not options.resume
+        fails = epoch == options.fail_at_epoch and rank == ranks - 1 and not goes_on
         loss = train_epoch(together, optimizer, loader, device, fails)
         if rank == 0:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
