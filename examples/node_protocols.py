@@ -54,7 +54,7 @@ MODELS = {
 
 # As in the paper; stops when neither loss nor accuracy on the validation nodes has improved for `patience` epochs.
 PAPER = {"runs": 20, "epochs": 1000, "patience": 100, "every": 1, "lr": 0.005, "weight_decay": 5e-4}
-# Starting points, from a few trials that looked at validation nodes alone. The rate rises for a tenth of the epochs, then falls.
+# From a few trials, chosen on validation nodes. The rate rises for a tenth of the epochs, then falls.
 OURS = {"runs": 10, "epochs": 100, "patience": None, "every": 10, "lr": 0.01, "weight_decay": 0.0}
 OURS |= {"layers": 3, "hidden": 32, "heads": 4, "dropout": 0.1, "feed_forward": 1.0, "has_degree": False}
 # Minesweeper needs depth and width, for a square far away may decide.
