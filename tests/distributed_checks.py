@@ -425,13 +425,18 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
 def main() -> None:
     """Fork the ranks of each world size, one after another."""
     folder, *sizes = sys.argv[1:]
-    # A pool of torch's threads would not survive the fork. What all ranks would load or compile is loaded before.
+    # Neither a pool of torch's threads nor autograd's would survive the fork: no backward here. What all ranks load or
+    # compile is loaded before, and compiled for the backward by a child, to the disk.
     torch.set_num_threads(1)
-    layer = torch.compile(GraphAttention(8, 8).double(), backend="aot_eager")
-    layer(torch.zeros(40, 8, dtype=torch.float64), random_graph()).sum().backward()
+    whole, layer = random_graph(), GraphAttention(8, 8).double()
+    with torch.no_grad():
+        torch.compile(layer, backend="aot_eager")(torch.zeros(40, 8, dtype=torch.float64), whole)
     torch._dynamo.reset()
-    whole = random_graph()
-    attention(**random_call(whole), pattern=whole).sum().backward()
+    child = os.fork()
+    if child == 0:
+        attention(**random_call(whole), pattern=whole).sum().backward()
+        os._exit(0)
+    os.waitpid(child, 0)
     for size in map(int, sizes):
         ranks = []
         for rank in range(size):

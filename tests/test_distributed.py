@@ -32,7 +32,7 @@ def raised(tmp_path_factory):
         if not (folder / "log").exists():
             command = [sys.executable, str(ROOT / "tests" / "distributed_checks.py"), str(folder), *map(str, SIZES)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
             (folder / "log").write_text(done.stdout + done.stderr)
     log = (folder / "log").read_text()
     found = {}

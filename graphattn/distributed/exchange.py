@@ -40,6 +40,8 @@ class _Exchange(torch.autograd.Function):
         out = rows.new_empty(sum(receive), *rows.shape[1:])
         if torch.compiler.is_compiling():
             dist.all_to_all_single(out, rows, receive, send, group=group)
+            # What compile traces writes into `out`, and torch 2.11 then loses the gradient of `out` itself.
+            return out.clone()
         else:
             collective("exchange", lambda: dist.all_to_all_single(out, rows, receive, send, group=group), group)
         return out
