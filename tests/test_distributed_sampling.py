@@ -43,7 +43,7 @@ def test_after_a_process_was_killed_training_ends_with_the_same_loss(tmp_path):
     folders = [tmp_path / "alone", tmp_path / "whole", tmp_path / "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", LAUNCH, str(PATH), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Goes on from") == 1
     assert f"Goes on from {folders[2] / 'distributed_sampling.pt'}, written after epoch 2." in done.stdout
