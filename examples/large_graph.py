@@ -139,6 +139,7 @@ def draw(history, resumed, title, path):
         for step in resumed:
             axes.axvline(step + 0.5, color="grey", linestyle=":")
         axes.set(xlabel="step", ylabel=label, ylim=(0, None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     figure.savefig(path, dpi=110)

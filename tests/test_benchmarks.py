@@ -94,7 +94,7 @@ def test_every_line_of_the_readmes_table_is_one_of_the_results():
 def test_results_say_on_what_they_were_measured():
     for line in (
         line
-        for name in ("cpu", "layers", "structured")
+        for name in ("cpu", "layers", "sampling", "structured")
         for line in json.loads((RESULTS / f"{name}.json").read_text())["lines"]
     ):
         assert {"torch", "torch-geometric", "numba", "threads", "copy GB/s", "row gather GB/s"} <= set(line["machine"])
