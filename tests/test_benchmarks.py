@@ -68,7 +68,7 @@ def test_one_size_of_one_system_is_one_line_of_json(system):
 
 def test_every_line_of_the_readmes_table_is_one_of_the_results():
     results = [
-        line for name in ("cpu.md", "layers.md", "structured.md") for line in (RESULTS / name).read_text().splitlines()
+        line for name in ("cpu.md", "layers.md", "sampling.md", "structured.md") for line in (RESULTS / name).read_text().splitlines()
     ]
     readme = [line for line in (ROOT / "README.md").read_text().splitlines() if "reached" in line and "|" in line]
     assert len(readme) >= 8
@@ -78,7 +78,7 @@ def test_every_line_of_the_readmes_table_is_one_of_the_results():
 def test_results_say_on_what_they_were_measured():
     for line in (
         line
-        for name in ("cpu", "layers", "structured")
+        for name in ("cpu", "layers", "sampling", "structured")
         for line in json.loads((RESULTS / f"{name}.json").read_text())["lines"]
     ):
         assert {"torch", "torch-geometric", "numba", "threads", "copy GB/s", "row gather GB/s"} <= set(line["machine"])
