@@ -12,7 +12,7 @@ Random numbers depend on the epoch and the rank alone, so what is done over agai
 kills a process in the middle of epoch 5; torchrun starts all of them again, they go on from the checkpoint of epoch 4,
 and the last loss is that of the first command, digit by digit. After an interrupt, `--resume` does what a restart does.
 
-Expected on the generated graph: test accuracy of about 90 %, and about 50 % by a network that doesn't see the edges.
+Expected on the generated graph: test accuracy above 99 %; linear layers alone, which see no edges, reach 50 %.
 """
 
 import argparse
