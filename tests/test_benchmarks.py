@@ -84,7 +84,9 @@ def test_stages_of_a_large_step_and_gains_of_orders_are_measured(monkeypatch, ca
 
 def test_every_line_of_the_readmes_table_is_one_of_the_results():
     results = [
-        line for name in ("cpu.md", "layers.md", "sampling.md", "structured.md") for line in (RESULTS / name).read_text().splitlines()
+        line
+        for name in ("cpu.md", "layers.md", "sampling.md", "structured.md")
+        for line in (RESULTS / name).read_text().splitlines()
     ]
     readme = [line for line in (ROOT / "README.md").read_text().splitlines() if "reached" in line and "|" in line]
     assert len(readme) >= 5 and any("not reached" in line for line in readme)
