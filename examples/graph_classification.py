@@ -3,7 +3,7 @@
     python examples/graph_classification.py                       necklaces, no download
     python examples/graph_classification.py --dataset NCI1        or PROTEINS, MUTAG, ...: TUDataset, 10 folds
 
-Expected on the necklaces, in a minute or two: chance, 17 to 18 %, by softmax attention, and 100 % by the others.
+Expected on the necklaces, in a minute or two: chance, 17 to 18 %, by softmax attention, and 99 to 100 % by the others.
 
 Softmax weights of a graph sum to 1, so that a readout by softmax attention is a mean, which can't count. Necklaces
 make the point: in one, every 4th (5th, ..., 8th) bead is dark, and its class is how many are, 1 to 6. What a bead sees

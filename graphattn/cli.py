@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         return arguments.run(arguments)
-    except (ValueError, NotImplementedError, FileNotFoundError, ImportError) as error:
+    except (ValueError, NotImplementedError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
 
@@ -213,27 +213,33 @@ def _add_partition(commands: Any) -> None:
     add("--parts", type=int, required=True, metavar="P", help="number of parts, one for each rank")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where to write")
     method = "metis (default; few rows travel), blocks (contiguous, of equal work), rcm (the same, after reordering)"
-    add("--method", default="metis", metavar="NAME", help=method)
+    add("--method", metavar="NAME", help=method)
     add(
         "--assignment",
         type=Path,
         metavar="FILE",
         help="your own parts: a text file, for each node a line with its part",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of METIS (default 0)")
+    add("--seed", type=int, metavar="N", help="of METIS (default 0)")
 
 
 def _partition(arguments: argparse.Namespace) -> int:
-    check_choice("partition", "--method", arguments.method, METHODS)
+    if arguments.assignment is not None and arguments.method is not None:
+        rule, fix = "does not apply to --assignment", "Leave --method out."
+        raise ValueError(message("partition", "--method", rule, arguments.method, fix))
+    method = "metis" if arguments.method is None else arguments.method
+    check_choice("partition", "--method", method, METHODS)
+    if arguments.seed is not None and (method != "metis" or arguments.assignment is not None):
+        raise ValueError(message("partition", "--seed", "applies to --method metis alone", arguments.seed))
     num_parts = check_int("partition", "--parts", arguments.parts, 1)
     data = read_graph(arguments.graph)
     pattern = Edges(data.edge_index, data.num_nodes)
     if arguments.assignment is not None:
         assignment = _read_assignment(arguments.assignment)
-    elif arguments.method == "metis":
-        assignment = metis_parts(pattern, num_parts, seed=arguments.seed)
+    elif method == "metis":
+        assignment = metis_parts(pattern, num_parts, seed=arguments.seed or 0)
     else:
-        order = _bandwidth_order(pattern) if arguments.method == "rcm" else None
+        order = pattern.reorder("rcm")[1].perm if method == "rcm" else None
         assignment = block_parts(pattern, num_parts, order)
     parts = split_graph(pattern, assignment, num_parts)
     tensors = {name: x for name, x in data.to_dict().items() if isinstance(x, torch.Tensor) and name != "edge_index"}
@@ -255,13 +261,3 @@ def _read_assignment(path: Path) -> torch.Tensor:
         return torch.tensor([int(line) for line in path.read_text().split()])
     except (OSError, ValueError) as error:
         raise ValueError(message("partition", "--assignment", "must be a file of integers", error)) from error
-
-
-def _bandwidth_order(pattern: Edges) -> torch.Tensor:
-    """Nodes in the sequence of reverse Cuthill-McKee: neighbors lie near each other."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
-
-    ends, nodes = pattern.edge_index.numpy(), pattern.num_targets
-    adjacency = coo_array((torch.ones(pattern.num_edges, dtype=torch.int8).numpy(), tuple(ends)), (nodes, nodes))
-    return torch.from_numpy(reverse_cuthill_mckee((adjacency + adjacency.T).tocsr(), True).copy()).to(torch.int64)

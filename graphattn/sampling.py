@@ -96,7 +96,7 @@ class NeighborSampler(BaseSampler):
             raise TypeError(message(where, "data", "must be a Data", type(data).__name__))
         if data.edge_index is None:
             raise ValueError(message(where, "data", "must have an edge_index", f"{data}"))
-        if isinstance(num_neighbors, int) or len(num_neighbors) == 0:
+        if not isinstance(num_neighbors, Sequence) or len(num_neighbors) == 0:
             fix = "Use num_neighbors=[10, 10] for two hops."
             raise ValueError(message(where, "num_neighbors", "must have one number for each hop", num_neighbors, fix))
         self.num_neighbors = [check_int(where, "num_neighbors", count, -1) for count in num_neighbors]

@@ -142,6 +142,14 @@ def test_the_command_writes_parts(method, tmp_path, capsys):
         (["empty.npz", "--parts", "2"], r"must hold an edge_index [2, E], got x"),
         (["edges.txt", "--parts", "2", "--assignment", "short.txt"], "must have a part for each of the 5 nodes, got 2"),
         (["edges.txt", "--parts", "2", "--assignment", "bad.txt"], "--assignment must be a file of integers"),
+        (
+            ["edges.txt", "--parts", "2", "--assignment", "short.txt", "--method", "rcm"],
+            "does not apply to --assignment",
+        ),
+        (["edges.txt", "--parts", "2", "--method", "blocks", "--seed", "1"], "--seed applies to --method metis alone"),
+        (["halves.npz", "--parts", "2"], "must hold an edge_index of integers, got torch.float64"),
+        (["words.npz", "--parts", "2"], "must be a graph of its kind"),
+        (["bad.gz", "--parts", "2"], "must be a graph of its kind, got Not a gzipped file"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monkeypatch):
@@ -149,7 +157,10 @@ def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monke
     torch.save(Path("code"), tmp_path / "evil.pt")
     (tmp_path / "bad.txt").write_text("0 one")
     (tmp_path / "short.txt").write_text("0\n1\n")
+    (tmp_path / "bad.gz").write_text("0 1")
     np.savez(tmp_path / "empty.npz", x=np.zeros(3))
+    np.savez(tmp_path / "halves.npz", edge_index=np.full((2, 3), 0.5))
+    np.savez(tmp_path / "words.npz", edge_index=np.array([["a"], ["b"]]))
     monkeypatch.chdir(tmp_path)
     assert cli.main(["partition", *arguments, "--output", "parts"]) == 2
     assert text in capsys.readouterr().err

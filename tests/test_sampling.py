@@ -299,6 +299,7 @@ GRAPH = random_graph(10, 30)
         ((GRAPH, [-2]), {}, ValueError, "num_neighbors must be at least -1, got -2"),
         ((GRAPH, []), {}, ValueError, r"num_neighbors must have one number for each hop, got \[\]. Use num_neighbors="),
         ((GRAPH, 10), {}, ValueError, "num_neighbors must have one number for each hop, got 10"),
+        ((GRAPH, 2.5), {}, ValueError, "num_neighbors must have one number for each hop, got 2.5"),
         ((GRAPH, [2.5]), {}, TypeError, r"num_neighbors must be an integer, got 2.5 \(float\)"),
         ((GRAPH, [-1]), {"replace": True}, ValueError, "numbers with replace=True, for all neighbors are drawn once"),
         ((GRAPH, [1]), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),

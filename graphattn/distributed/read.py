@@ -20,6 +20,17 @@ from ..errors import message
 
 TEXT = (".txt", ".csv", ".tsv", ".gz")
 SUFFIXES = (".pt", ".npz", *TEXT)
+# What the readers raise where a file is of another kind, cut off, or may not be read.
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    RuntimeError,
+)
 
 
 def read_graph(source: str) -> Data:
@@ -54,12 +65,14 @@ def read_graph(source: str) -> Data:
     read = {".pt": _read_torch, ".npz": _read_arrays}.get(path.suffix.lower(), _read_text)
     try:
         held = read(path)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError, EOFError, RuntimeError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason)) from error
     edge_index = held.get("edge_index")
     if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(message("read_graph", str(path), "must hold an edge_index [2, E]", ", ".join(map(str, held))))
+    if edge_index.is_floating_point() or edge_index.is_complex() or edge_index.dtype == torch.bool:
+        raise ValueError(message("read_graph", str(path), "must hold an edge_index of integers", edge_index.dtype))
     data = Data(**{name: x for name, x in held.items() if isinstance(x, Tensor) and x.dim()})
     data.edge_index = edge_index.to(torch.int64)
     if held.get("num_nodes") is not None:
@@ -90,6 +103,6 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
 
 
 def _read_text(path: Path) -> Mapping[str, Any]:
-    names = path.suffixes[-2:]
-    pairs = np.loadtxt(path, np.int64, usecols=(0, 1), delimiter="," if ".csv" in names else None, ndmin=2)
+    is_csv = ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]]
+    pairs = np.loadtxt(path, np.int64, usecols=(0, 1), delimiter="," if is_csv else None, ndmin=2)
     return {"edge_index": torch.from_numpy(pairs.reshape(-1, 2).T.copy())}
