@@ -75,7 +75,7 @@ COMMANDS: dict[str, list[list[str]]] = {
         ["image_classification.py", "--dataset", "mnist"],
         [
             *("image_classification.py", "--dataset", "mnist", "--models", "pixels"),
-            *("--train-sizes", "1000", "--epochs", "5", "--seeds", "1"),
+            *("--train-sizes", "3000", "--epochs", "15", "--seeds", "1"),
         ],
     ],
     "node_protocols": [["node_protocols.py", "--dataset", data, "--model", model] for data, model in NODES],

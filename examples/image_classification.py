@@ -3,7 +3,7 @@
     python examples/image_classification.py                              8 x 8 digits, no download
     python examples/image_classification.py --dataset mnist              28 x 28 digits in patches of 2 x 2
     python examples/image_classification.py --dataset mnist --full       55,000 of them, one seed
-    python examples/image_classification.py --dataset mnist --models pixels --train-sizes 1000 --epochs 5 --seeds 1
+    python examples/image_classification.py --dataset mnist --models pixels --train-sizes 3000 --epochs 15 --seeds 1
 
 An image is a graph of pixels, and the models differ in who attends to whom. "grid": each node to the 3 x 3 around it,
 with a learned bias per offset. "full": each node to all, as in a vision transformer. "cnn": 3 x 3 convolutions, which

@@ -59,9 +59,9 @@ def further_results(named):
 
 
 def example_paths():
-    """The examples, in the order of the table of examples/README.md."""
-    names = re.findall(r"^\| \[(\w+\.py)\]", (ROOT / "examples" / "README.md").read_text(), re.M)
-    return [ROOT / "examples" / name for name in names]
+    """The examples, in the order in which examples/README.md links to them."""
+    names = re.findall(r"\[(\w+\.py)\]\(", (ROOT / "examples" / "README.md").read_text())
+    return [ROOT / "examples" / name for name in dict.fromkeys(names)]
 
 
 def gallery(_):
