@@ -135,7 +135,7 @@ def draw_recall(axes, found):
     """Accuracy over distance: means, and bars of one deviation."""
     axes.axhline(100 / CLASSES, color="0.6", linewidth=0.8)
     axes.axvline(LAYERS * RADIUS, color="0.6", linewidth=0.8)
-    axes.text(LAYERS * RADIUS, 108, "layers x radius", fontsize=8, ha="center")
+    axes.text(LAYERS * RADIUS, 108, " layers x radius", fontsize=8)
     for name, of_distance in found.items():
         mean = [statistics.fmean(scores) for scores in of_distance.values()]
         deviation = [statistics.pstdev(scores) for scores in of_distance.values()]
@@ -213,7 +213,7 @@ def draw_fields(figure, axes, fields):
         corner = (middle + first - 0.5, row - 0.42)
         axes.add_patch(plt.Rectangle(corner, last - first + 1, 0.84, fill=False, edgecolor=COLORS[4], linewidth=1.6))
     axes.set(yticks=range(len(fields)), yticklabels=list(fields), xlabel="position of the input")
-    axes.set(title="(d) What the middle output depends on; frames: by formula", xticks=range(0, sizes.size(1), 8))
+    axes.set(title="(d) What the middle output sees; frames: by formula", xticks=range(0, sizes.size(1), 8))
     axes.tick_params(axis="y", length=0, labelsize=8)
     figure.colorbar(drawn, ax=axes, label="log10 of the gradient, over its largest", fraction=0.04, pad=0.02)
 

@@ -271,7 +271,7 @@ def draw_parameters(axes, results):
             radius = place[2].removeprefix("window ").replace("per token", "0")
             axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
     axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
-    axes.legend(loc="best", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -114,6 +114,15 @@ def test_every_kind_of_file_is_the_same_graph(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == allowed, "other files could be read before, and not now"
 
 
+def test_a_file_without_the_number_of_nodes_ends_with_the_last_edge_or_asks_for_it(tmp_path):
+    path = tmp_path / "graph.pt"
+    torch.save({"edge_index": PATH, "y": torch.zeros(5), "edge_attr": torch.zeros(8)}, path)
+    assert read_graph(str(path)).num_nodes == 5
+    torch.save({"edge_index": PATH, "y": torch.zeros(6)}, path)
+    with pytest.raises(ValueError, match=r"must hold num_nodes, got y of shape \[6\], where edges reach 5 nodes\. Store"):
+        read_graph(str(path))
+
+
 @pytest.mark.parametrize("method", ["metis", "blocks", "rcm"])
 def test_the_command_writes_parts(method, tmp_path, capsys):
     write_graphs(tmp_path)

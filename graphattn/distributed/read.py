@@ -16,7 +16,7 @@ from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import GlobalStorage
 
 from ..datasets import load_graph
-from ..errors import message
+from ..errors import message, shape_of
 
 TEXT = (".txt", ".csv", ".tsv", ".gz")
 SUFFIXES = (".pt", ".npz", *TEXT)
@@ -40,14 +40,16 @@ def read_graph(source: str) -> Data:
         source: a name; or a path that ends in .pt, a `Data` or a dictionary that torch.save wrote, which is read with
             weights_only=True, so that nothing in it can run code; .npz, arrays by name; or .txt, .csv, .tsv or .gz, an
             edge on each line, source and target, behind which more columns are ignored, as are lines that begin with #.
-            In .pt and .npz, edge_index [2, E] must be there, and num_nodes may.
+            In .pt and .npz, edge_index [2, E] must be there, and num_nodes may; without it and without x, nodes end
+            with the last one that has an edge.
 
     Returns:
         Data with edge_index, num_nodes, and what else the file holds of tensors.
 
     Raises:
         FileNotFoundError: there is no such file, or the data set can't be downloaded.
-        ValueError: the name is unknown, or the file holds something else.
+        ValueError: the name is unknown, or the file holds something else, or not the number of nodes although a tensor
+            beside the edges has more rows than they reach nodes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -79,7 +81,17 @@ def read_graph(source: str) -> Data:
         data.num_nodes = int(held["num_nodes"])
     elif "x" not in data:
         data.num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
+        _check_num_nodes(path, data)
     return data
+
+
+def _check_num_nodes(path: Path, data: Data) -> None:
+    """Raise ValueError where the last nodes may have no edges: a tensor has more rows than there are nodes in edges."""
+    for name, x in data.to_dict().items():
+        if isinstance(x, Tensor) and "edge" not in name and x.dim() and x.size(0) > data.num_nodes:
+            got = f"{name} of shape {shape_of(x)}, where edges reach {data.num_nodes} nodes"
+            fix = "Store num_nodes beside edge_index."
+            raise ValueError(message("read_graph", str(path), "must hold num_nodes", got, fix))
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
