@@ -119,7 +119,9 @@ def test_a_file_without_the_number_of_nodes_ends_with_the_last_edge_or_asks_for_
     torch.save({"edge_index": PATH, "y": torch.zeros(5), "edge_attr": torch.zeros(8)}, path)
     assert read_graph(str(path)).num_nodes == 5
     torch.save({"edge_index": PATH, "y": torch.zeros(6)}, path)
-    with pytest.raises(ValueError, match=r"must hold num_nodes, got y of shape \[6\], where edges reach 5 nodes\. Store"):
+    with pytest.raises(
+        ValueError, match=r"must hold num_nodes, got y of shape \[6\], where edges reach 5 nodes\. Store"
+    ):
         read_graph(str(path))
 
 
