@@ -39,7 +39,7 @@ from graphattn.datasets import dataset_root
 from graphattn.distributed import load_part, read_graph, save_parts, split_graph, sum_gradients
 from graphattn.memory import format_bytes, peak_memory
 from graphattn.nn import GraphTransformer
-from graphattn.partitioning import metis_parts
+from graphattn.patterns import metis_parts
 
 CHANNELS, HEADS, LAYERS, CLASSES = 64, 4, 2, 16
 ROAD = dataset_root() / "scale" / "usa_road_ny.npz"

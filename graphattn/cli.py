@@ -17,8 +17,7 @@ from .errors import check_choice, check_int, message
 from .kernels import KERNELS
 from .memory import parse_bytes
 from .normalizers import NORMALIZERS
-from .partitioning import metis_parts
-from .patterns import Edges, Full, Grid, Pattern, Window
+from .patterns import Edges, Full, Grid, Pattern, Window, metis_parts
 from .scores import Additive, DotProduct, Score
 
 

@@ -22,8 +22,7 @@ from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
 from .csr import CSR
 from .errors import check_int, message, shape_of
 from .kernels.numba_csr import HAS_NUMBA, compiled, run_tasks
-from .partitioning import metis_parts
-from .patterns import Edges
+from .patterns import Edges, metis_parts
 from .patterns.known import known_edges, remember_edges
 
 # What PyG's samplers have besides, and what each is set to where nobody asks for it.

@@ -22,7 +22,6 @@ LEVELS = {
     "random": 0,
     "csr": 1,
     "segments": 1,
-    "partitioning": 2,
     "patterns": 2,
     "bias": 2,
     "scores": 2,

@@ -29,9 +29,8 @@ NAMES = {
     "graphattn.distributed": """
         DistributedPattern Part block_parts load_part read_graph read_part save_parts split_graph sum_gradients
     """,
-    "graphattn.partitioning": "metis_parts",
     "graphattn.patterns": """
-        Edges Full Grid NodeOrder Pattern Window random_edges random_regular receptive_field
+        Edges Full Grid NodeOrder Pattern Window metis_parts random_edges random_regular receptive_field
     """,
     "graphattn.plot": """
         draw_arcs draw_graph draw_graph_weights draw_heads draw_neighborhood draw_pattern draw_pixel_weights

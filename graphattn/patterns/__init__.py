@@ -3,6 +3,7 @@
 from .base import Pattern as Pattern
 from .edges import Edges as Edges
 from .grid import Grid as Grid
+from .metis import metis_parts as metis_parts
 from .random_edges import random_edges as random_edges
 from .random_edges import random_regular as random_regular
 from .reach import receptive_field as receptive_field

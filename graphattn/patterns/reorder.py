@@ -13,6 +13,7 @@ from ..errors import check_choice, message, shape_of
 from ..segments import permute
 from .base import Pattern, check_square
 from .edges import Edges
+from .metis import metis_parts
 
 # Nodes to a part of METIS's: the rows of such a part fit into a core's second-level cache.
 PART_NODES = 512
@@ -113,9 +114,6 @@ def _by_bandwidth(pattern: Edges) -> Tensor:
 
 def _by_parts(pattern: Edges) -> Tensor:
     """One part of METIS's after another, each in the nodes' own order."""
-    # It takes patterns itself, so that it can't be imported above.
-    from ..partitioning import metis_parts
-
     parts = max(1, -(-pattern.num_targets // PART_NODES))
     return metis_parts(pattern, parts).argsort(stable=True)
 

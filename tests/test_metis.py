@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphattn import Edges, Full
-from graphattn.partitioning import metis_parts
+from graphattn.patterns import metis_parts
 
 
 def two_cliques(size: int, device: str = "cpu") -> Edges:

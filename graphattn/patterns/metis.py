@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import check_int, message
-from .patterns import Edges, Pattern
-from .patterns.base import check_square
+from ..errors import check_int, message
+from .base import Pattern, check_square
+from .edges import Edges
 
 
 def metis_parts(
