@@ -53,7 +53,8 @@ class NeighborSampler(BaseSampler):
         replace: draw with replacement, so that a node with any neighbor has as many as asked for.
         seed: 0 or more. The drawn edges are a function of this seed and of the nodes to start from, in their order:
             neither threads nor workers of a DataLoader change them. A loader that shuffles has other batches in each
-            epoch, hence other draws; where it doesn't shuffle, set `sampler.seed` to draw anew.
+            epoch, hence other draws; where it doesn't shuffle, set `loader.node_sampler.seed` to draw anew, which
+            workers that persist don't hear of.
 
     As PyG has it, seeds come first among the nodes of a batch, then those of each hop, so that PyG's `trim_to_layer`
     can drop them; a seed that is given twice is there twice. Edges come by target, then by source: compressed rows
@@ -95,6 +96,8 @@ class NeighborSampler(BaseSampler):
             raise TypeError(message(where, "data", "must be a Data", type(data).__name__))
         if data.edge_index is None:
             raise ValueError(message(where, "data", "must have an edge_index", f"{data}"))
+        if isinstance(num_neighbors, Tensor):
+            num_neighbors = num_neighbors.tolist()
         if not isinstance(num_neighbors, Sequence) or len(num_neighbors) == 0:
             fix = "Use num_neighbors=[10, 10] for two hops."
             raise ValueError(message(where, "num_neighbors", "must have one number for each hop", num_neighbors, fix))
@@ -109,6 +112,8 @@ class NeighborSampler(BaseSampler):
             raise ImportError(message(where, "Numba", "must be installed", fix="Use pip install numba."))
         self.replace = bool(replace)
         self.seed = check_int(where, "seed", seed, 0)
+        if self.seed >= 2**63:
+            raise ValueError(message(where, "seed", "must be less than 2^63", seed))
         self.num_nodes = int(data.num_nodes or 0)
         csr = known_edges(where, data.edge_index, self.num_nodes, self.num_nodes).csr()
         # Arrays are what workers of a DataLoader share with their parent.
@@ -184,8 +189,9 @@ class NeighborLoader(NodeLoader):
 
     Args:
         data, num_neighbors, replace, seed: as in `NeighborSampler`.
-        input_nodes: the seeds, [n] integers or a mask [N]; all nodes where left out.
-        transform: called with each batch.
+        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes where left out.
+        transform: called with each batch. Where it changes the edges, the batch gets a new `pattern`, and has no
+            `layer_patterns`.
         kwargs: of `torch.utils.data.DataLoader`, such as batch_size, shuffle, num_workers.
 
     Raises:
@@ -220,12 +226,8 @@ class NeighborLoader(NodeLoader):
         sampler = NeighborSampler(data, num_neighbors, replace=replace, seed=seed, **options)
         if kwargs.get("batch_sampler") is None:
             check_int("NeighborLoader", "batch_size", kwargs.get("batch_size", 1), 1)
-        if isinstance(input_nodes, Tensor) and input_nodes.dtype == torch.bool:
-            if input_nodes.shape != (sampler.num_nodes,):
-                rule = f"must be a mask of shape [{sampler.num_nodes}], or integers"
-                raise ValueError(message("NeighborLoader", "input_nodes", rule, shape_of(input_nodes)))
-        elif input_nodes is not None:
-            _check_nodes("NeighborLoader", "input_nodes", torch.as_tensor(input_nodes), sampler.num_nodes)
+        if input_nodes is not None:
+            input_nodes = _read_nodes("NeighborLoader", "input_nodes", input_nodes, sampler.num_nodes)
         self._then = transform
         super().__init__(data, sampler, input_nodes, **kwargs)
 
@@ -234,7 +236,7 @@ class NeighborLoader(NodeLoader):
         batch = super().filter_fn(out)
         batch.layer_patterns = _patterns(batch.edge_index, out.metadata[2])
         batch.pattern = batch.layer_patterns[0]
-        return batch if self._then is None else self._then(batch)
+        return batch if self._then is None else _transform(self._then, batch)
 
     def _get_iterator(self) -> Iterator:
         return DataLoaderIterator(super()._get_iterator(), _recognize)
@@ -263,6 +265,24 @@ class ClusterData(PyGClusterData):
 
     def _metis(self, edge_index: Tensor, num_nodes: int) -> Tensor:
         return metis_parts(edge_index, self.num_parts, num_nodes, recursive=self.recursive)
+
+
+def _read_nodes(where: str, argument: str, nodes: Any, num_nodes: int) -> Tensor:
+    """Nodes, or a mask of them, in any of the forms that torch.as_tensor takes."""
+    rule = f"must be integers of shape [n], or a mask of bool of shape [{num_nodes}]"
+    try:
+        read = torch.as_tensor(nodes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(message(where, argument, rule, repr(nodes)[:60])) from error
+    if read.dim() != 1 or (read.dtype == torch.bool and len(read) != num_nodes):
+        raise ValueError(message(where, argument, rule, f"shape {shape_of(read)}"))
+    # A mask of uint8 would pass for nodes 0 and 1.
+    if read.dtype not in (torch.bool, torch.int64, torch.int32) and read.numel():
+        raise TypeError(message(where, argument, rule, read.dtype))
+    if read.dtype == torch.bool:
+        return read
+    _check_nodes(where, argument, read, num_nodes)
+    return read.to(torch.int64)
 
 
 def _check_nodes(where: str, argument: str, nodes: Tensor, num_nodes: int) -> None:
@@ -304,6 +324,19 @@ def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:
         pattern.keep("csc", partial(CSR._make, columns))
         patterns.append(pattern.to(edge_index.device))
     return patterns
+
+
+def _transform(transform: Callable[[Data], Data], batch: Data) -> Data:
+    """Transform a batch; one that has other edges then gets a new pattern, and none for each layer."""
+    edge_index, version = batch.edge_index, batch.edge_index._version
+    batch = transform(batch)
+    if not isinstance(batch, Data):
+        fix = "Let it return the batch."
+        raise TypeError(message("NeighborLoader", "transform", "must return a Data", type(batch).__name__, fix))
+    if batch.edge_index is not edge_index or edge_index._version != version:
+        batch.pattern = Edges(batch.edge_index, batch.num_nodes)
+        del batch.layer_patterns
+    return batch
 
 
 def _recognize(batch: Data) -> Data:

@@ -94,7 +94,7 @@ class ImageToGraph(BaseTransform):
         return Full(shape[0] * shape[1]) if self.radius is None else Grid(shape, self.radius, **self.options)
 
     def __repr__(self) -> str:
-        return f"ImageToGraph(radius={self.radius}, patch={self.patch})"
+        return _write(self, {"radius": self.radius, **self.options, "patch": self.patch, "attr": self.attr})
 
 
 class SequenceToGraph(BaseTransform):
@@ -150,7 +150,12 @@ class SequenceToGraph(BaseTransform):
         return Window(size, self.radius, causal=self.causal, **self.options)
 
     def __repr__(self) -> str:
-        return f"SequenceToGraph(radius={self.radius}, causal={self.causal})"
+        return _write(self, {"radius": self.radius, "causal": self.causal, **self.options})
+
+
+def _write(transform: BaseTransform, options: dict[str, Any]) -> str:
+    """Name every option: PyG compares these texts to tell whether processed files are of the same transform."""
+    return f"{type(transform).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 def _tensor(where: str, data: Data, name: str, fix: str) -> Tensor:

@@ -13,6 +13,7 @@ from torch_geometric.nn import GAT, GPSConv, HeteroConv, Sequential
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
 
 import graphattn
+from graphattn import Edges, Window
 from graphattn import nn as ours
 from graphattn.nn.pyg import FUSED
 
@@ -55,6 +56,24 @@ def pair(name, *channels, dtype=torch.float64, **options):
     mine = getattr(ours, name)(*channels, **options).to(dtype)
     mine.load_state_dict(theirs.state_dict())
     return theirs, mine
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_pattern_serves_as_its_edges_do(name):
+    mine, x = getattr(ours, name)(6, 4, heads=2).double(), torch.randn(5, 6, dtype=torch.float64)
+    for pattern in (Edges(EDGES, 5), Window([3, 2], radius=1)):
+        assert torch.equal(mine(x, pattern), mine(x, pattern.edge_index.clone()))
+        compiled = torch.compile(mine, backend="eager")
+        torch.testing.assert_close(compiled(x, pattern), mine(x, pattern))
+    with pytest.raises(ValueError, match=rf"{name}: .* 5"):
+        mine(x[:4], Edges(EDGES, 5))
+
+
+def test_a_pattern_knows_how_many_targets_without_features_there_are():
+    edges = Edges(torch.tensor([[0, 1, 4], [0, 2, 2]]), num_sources=5, num_targets=3)
+    layer = ours.GATConv((6, 6), 4, add_self_loops=False)
+    out = layer((torch.randn(5, 6), None), edges)
+    assert out.shape == (3, 4) and torch.equal(out[1], layer.bias)
 
 
 def edge_attr_for(options, edges=EDGES, dtype=torch.float64):

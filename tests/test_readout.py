@@ -171,8 +171,11 @@ READOUT = AttentionReadout(3, 4).double()
         (
             lambda: READOUT(X, ptr=torch.tensor([0, 5])),
             ValueError,
-            "ptr must run from 0 to the 8 rows of x, got 0 to 5",
+            r"ptr must run from 0 to the 8 rows of x, and never back, got \[0, 5\]",
         ),
+        (lambda: READOUT(X, ptr=torch.tensor([0, 5, 3, 8])), ValueError, r"never back, got \[0, 5, 3, 8\]"),
+        (lambda: READOUT(X, INDEX.float()), TypeError, "index must be a tensor of integers, got torch.float32"),
+        (lambda: READOUT(X, INDEX - 1), ValueError, "index must be at least 0, got -1"),
     ],
 )
 def test_bad_input_is_named(call, error, text):

@@ -110,6 +110,13 @@ def test_carrying_is_differentiable_twice():
         assert torch.autograd.gradcheck(carry, x) and torch.autograd.gradgradcheck(carry, x)
 
 
+def test_a_permutation_may_be_an_array_a_list_or_an_order():
+    pattern = Edges(torch.tensor([[0, 1], [1, 2]]), 3)
+    expected, order = pattern.reorder(torch.tensor([2, 0, 1]))
+    for same in (order, order.perm.numpy(), order.perm.tolist()):
+        assert torch.equal(pattern.reorder(same)[0].edge_index, expected.edge_index)
+
+
 def test_an_order_moves_with_its_pattern():
     pattern, order = SQUARE["chain"].reorder("rcm")
     assert {x.device.type for x in (pattern.to("meta").edge_index, *order.to("meta"))} == {"meta"}
@@ -117,9 +124,7 @@ def test_an_order_moves_with_its_pattern():
 
 @pytest.mark.parametrize("pattern", [Full(3), Window(4, 1), Grid((2, 2), 1)], ids=repr)
 def test_structured_patterns_say_why_not(pattern):
-    with pytest.raises(
-        NotImplementedError, match=r"reorder: pattern must be a list of edges, because .*got .* Use Edges"
-    ):
+    with pytest.raises(NotImplementedError, match=r"reorder: pattern must be Edges, because .*got .* Use Edges"):
         pattern.reorder("rcm")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from scipy.stats import chi2
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import ClusterLoader, NodeLoader, RandomNodeLoader
 from torch_geometric.sampler import NodeSamplerInput
+from torch_geometric.transforms import AddSelfLoops
 from torch_geometric.utils import trim_to_layer
 
 from graphattn import Edges
@@ -219,18 +221,6 @@ def test_edges_of_a_batch_are_never_sorted(given, count_sorts):
     assert len(count_sorts) == 2
 
 
-def test_a_transform_that_changes_edges_is_not_mistaken_for_their_pattern():
-    data = random_graph()
-
-    def flip(batch):
-        batch.edge_index = batch.edge_index.flip(0)
-        return batch
-
-    (batch,) = NeighborLoader(data, [2], torch.arange(3), batch_size=3, transform=flip)
-    found = known_edges("test", batch.edge_index, batch.num_nodes, batch.num_nodes)
-    assert found is not batch.pattern and torch.equal(found.edge_index, batch.edge_index)
-
-
 LAYERS = {
     "GraphAttention": lambda width: GraphAttention(width, 8, heads=2, edge_dim=3),
     "TransformerConv": lambda width: TransformerConv(width, 4, heads=2, edge_dim=3),
@@ -322,7 +312,7 @@ GRAPH = random_graph(10, 30)
             IndexError,
             r"input_nodes must lie in \[0, 10\), .* got 10 at place 1",
         ),
-        ((GRAPH, [1], torch.ones(9, dtype=torch.bool)), {}, ValueError, r"must be a mask of shape \[10\], or integers"),
+        ((GRAPH, [1], torch.ones(9, dtype=torch.bool)), {}, ValueError, r"or a mask of bool of shape \[10\], got"),
         ((GRAPH, [1]), {"batch_size": 0}, ValueError, "NeighborLoader: batch_size must be at least 1, got 0"),
     ],
 )
@@ -330,6 +320,46 @@ def test_bad_loaders_are_refused_in_one_line(arguments, options, error, text):
     with pytest.raises(error, match=text) as refused:
         NeighborLoader(*arguments, **options)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("of", [torch.as_tensor, np.asarray, lambda mask: mask.tolist()])
+def test_a_mask_of_any_kind_names_the_same_seeds(of):
+    mask = torch.arange(300) % 100 == 7
+    (batch,) = NeighborLoader(random_graph(), [3], of(mask), batch_size=9)
+    assert batch.n_id[:3].tolist() == [7, 107, 207] and batch.batch_size == 3
+
+
+@pytest.mark.parametrize(
+    ("nodes", "error", "text"),
+    [
+        (torch.zeros(300, dtype=torch.uint8), TypeError, "integers of shape .*, or a mask of bool .*, got torch.uint8"),
+        (np.ones(500, bool), ValueError, r"a mask of bool of shape \[300\], got shape \[500\]"),
+        (3, ValueError, r"must be integers of shape \[n\], or .*, got shape \[\]"),
+        ("train_mask", TypeError, "must be integers .*, got 'train_mask'"),
+        ((None, [0, 1]), TypeError, "must be integers"),
+    ],
+)
+def test_what_names_no_seeds_is_refused(nodes, error, text):
+    with pytest.raises(error, match=f"NeighborLoader: input_nodes {text}" if "must" in text else text):
+        NeighborLoader(random_graph(), [3], nodes)
+
+
+def flip_in_place(batch):
+    batch.edge_index.copy_(batch.edge_index.flip(0))
+    return batch
+
+
+@pytest.mark.parametrize("transform", [flip_in_place, AddSelfLoops()])
+def test_a_transform_of_the_edges_makes_the_pattern_anew(transform):
+    layer = GraphAttention(6, 8).double()
+    for batch in NeighborLoader(random_graph(), [3, 3], batch_size=100, transform=transform):
+        fresh = layer(batch.x, Edges(batch.edge_index.clone(), batch.num_nodes))
+        assert torch.equal(layer(batch.x, batch.edge_index), fresh) and torch.equal(
+            layer(batch.x, batch.pattern), fresh
+        )
+        assert "layer_patterns" not in batch
+    with pytest.raises(TypeError, match="transform must return a Data, got NoneType. Let it return the batch"):
+        next(iter(NeighborLoader(random_graph(), [3], transform=lambda batch: None)))
 
 
 def test_bad_seeds_and_what_is_not_offered_are_refused():

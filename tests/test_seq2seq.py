@@ -92,11 +92,21 @@ def test_greedy_decoding_takes_the_likeliest_of_the_teacher_forced_logits():
         assert not (tokens == 1).any() and not tokens.requires_grad
         for source, written in zip(SOURCE.split(SOURCE_SIZES), tokens.split(sizes.tolist()), strict=True):
             given = F.pad(written, (1, 0))
-            likeliest = model(source, len(source), given, len(given)).argmax(1)
+            # What begins a sequence is never written.
+            likeliest = model(source, len(source), given, len(given))[:, 1:].argmax(1) + 1
             assert torch.equal(likeliest[:-1], written)
             assert likeliest[-1] == 1 or len(written) == 6
             ended.add(len(written))
     assert 6 in ended and len(ended) > 2
+
+
+def test_what_begins_a_sequence_is_never_written():
+    model = Seq2Seq(5, 5, 8, 1, heads=2).eval()
+    torch.nn.init.constant_(model.decoder.lin_out.bias, 0.0)
+    model.decoder.lin_out.bias.data[0] = 100
+    tokens, sizes = model.generate(torch.tensor([1, 2]), [2], begin=0, end=1, max_length=3)
+    assert 0 not in tokens and len(tokens) == sizes
+    assert model.generate(torch.tensor([1, 2]), [2], begin=0, end=0, max_length=3)[1].tolist() == [0]
 
 
 def test_the_loss_shifts_each_target_by_one():

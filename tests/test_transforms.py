@@ -161,6 +161,15 @@ def test_a_batch_of_sequences_equals_separate_runs(options):
     torch.testing.assert_close(layer(batch.x, batch.pattern), torch.cat([layer(g.x, g.pattern) for g in graphs]))
 
 
+def test_transforms_that_differ_are_written_differently():
+    # PyG tells by this text whether processed files are of another transform.
+    sequences = [{}, {"causal": True}, {"radius": 2}, {"radius": 2, "dilation": 2}, {"radius": 2, "global_tokens": [0]}]
+    images = [{}, {"radius": 2}, {"dilation": 2}, {"causal": True}, {"border": "shift"}, {"patch": 2}, {"attr": "x"}]
+    for kind, options in ((SequenceToGraph, sequences), (ImageToGraph, images)):
+        assert len({repr(kind(**given)) for given in options}) == len(options)
+    assert repr(SequenceToGraph(2)) == "SequenceToGraph(radius=2, causal=False, dilation=1, global_tokens=())"
+
+
 def test_an_image_is_a_sequence_of_its_pixels():
     both = Compose([ImageToGraph(), SequenceToGraph()])
     assert repr(both(Data(image=image(3, 4))).pattern) == "Full(12)"

@@ -86,6 +86,9 @@ class DistributedPattern(RemotePattern):
         _check_fit(where, part, group)
 
     def _take(self, part: Part, group: Any) -> None:
+        if not isinstance(part, Part):
+            fix = "Use split_graph(...)[rank], or load_part."
+            raise TypeError(message("DistributedPattern", "part", "must be a Part", type(part).__name__, fix))
         own = part.nodes.numel()
         super().__init__(own, own)
         self.part = part

@@ -24,7 +24,7 @@ from ..functional import attention
 from ..kernels import KERNELS
 from ..patterns import Edges, Pattern
 from ..patterns.edges import Loops
-from ..patterns.known import known_edges
+from ..patterns.known import known_edges, remember_edges
 from ..patterns.remote import RemotePattern
 from ..scores import Additive, DotProduct, Score
 from .pyg_edges import edge_values, rows_of_nothing, with_loops
@@ -160,6 +160,19 @@ class Fused(MessagePassing):
     def _drops(self) -> float:
         return self.dropout if self.training else 0.0
 
+    def _plain(self, x: Any, edge_index: Any) -> Any:
+        """Edges as PyG takes them: those of a pattern, which `_read` finds again by the tensor that lists them."""
+        if not isinstance(edge_index, Pattern) or isinstance(edge_index, RemotePattern):
+            return edge_index
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        num_targets = edge_index.num_targets if target is None else target.size(0)
+        as_pattern(type(self).__name__, edge_index, source.size(0), num_targets)
+        # Another tensor of the same memory: the pattern keeps its own, and would be remembered for ever by that.
+        listed = edge_index.edge_index.detach()
+        if isinstance(edge_index, Edges):
+            remember_edges(listed, edge_index)
+        return listed
+
     def _is_theirs(self, edge_index: Any, return_weights: bool, renews: bool, has_edge_attr: bool) -> bool:
         """Whether PyG goes all the way alone: where fused attention means something else, or can't be traced."""
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
@@ -250,6 +263,7 @@ class TransformerConv(Fused, conv.TransformerConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        edge_index = self._plain(x, edge_index)
         return_weights = isinstance(return_attention_weights, bool)
         theirs = (x, edge_index, edge_attr, return_attention_weights)
         if self._is_theirs(edge_index, return_weights, False, False):
@@ -291,6 +305,9 @@ class GATConv(Fused, conv.GATConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        if size is None and isinstance(edge_index, Pattern):
+            size = (edge_index.num_sources, edge_index.num_targets)
+        edge_index = self._plain(x, edge_index)
         return_weights = bool(return_attention_weights)
         has_edge_attr = self.lin_edge is not None and (edge_attr is not None or edge_values(edge_index) is not None)
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
@@ -357,6 +374,7 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        edge_index = self._plain(x, edge_index)
         return_weights = bool(return_attention_weights)
         has_edge_attr = edge_attr is not None or edge_values(edge_index) is not None
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):

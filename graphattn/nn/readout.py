@@ -98,7 +98,8 @@ class AttentionReadout(Aggregation):
 
         Args:
             x: [*B, N, in_channels].
-            index: [N] int64, the graph of each node, in any order. Without it and `ptr`, all nodes are one graph.
+            index: [N] int64, the graph of each node, in any order. Without it and `ptr`, all nodes are one graph;
+                none are no graph, as PyG has it.
             ptr: [G + 1] int64, the nodes ptr[g] to ptr[g + 1] - 1 are graph g; goes before `index`.
             dim_size: G; the largest index plus 1 where left out.
             dim: the dimension of the nodes; must be that before the last.
@@ -161,14 +162,18 @@ def _pattern(
     """Return who attends to whom, and the order that sorts the nodes by graph unless they are sorted."""
     where, nodes, order = "AttentionReadout", x.size(-2), None
     if ptr is not None:
+        _check_graphs("ptr", ptr)
         counts = ptr.diff()
-        if int(counts.sum()) != nodes or int(ptr[0]) != 0:
-            rule = f"must run from 0 to the {nodes} rows of x"
-            raise ValueError(message(where, "ptr", rule, f"{int(ptr[0])} to {int(ptr[-1])}"))
+        if ptr.numel() == 0 or int(ptr[0]) != 0 or int(ptr[-1]) != nodes or bool((counts < 0).any()):
+            rule = f"must run from 0 to the {nodes} rows of x, and never back"
+            raise ValueError(message(where, "ptr", rule, ptr.tolist() if ptr.numel() < 9 else f"{ptr[:9].tolist()}..."))
     elif index is not None:
+        _check_graphs("index", index)
         if index.shape != (nodes,):
             rule = f"must have one graph for each of the {nodes} rows of x"
             raise ValueError(message(where, "index", rule, f"shape {shape_of(index)}"))
+        if bool((index < 0).any()):
+            raise ValueError(message(where, "index", "must be at least 0", int(index.min())))
         counts = torch.bincount(index, minlength=dim_size or 0)
         if dim_size is not None and counts.numel() > dim_size:
             rule = f"must lie in [0, {dim_size}) because dim_size is {dim_size}"
@@ -178,3 +183,10 @@ def _pattern(
     else:
         raise ValueError(message(where, "index", "must be given where ptr is not", "None"))
     return Full(torch.full_like(counts, queries), source_sizes=counts), order
+
+
+def _check_graphs(argument: str, value: object) -> None:
+    """Raise TypeError unless `value` is a tensor of integers."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.dtype == torch.bool:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(message("AttentionReadout", argument, "must be a tensor of integers", got))

@@ -190,7 +190,7 @@ class Seq2Seq(torch.nn.Module):
         max_length: int,
         source_pattern: Any = None,
     ) -> tuple[Tensor, Tensor]:
-        """Write the likeliest next token until it is `end`: greedy decoding.
+        """Write the likeliest next token other than `begin` until it is `end`: greedy decoding.
 
         The source is encoded once; the decoder reads all that it has written anew for each further token, and
         sequences that have ended no longer take part. Dropout acts in training mode, as in `forward`: call
@@ -218,7 +218,10 @@ class Seq2Seq(torch.nn.Module):
             # Whoever is still running has written as much as all others.
             prefix = F.pad(written[running], (1, 0), value=begin)
             logits = self.decode(memory, sizes, prefix.flatten(), torch.full_like(running, prefix.size(1)))
-            token = logits.unflatten(0, prefix.shape)[:, -1].argmax(-1)
+            logits = logits.unflatten(0, prefix.shape)[:, -1]
+            if begin != end:
+                logits[:, begin] = -torch.inf
+            token = logits.argmax(-1)
             column = written.new_full((len(written), 1), end).index_copy(0, running, token[:, None])
             written = torch.cat([written, column], 1)
             goes_on = token != end

@@ -194,7 +194,7 @@ class Pattern(ABC):
         edge_index = torch.cat([self.edge_index, other.edge_index[:, is_new]], 1)
         return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
 
-    def reorder(self, order: str | Tensor) -> tuple[Edges, NodeOrder]:
+    def reorder(self, order: str | Tensor | NodeOrder | Sequence[int]) -> tuple[Edges, NodeOrder]:
         """Number the nodes anew, so that nodes that are read one after another lie near one another in memory.
 
         Worth it where rows of key and value outgrow the processor's caches and the graph has a structure that its
@@ -207,7 +207,7 @@ class Pattern(ABC):
             order: "degree", nodes of most edges first;
                 "rcm", reverse Cuthill-McKee, which brings neighbors near one another on meshes and roads;
                 "metis", parts of some 500 nodes with few edges between them, which needs pymetis;
-                or a permutation: [N] integers, the old number of each node in the new order, such as
+                or a permutation: a NodeOrder, or [N] integers, the old number of each node in the new order, such as
                 `metis_parts(pattern, num_parts).argsort(stable=True)`.
 
         Returns:

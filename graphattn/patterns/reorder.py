@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,13 +56,16 @@ class NodeOrder(NamedTuple):
         return permute(x, perm, inverse, dim)
 
 
-def reorder(pattern: Pattern, order: str | Tensor) -> tuple[Edges, NodeOrder]:
+def reorder(pattern: Pattern, order: Any) -> tuple[Edges, NodeOrder]:
     """See `Pattern.reorder`."""
     if not isinstance(pattern, Edges):
-        rule = "must be a list of edges, because the fast kernels of other patterns need their nodes in line"
+        rule = "must be Edges, because fast kernels of windows and grids need their nodes in line"
         fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
         raise NotImplementedError(message("reorder", "pattern", rule, pattern, fix))
     check_square(pattern, "reorder")
+    order = order.perm if isinstance(order, NodeOrder) else order
+    if isinstance(order, np.ndarray | list):
+        order = torch.as_tensor(order, device=pattern.device)
     if isinstance(order, Tensor):
         perm = _check_permutation(order, pattern)
     else:
