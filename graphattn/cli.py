@@ -257,6 +257,8 @@ def _partition(arguments: argparse.Namespace) -> int:
 
 def _read_assignment(path: Path) -> torch.Tensor:
     try:
-        return torch.tensor([int(line) for line in path.read_text().split()])
+        parts = [int(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise ValueError(message("partition", "--assignment", "must be a file of integers", error)) from error
+        rule = "must be a file with an integer on each line"
+        raise ValueError(message("partition", "--assignment", rule, error)) from error
+    return torch.tensor(parts, dtype=torch.int64)

@@ -152,7 +152,18 @@ def test_the_command_writes_parts(method, tmp_path, capsys):
         (["bad.txt", "--parts", "2"], "must be a graph of its kind, got could not convert string"),
         (["empty.npz", "--parts", "2"], r"must hold an edge_index [2, E], got x"),
         (["edges.txt", "--parts", "2", "--assignment", "short.txt"], "must have a part for each of the 5 nodes, got 2"),
-        (["edges.txt", "--parts", "2", "--assignment", "bad.txt"], "--assignment must be a file of integers"),
+        (
+            ["edges.txt", "--parts", "2", "--assignment", "bad.txt"],
+            "--assignment must be a file with an integer on each",
+        ),
+        (
+            ["edges.txt", "--parts", "2", "--assignment", "edges.txt"],
+            "must be a file with an integer on each line, got",
+        ),
+        (["edges.txt", "--parts", "2", "--assignment", "none.txt"], "must have a part for each of the 5 nodes, got 0"),
+        (["edges.txt", "--parts", "2", "--seed", "99999999999"], "metis_parts: seed must be less than 2^31"),
+        (["far.txt", "--parts", "2"], "must use most numbers of nodes, got node 3000000000 in 2 edges. Number the"),
+        (["head.csv", "--parts", "2"], "Begin lines that aren't edges with #."),
         (
             ["edges.txt", "--parts", "2", "--assignment", "short.txt", "--method", "rcm"],
             "does not apply to --assignment",
@@ -169,6 +180,9 @@ def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monke
     (tmp_path / "bad.txt").write_text("0 one")
     (tmp_path / "short.txt").write_text("0\n1\n")
     (tmp_path / "bad.gz").write_text("0 1")
+    (tmp_path / "none.txt").write_text("")
+    (tmp_path / "far.txt").write_text("0 3000000000\n1 2\n")
+    (tmp_path / "head.csv").write_text("source,target\n0,1\n")
     np.savez(tmp_path / "empty.npz", x=np.zeros(3))
     np.savez(tmp_path / "halves.npz", edge_index=np.full((2, 3), 0.5))
     np.savez(tmp_path / "words.npz", edge_index=np.array([["a"], ["b"]]))

@@ -32,6 +32,9 @@ UNREADABLE = (
     RuntimeError,
 )
 
+# A list whose nodes have numbers up to so many times those that it can have isn't numbered from 0.
+DENSE = 100
+
 
 def read_graph(source: str) -> Data:
     r"""Read a graph: a data set's name as in `load_graph`, or the path of a file.
@@ -69,7 +72,8 @@ def read_graph(source: str) -> Data:
         held = read(path)
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason)) from error
+        fix = "" if read is not _read_text else "Begin lines that aren't edges with #."
+        raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason, fix)) from error
     edge_index = held.get("edge_index")
     if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(message("read_graph", str(path), "must hold an edge_index [2, E]", ", ".join(map(str, held))))
@@ -80,18 +84,23 @@ def read_graph(source: str) -> Data:
     if held.get("num_nodes") is not None:
         data.num_nodes = int(held["num_nodes"])
     elif "x" not in data:
-        data.num_nodes = int(edge_index.max()) + 1 if edge_index.numel() else 0
-        _check_num_nodes(path, data)
+        data.num_nodes = _count_nodes(path, data)
     return data
 
 
-def _check_num_nodes(path: Path, data: Data) -> None:
-    """Raise ValueError where the last nodes may have no edges: a tensor has more rows than there are nodes in edges."""
+def _count_nodes(path: Path, data: Data) -> int:
+    """How many nodes the edges reach; raise ValueError where that can't be all, or is far more than have edges."""
+    edges = data.edge_index
+    nodes = int(edges.max()) + 1 if edges.numel() else 0
+    if nodes > DENSE * edges.numel() + 10**6:
+        got, fix = f"node {nodes - 1} in {edges.size(1)} edges", "Number the nodes 0, 1, 2, ..., or store num_nodes."
+        raise ValueError(message("read_graph", str(path), "must use most numbers of nodes", got, fix))
     for name, x in data.to_dict().items():
-        if isinstance(x, Tensor) and "edge" not in name and x.dim() and x.size(0) > data.num_nodes:
-            got = f"{name} of shape {shape_of(x)}, where edges reach {data.num_nodes} nodes"
+        if isinstance(x, Tensor) and "edge" not in name and x.dim() and x.size(0) > nodes:
+            got = f"{name} of shape {shape_of(x)}, where edges reach {nodes} nodes"
             fix = "Store num_nodes beside edge_index."
             raise ValueError(message("read_graph", str(path), "must hold num_nodes", got, fix))
+    return nodes
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:

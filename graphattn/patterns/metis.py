@@ -52,6 +52,8 @@ def metis_parts(
         raise ValueError(message("metis_parts", "num_nodes", f"must be that of the pattern, {nodes}", num_nodes))
     num_parts = check_int("metis_parts", "num_parts", num_parts, 1)
     seed = check_int("metis_parts", "seed", seed, 0)
+    if seed >= 2**31:
+        raise ValueError(message("metis_parts", "seed", "must be less than 2^31", seed))
     try:
         import pymetis
     except ImportError as error:
