@@ -71,7 +71,7 @@ NODES += [(data, model) for model in ("GAT", "GT", "GAT-sep") for data in ("Mine
 COMMANDS: dict[str, list[list[str]]] = {
     "pos_tagging": [["pos_tagging.py", "--dataset", "ewt", "--seeds", "3"]],
     "image_classification": [
-        ["image_classification.py", "--dataset", "mnist", "--full", "--models", "grid"],
+        ["image_classification.py", "--dataset", "mnist", "--full", "--models", "grid", "cnn"],
         ["image_classification.py", "--dataset", "mnist"],
         [
             *("image_classification.py", "--dataset", "mnist", "--models", "pixels"),

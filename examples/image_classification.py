@@ -12,8 +12,10 @@ training, and both kinds of attention know by the same sines where a node is. Wh
 learn from.
 
 Expected on the digits after about three minutes: of 1,100 images the CNN learns 99 %, the grid 97 %, full attention
-96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs. With --full, the grid
-reaches 99.2 %, in 15 minutes on one core. "pixels" is full attention of all 784 pixels, and slow.
+96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs, and the fewer steps: of
+10,000 images of MNIST the CNN learns 98.3 % in 312 steps, the grid 93.6 %, full attention 74.8 %. With --full, of 5,156
+steps, the grid reaches 99.2 %, in 15 minutes on one core, and the CNN 99.5 %. "pixels" is full attention of all 784
+pixels, 90.7 % after 703 slow steps.
 """
 
 import argparse
