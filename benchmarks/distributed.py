@@ -6,9 +6,10 @@ One process with as many threads as there are cores, and two ranks with their sh
 graphs on three and four ranks, for the cost model of docs/scaling.md. Writes results/distributed.json and .md. Real
 graphs are read from $GRAPHATTN_DATASETS; without it, they are left out.
 
-    python benchmarks/distributed.py --foresee
+    python benchmarks/distributed.py --page
 
-prints what these results say of a graph with 1.6 billion edges.
+prints the tables of docs/scaling.md from these results: predictions beside what was measured, halos, and what follows
+for a graph with 1.6 billion edges.
 """
 
 from __future__ import annotations
@@ -301,6 +302,18 @@ COLUMNS = {
     "predicted peak bytes of a rank": "predicted",
     "difference of losses": "difference of losses",
 }
+# The same for docs/scaling.md: predicted, then measured.
+CHECKED = {
+    "graph": "graph",
+    "ranks": "ranks",
+    "halo rows": "most halo rows",
+    "predicted sent bytes": "sent per step by a rank: predicted",
+    "sent bytes": "counted",
+    "predicted peak bytes of a rank": "peak memory of a rank: predicted",
+    "peak bytes of a rank": "measured",
+    "predicted busiest ms": "processor ms of the busiest rank: predicted",
+    "ranks, busiest ms": "measured",
+}
 PARTS = (2, 4, 8, 16, 32, 64)
 
 
@@ -339,9 +352,18 @@ NODES, EDGES, FEATURES, WIDTH, DEPTH, ITEM = 111_059_956, 1_615_685_872, 128, 12
 GPU_BYTES, GPU_READS, GPU_FLOPS, LINK_INSIDE, LINK_BETWEEN = 80e9, 2e12, 200e12, 300e9, 25e9
 
 
-def foresee() -> str:
-    """Table of what the model says of NODES and EDGES on 8 to 64 GPUs, from the measured bytes per node and halos."""
+def page() -> str:
+    """The tables of docs/scaling.md."""
     held = json.loads((RESULTS / "distributed.json").read_text())
+    return "\n\n".join([table(held["records"], CHECKED), table_of_halos(held["halos"]), foresee(held)])
+
+
+def table_of_halos(rows: list[dict[str, Any]]) -> str:
+    return table(rows, {name: name if name == "graph" else f"{name} parts" for name in rows[0]})
+
+
+def foresee(held: dict[str, Any]) -> str:
+    """Table of what the model says of NODES and EDGES on 8 to 64 GPUs, from the measured bytes per node and halos."""
     # Numbers of a width that one layer keeps for a node, as a step of one process had at its peak.
     numbers = statistics.median(
         r["peak bytes of one process"] / (4 * CHANNELS * LAYERS * r["nodes"]) for r in held["records"]
@@ -380,9 +402,7 @@ def foresee() -> str:
 def main() -> None:
     """Measure all graphs and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--foresee", action="store_true", help="print the table of a large graph from the results alone"
-    )
+    parser.add_argument("--page", action="store_true", help="print the tables of docs/scaling.md from the results")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 4], help="numbers of ranks (default 2 3 4)")
     there = [
@@ -392,8 +412,8 @@ def main() -> None:
     ]
     parser.add_argument("--graphs", nargs="+", default=there, choices=there)
     options = parser.parse_args()
-    if options.foresee:
-        print(foresee())
+    if options.page:
+        print(page())
         return
     sizes, load = sorted({2, *options.sizes}), os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -414,7 +434,7 @@ def main() -> None:
         f"More ranks than {CORES} share the cores. Predictions are those of docs/scaling.md: {rates}.",
         table(records, COLUMNS),
         "Rows that all ranks receive for one layer, per node, after METIS, and what random edges and parts would need:",
-        table(rows, {name: name if name == "graph" else f"{name} parts" for name in rows[0]}),
+        table_of_halos(rows),
     ]
     about = {**versions(), "cores": CORES, "load before": round(load, 1), "backend": "gloo"}
     title = "Ranks that share a graph, on one machine"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -64,6 +67,15 @@ def test_every_public_name_is_in_the_reference():
     public = {name for names in NAMES.values() for name in names.split()}
     # Constants, and a module, which has a page.
     assert public - documented == {"GRAPHS", "TREEBANKS", "nn"}
+
+
+def test_the_page_on_scaling_has_the_tables_that_its_command_prints():
+    command = [sys.executable, "benchmarks/distributed.py", "--page"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert len(lines) > 30, done.stderr
+    assert not set(lines) - set(PAGES["scaling.md"].splitlines())
 
 
 @pytest.fixture
