@@ -233,7 +233,8 @@ def decode(pattern, memory=X):
     ("call", "error", "text"),
     [
         (lambda: TransformerBlock(0), ValueError, "TransformerBlock: channels must be at least 1, got 0"),
-        (lambda: TransformerBlock(4, heads=3), ValueError, "heads must divide out_channels, 4, got 3"),
+        (lambda: TransformerBlock(4, heads=3), ValueError, "TransformerBlock: heads must divide channels, 4, got 3"),
+        (lambda: GraphTransformer(4, 8, 2, 1, heads=3), ValueError, "heads must divide hidden_channels, 8, got 3"),
         (lambda: TransformerBlock(4, ego="sum"), ValueError, "ego must be one of 'add', 'concat', 'none', got 'sum'"),
         (lambda: TransformerBlock(4, feed_forward=0.1), ValueError, "feed_forward must leave at least one hidden"),
         (lambda: TransformerBlock(4, dropout=2), ValueError, "dropout must lie in"),

@@ -77,6 +77,7 @@ class TransformerBlock(torch.nn.Module):
         super().__init__()
         where = "TransformerBlock"
         self.channels = check_int(where, "channels", channels, 1)
+        _check_heads(where, "channels", self.channels, heads, options)
         check_choice(where, "ego", ego, EGO)
         check_probability(where, "dropout", dropout)
         check_finite(where, "feed_forward", feed_forward)
@@ -227,6 +228,7 @@ class GraphTransformer(torch.nn.Module):
         self.num_layers = check_int(where, "num_layers", num_layers, 1)
         self.out_channels = None if out_channels is None else check_int(where, "out_channels", out_channels, 1)
         check_probability(where, "dropout", dropout)
+        _check_heads(where, "hidden_channels", self.hidden_channels, heads, options)
         kind: Any = type(encoding)
         enters_once = isinstance(encoding, Encoding) and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
         self.encoding = encoding if enters_once else None
@@ -304,6 +306,12 @@ def _attend(
         return layer(x, pattern, edge_attr), ()
     out, weights = layer(x, pattern, edge_attr, return_attention_weights=True)
     return out, (weights,)
+
+
+def _check_heads(where: str, argument: str, channels: int, heads: int, options: dict[str, Any]) -> None:
+    """Raise ValueError in the caller's words where heads wouldn't divide what the layer is made of."""
+    if options.get("head_channels") is None and channels % check_int(where, "heads", heads, 1):
+        raise ValueError(message(where, "heads", f"must divide {argument}, {channels}", heads))
 
 
 def _check_channels(where: str, argument: str, channels: int) -> int:
