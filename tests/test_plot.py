@@ -46,6 +46,10 @@ def weights_of(pattern, heads=1):
     return attention(query, key, key, pattern, return_weights=True)[1]
 
 
+def draw_uniform(axes, pattern, **options):
+    return draw_weights(axes, pattern, torch.full((pattern.num_edges,), 0.25), **options)
+
+
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
@@ -112,6 +116,19 @@ def test_names_stand_beside_rows_and_columns(axes):
     draw_weights(axes, Full(2, 3), weights_of(Full(2, 3))[:, 0], source_names=["a", "b", "$"], target_names=["c", "d"])
     assert [text.get_text() for text in axes.get_xticklabels()] == ["a", "b", "$"]
     assert [text.get_text() for text in axes.get_yticklabels()] == ["c", "d"]
+
+
+@pytest.mark.parametrize("draw", [draw_pattern, draw_uniform])
+def test_axes_can_be_drawn_into_again_with_and_without_names(axes, draw):
+    pattern = Full(4)
+    draw(axes, pattern, names=["a word too long to lie", *WORDS[1:]])
+    axes.figure.canvas.draw()
+    draw(axes, pattern)
+    axes.figure.canvas.draw()
+    shown = [label for label in axes.get_xticklabels() if label.get_text() in "0123"]
+    assert [label.get_text() for label in shown] == list("0123") and {label.get_rotation() for label in shown} == {0}
+    draw(axes, pattern, names=WORDS)
+    assert [label.get_text() for label in axes.get_yticklabels()] == WORDS
 
 
 def test_a_weight_of_zero_differs_from_no_edge(axes):

@@ -168,17 +168,20 @@ def _both_names(
 
 def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[str] | None]) -> None:
     """Limits, aspect, and the names or numbers beside rows and columns, as many as there is room for."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     axes.set(xlim=(-0.5, max(pattern.num_sources, 1) - 0.5), ylim=(max(pattern.num_targets, 1) - 0.5, -0.5))
     axes.set_aspect("equal")
     axes.tick_params(length=0)
-    if labels == (None, None):
-        axes.locator_params(integer=True)
     # Names take about a third of the room that the cells have now.
     cell = 0.7 * points_per_unit(axes)
     size = min(max(0.75 * cell, 5.0), 10.0)
     for axis, names in ((axes.xaxis, labels[0]), (axes.yaxis, labels[1])):
         if names is None:
-            axis.set_tick_params(labelsize=8)
+            # The axes may still have the names of an earlier drawing.
+            axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_tick_params(labelsize=8, labelrotation=0)
             continue
         step = max(math.ceil(1.2 * size / cell), 1)
         shown = range(0, len(names), step)
