@@ -46,6 +46,9 @@ def weights_of(pattern, heads=1):
     return attention(query, key, key, pattern, return_weights=True)[1]
 
 
+CHAIN = torch.tensor([[0, 1], [1, 2]])
+
+
 def draw_uniform(axes, pattern, **options):
     return draw_weights(axes, pattern, torch.full((pattern.num_edges,), 0.25), **options)
 
@@ -66,6 +69,11 @@ def test_drawn_graph_has_every_node_and_edge(axes):
     assert [text.get_text() for text in axes.texts] == ["0", "1"]
     mark_node(axes, position[2], "A", away_from=position[0])
     assert axes.texts[-1].get_text() == "A"
+
+
+def test_a_graph_is_drawn_from_its_edge_index_too(axes):
+    draw_graph(axes, CHAIN, torch.rand(3, 2), torch.tensor([0, 1, 1]), names=["a", "b"])
+    assert len(axes.collections[0].get_segments()) == 2 and texts(axes) == ["a", "b"]
 
 
 def test_drawn_neighborhood_shows_the_weights(axes):
@@ -268,6 +276,31 @@ BAD = (
         lambda axes: draw_heads(axes.figure, draw_weights, Full(2), torch.ones(4)),
         ValueError,
         r"draw_heads: weights must be \[4, H\]",
+    ),
+    (
+        lambda axes: draw_heads(axes, draw_weights, Full(2), torch.ones(4, 1)),
+        TypeError,
+        "draw_heads: figure must be a Matplotlib figure, got Axes. Use plt.figure",
+    ),
+    (
+        lambda axes: draw_pixel_weights(axes, Grid((2, 3), 1), torch.ones(Grid((2, 3), 1).num_edges), pixel=5),
+        TypeError,
+        r"draw_pixel_weights: pixel must be a row and a column, got 5. Use pixel=divmod\(node, 3\)",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(4, 2), torch.zeros(4)),
+        ValueError,
+        r"draw_graph: position must have shape \[3, 2\], got \[4, 2\]. Use Edges\(edge_index, num_nodes\)",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(3, 2), torch.zeros(3)),
+        TypeError,
+        r"draw_graph: label must be integers, got torch.float32. Use label.long\(\).",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(3, 2), torch.arange(3), names=["a", "b"]),
+        ValueError,
+        r"draw_graph: label must lie in \[0, 2\) because there are 2 names, got 2",
     ),
     (lambda axes: draw_receptive_field(axes, Full(2), 0, 0), ValueError, "layers must be at least 1"),
     (lambda axes: receptive_field(Full(2, 3), 0, 1), ValueError, "receptive_field: pattern must have as many sources"),

@@ -42,7 +42,7 @@ def draw_heads(
         The axes of the H panels.
 
     Raises:
-        TypeError: columns is not an integer.
+        TypeError: figure is none, or columns is not an integer.
         ValueError: weights aren't [E, H], there are more or fewer titles than heads, or columns is below 1.
 
     Example:
@@ -54,6 +54,9 @@ def draw_heads(
         >>> [axes.get_title() for axes in panels]
         ['head 0', 'head 1', 'head 2']
     """
+    if not hasattr(figure, "subplots"):
+        fix = "Use plt.figure(): the panels are made here."
+        raise TypeError(message("draw_heads", "figure", "must be a Matplotlib figure", type(figure).__name__, fix))
     pattern = read_pattern(pattern)
     if not isinstance(weights, Tensor) or weights.dim() != 2 or weights.size(0) != pattern.num_edges:
         got = shape_of(weights) if isinstance(weights, Tensor) else type(weights).__name__

@@ -41,7 +41,7 @@ def draw_pixel_weights(
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor.
+        TypeError: weight is no tensor, or pixel no pair.
         ValueError: pattern, image, weight or pixel don't fit each other; strongest isn't above 0.
 
     Example:
@@ -57,8 +57,14 @@ def draw_pixel_weights(
     image = None if image is None else torch.as_tensor(image)
     rows, columns = pixel_shape("draw_pixel_weights", pattern, image)
     weight = read_weight("draw_pixel_weights", pattern, weight)
-    row = read_node("draw_pixel_weights", "pixel[0]", pixel[0], rows)
-    column = read_node("draw_pixel_weights", "pixel[1]", pixel[1], columns)
+    try:
+        row, column = pixel
+    except (TypeError, ValueError) as error:
+        fix = f"Use pixel=divmod(node, {columns}) for the number of a node."
+        rule = "must be a row and a column"
+        raise type(error)(message("draw_pixel_weights", "pixel", rule, repr(pixel), fix)) from None
+    row = read_node("draw_pixel_weights", "pixel[0]", row, rows)
+    column = read_node("draw_pixel_weights", "pixel[1]", column, columns)
     into = pattern.edge_index[1] == row * columns + column
     source, weight = pattern.edge_index[0, into], weight[into]
     share = shares(weight, strongest_of("draw_pixel_weights", strongest))
