@@ -137,6 +137,13 @@ def test_pixels_answer(page, tmp_path):
     assert len(page.query_selector_all("svg g:last-child rect")) == 9
 
 
+def test_a_large_picture_is_not_covered(page, tmp_path):
+    grid = Grid((14, 14), radius=1)
+    page.goto(explore(tmp_path / "page.html", grid, weights_of(grid, 1), image=torch.rand(14, 14)).as_uri())
+    fill = "element => getComputedStyle(element).fill"
+    assert {page.eval_on_selector(f"#target-{node}", fill) for node in (0, 105, 195)} == {"rgba(0, 0, 0, 0)"}
+
+
 def test_nodes_answer(page, tmp_path):
     # Both edges of a pair that is there twice add up.
     graph = Edges(torch.cat([Edges(networkx.karate_club_graph()).edge_index, torch.tensor([[1], [0]])], 1))
