@@ -144,6 +144,18 @@ def test_a_large_picture_is_not_covered(page, tmp_path):
     assert {page.eval_on_selector(f"#target-{node}", fill) for node in (0, 105, 195)} == {"rgba(0, 0, 0, 0)"}
 
 
+@pytest.mark.parametrize("width", [360, 1100])
+def test_rows_and_columns_of_sources_can_be_read(page, tmp_path, width):
+    grid = Grid((28, 28), radius=1)
+    page.set_viewport_size({"width": width, "height": 720})
+    page.goto(explore(tmp_path / "page.html", grid, weights_of(grid, 1)).as_uri())
+    cut = "elements => elements.filter(element => element.scrollWidth > element.clientWidth).length"
+    assert (
+        page.text_content("#sources .name").startswith("row 1")
+        and page.eval_on_selector_all("#sources .name", cut) == 0
+    )
+
+
 def test_nodes_answer(page, tmp_path):
     # Both edges of a pair that is there twice add up.
     graph = Edges(torch.cat([Edges(networkx.karate_club_graph()).edge_index, torch.tensor([[1], [0]])], 1))
