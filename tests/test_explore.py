@@ -179,6 +179,21 @@ def test_cross_attention_has_two_lines(page, tmp_path):
     assert page.text_content("#sources li .name").rsplit(" (", 1)[0] in WORDS
 
 
+@pytest.mark.parametrize(("layout", "marked"), [("words", ".word.negative"), ("nodes", "circle.negative")])
+def test_negative_weights_are_striped_or_hollow(page, tmp_path, layout, marked):
+    weights = torch.tensor([[0.5, 0.5], [-0.25, 0.5], [0.1, 0.5], [-0.5, 0.5]])
+    path = explore(tmp_path / "page.html", Full(4), weights.repeat(4, 1), layout=layout)
+    page.goto(path.as_uri())
+    node = "elements => elements.map(element => Number(element.dataset.node))"
+    assert page.eval_on_selector_all(marked, node) == [1, 3]
+    assert page.eval_on_selector_all(
+        "#sources button:has(.bar.negative)", "rows => rows.map(row => Number(row.dataset.source))"
+    ) == [1, 3]
+    assert page.is_visible("#below")
+    page.keyboard.press("1")
+    assert page.query_selector_all(f"{marked}, #sources .negative") == [] and not page.is_visible("#below")
+
+
 def test_a_thousand_nodes_stay_fluid(page, tmp_path):
     generator = torch.Generator().manual_seed(0)
     edge_index = torch.randint(1000, (2, 50_000), generator=generator)

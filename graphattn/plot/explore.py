@@ -40,7 +40,8 @@ def explore(
 
     The page needs no server and no network. It lists the strongest sources with their weights and what all weights
     add up to. Keys: arrows walk, digits choose a head, m is the mean of the heads, h and l go to the next head and
-    layer (with shift to the previous one). Its address keeps what is selected. A thousand nodes stay fluid.
+    layer (with shift to the previous one). Its address keeps what is selected. Negative weights
+    are striped, dashed or hollow. A thousand nodes stay fluid.
 
     Args:
         path: where to write it.
