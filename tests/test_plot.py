@@ -194,6 +194,20 @@ def test_squares_of_pixels_have_the_area_of_their_weights(axes):
     assert max(sides[3:]) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_colors_in_bytes_are_those_in_unit_range(axes, tmp_path, dtype):
+    grid = Grid((2, 2), radius=1)
+    weight = torch.ones(grid.num_edges)
+    image = torch.tensor([[[0, 51, 255], [255, 0, 0]], [[102, 102, 102], [0, 0, 0]]])
+    pages = []
+    for colors in (image / 255, image.to(dtype)):
+        draw_pixel_weights(axes, grid, weight, pixel=(0, 0), image=colors)
+        pages.append(explore(tmp_path / "page.html", grid, weight, image=colors).read_text(encoding="utf-8"))
+    unit, in_bytes = (drawn.get_array() for drawn in axes.images)
+    assert abs(in_bytes - unit).max() < 1e-6
+    assert pages[0] == pages[1]
+
+
 def test_every_head_has_its_panel():
     pattern = Window(4, 1)
     weights = weights_of(pattern, heads=3)

@@ -34,7 +34,8 @@ def draw_pixel_weights(
         pattern: a `Grid` of one array of two axes; or any pattern of H * W nodes, with an image.
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
         pixel: row and column of the pixel that attends.
-        image: [H, W], drawn dark where large as digits are, or [H, W, 3] of colors in [0, 1]; blank where left out.
+        image: [H, W], drawn dark where large as digits are, or [H, W, 3] of colors in [0, 1] or [0, 255]; blank where
+            left out.
         strongest: the weight that fills its pixel; the largest drawn where left out.
 
     Returns:
@@ -97,13 +98,19 @@ def pixel_shape(where: str, pattern: Pattern, image: Tensor | None) -> tuple[int
     return rows, columns
 
 
+def read_colors(image: Tensor) -> Tensor:
+    """Colors [H, W, 3] in [0, 1], from such ones or from bytes; a float tensor of bytes shows it by what exceeds 2."""
+    has_bytes = not image.is_floating_point() or bool((image > 2).any())
+    return (image.double() / (255 if has_bytes else 1)).clamp(0, 1)
+
+
 def _show_faded(axes: Axes, image: Tensor | None, rows: int, columns: int) -> None:
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
     if image is None:
         return
     image = image.detach().cpu()
     if image.dim() == 3:
-        axes.imshow((0.5 + 0.5 * image.clamp(0, 1)).numpy(), interpolation="nearest")
+        axes.imshow((0.5 + 0.5 * read_colors(image)).numpy(), interpolation="nearest")
     else:
         low, high = (float(end) for end in image.aminmax())
         # The darkest ink is a light grey, which leaves the dark shades to the weights.
