@@ -176,6 +176,10 @@ def test_cross_attention_has_two_lines(page, tmp_path):
     page.goto(explore(tmp_path / "page.html", pattern, weights, names=(WORDS, ["x", "y", "z"])).as_uri())
     page.click("#target-2")
     assert_shows(page, pattern, weights[:, 0], 2)
+    # The number over the highest bar, 1.2rem at most, has room below the heading.
+    box = "element => element.getBoundingClientRect()"
+    heading, bar = (page.eval_on_selector(what, box) for what in (".line h2", ".word i"))
+    assert bar["top"] - heading["bottom"] > 19
     assert page.text_content("#sources li .name").rsplit(" (", 1)[0] in WORDS
 
 
@@ -192,6 +196,12 @@ def test_negative_weights_are_striped_or_hollow(page, tmp_path, layout, marked):
     assert page.is_visible("#below")
     page.keyboard.press("1")
     assert page.query_selector_all(f"{marked}, #sources .negative") == [] and not page.is_visible("#below")
+
+
+def test_one_node_has_one_edge(page, tmp_path):
+    page.goto(explore(tmp_path / "page.html", Full(1), torch.ones(1, 1)).as_uri())
+    assert page.text_content("#about").endswith(": 1 node, 1 edge")
+    assert page.text_content("#sum").startswith("1 source, ")
 
 
 def test_a_thousand_nodes_stay_fluid(page, tmp_path):
