@@ -219,6 +219,24 @@ def test_every_head_has_its_panel():
     pyplot.close(figure)
 
 
+@pytest.mark.parametrize(
+    ("draw", "options", "ends"),
+    [
+        (draw_weights, {}, [".90", "-.80"]),
+        (draw_arcs, {"target": 1}, [".40", ".70"]),
+        (draw_pixel_weights, {"pixel": (0, 1), "image": torch.rand(1, 2)}, [".40", ".70"]),
+        (draw_weights, {"strongest": 1.0}, None),
+    ],
+)
+def test_titles_of_heads_say_where_their_scales_end(draw, options, ends):
+    weights = torch.tensor([[0.9, 0.3], [0.1, -0.8], [0.4, 0.7], [0.2, 0.1]])
+    figure = pyplot.figure()
+    panels = draw_heads(figure, draw, Edges(torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]])), weights, **options)
+    expected = ["head 0", "head 1"] if ends is None else [f"head {head}, up to {end}" for head, end in enumerate(ends)]
+    assert [axes.get_title() for axes in panels] == expected
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("pattern", [Window(9, 1, causal=True), Grid((3, 3), 1), random_edges(9, 2), Full([4, 5])])
 def test_receptive_fields_are_powers_of_the_pattern(pattern):
     step = (pattern.mask() | torch.eye(9, dtype=torch.bool)).double()
