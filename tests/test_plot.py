@@ -148,6 +148,14 @@ def test_a_weight_of_zero_differs_from_no_edge(axes):
     assert texts(axes) == ["0", "1", ".50"]
 
 
+def test_negative_weights_without_numbers_have_dots(axes):
+    pattern = Window(20, radius=1)
+    weight = torch.where(pattern.edge_index[0] > pattern.edge_index[1], -0.5, 1.0)
+    draw_weights(axes, pattern, weight)
+    (dots,) = axes.collections
+    assert dots.get_offsets().tolist() == [[row + 1, row] for row in range(19)] and texts(axes) == []
+
+
 def test_arcs_lie_above_from_earlier_words_and_below_from_later_ones(axes):
     pattern = Edges(torch.tensor([[0, 3, 2], [2, 2, 2]]), 4)
     draw_arcs(axes, pattern, torch.tensor([0.5, 0.3, 0.2]), names=WORDS, target=2)
