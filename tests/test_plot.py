@@ -180,6 +180,14 @@ def test_arrows_are_as_many_as_edges_and_uniform_ones_alike(axes, target):
     assert texts(axes) == list("abcde")
 
 
+def test_long_names_stand_on_the_outer_side_and_short_ones_inside(axes):
+    place = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    for names, expected in ((["a", "Bertram"], [-1, 1]), (["a", "b"], [0, 0])):
+        draw_graph_weights(axes, Full(2), torch.ones(4), names=names, position=place)
+        heights = [text.get_position()[1] for text in axes.texts[-2:]]
+        assert [(height > y) - (height < y) for height, y in zip(heights, (0, 1), strict=True)] == expected
+
+
 def test_layouts_repeat_and_hold_nodes_apart():
     pattern = random_edges(40, 3, generator=torch.Generator().manual_seed(0))
     for name in ("spring", "kamada_kawai", "spectral", "circular"):

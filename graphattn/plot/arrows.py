@@ -110,7 +110,8 @@ def draw_graph_weights(
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
         target: draw only the edges into this node, which is marked; all where left out.
         position: [N, 2] coordinates, or the name of a `layout`.
-        names: a text per node; short ones stand in the nodes, others below.
+        names: a text per node; all in the nodes where none has more than three letters, else all on the outer side,
+            above or below.
         strongest: the weight drawn thickest; the largest drawn where left out.
 
     Returns:
@@ -204,7 +205,7 @@ def node_radius(place: Tensor) -> float:
 
 
 def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], texts: Sequence[str] | None) -> None:
-    """Discs; texts of up to three letters stand in them, longer ones below."""
+    """Discs; texts stand in them where none has more than three letters, else above or below, away from the middle."""
     from matplotlib import patheffects
     from matplotlib.collections import EllipseCollection
     from matplotlib.colors import to_rgb
@@ -229,16 +230,18 @@ def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], t
     inside = max(map(len, texts), default=0) <= 3
     size_of_text = min(max(1.2 * points, 4.0), 11.0) if inside else 8.0
     outline = [] if inside else [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    middle = sum(axes.get_ylim()) / 2
     for (x, y), text, fill in zip(place.tolist(), texts, fills, strict=True):
+        side = 1 if y > middle else -1
         red, green, blue = to_rgb(fill)
         color = text_color(1 - (0.3 * red + 0.59 * green + 0.11 * blue)) if inside else "black"
         axes.text(
             x,
-            y if inside else y - 1.5 * radius,
+            y if inside else y + 1.5 * side * radius,
             text,
             fontsize=size_of_text,
             ha="center",
-            va="center_baseline" if inside else "top",
+            va="center_baseline" if inside else "bottom" if side > 0 else "top",
             color=color,
             path_effects=outline,
             zorder=4,
