@@ -168,6 +168,18 @@ def test_arcs_lie_above_from_earlier_words_and_below_from_later_ones(axes):
     assert axes.texts[2].get_color() == MARK
 
 
+def test_words_fit_into_their_frames_and_touch_no_other():
+    figure = pyplot.figure(figsize=(12, 5))
+    words = ["WWWWWWWWWW", "$il", "illicitly", "MW", ""]
+    panels = draw_heads(figure, draw_arcs, Full(5), torch.ones(25, 4), names=words, target=0, columns=4)
+    draw_arcs(panels[3], Window(5, radius=0), names=words)
+    boxes = [text.get_window_extent() for text in panels[3].texts[:4]]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    frames = [patch.get_window_extent() for patch in panels[3].patches[-5:]]
+    assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for frame, box in zip(frames, boxes, strict=False))
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("target", [None, 0])
 def test_arrows_are_as_many_as_edges_and_uniform_ones_alike(axes, target):
     pattern = Edges(networkx.star_graph(4)).with_self_loops()
