@@ -149,7 +149,7 @@ def draw_graph_weights(
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
 
     radius = node_radius(place)
-    set_up(axes, place, radius)
+    set_up(axes, place, radius, 2.2 if texts is None or _fit_inside(texts) else 3.4)
     is_loop = edge_index[0] == edge_index[1]
     is_arrow = ~is_loop & (share > 0)
     _add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
@@ -188,11 +188,10 @@ def _shades(share: Tensor) -> list[tuple[float, float, float]]:
     return [shade(0.25 + 0.75 * part) for part in share.tolist()]
 
 
-def set_up(axes: Axes, place: Tensor, radius: float) -> None:
-    """Limits around all nodes, undistorted, without a frame."""
+def set_up(axes: Axes, place: Tensor, radius: float, margin: float = 2.2) -> None:
+    """Limits around all nodes, with a margin of so many radii, undistorted, without a frame."""
     low, high = (place.min(0).values, place.max(0).values) if len(place) else (torch.zeros(2), torch.ones(2))
-    margin = 2.2 * radius
-    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    (left, bottom), (right, top) = (low - margin * radius).tolist(), (high + margin * radius).tolist()
     frame(axes, left, right, bottom, top)
 
 
@@ -202,6 +201,10 @@ def node_radius(place: Tensor) -> float:
         return 0.04
     apart = torch.cdist(place, place).fill_diagonal_(torch.inf).min(1).values
     return min(max(0.36 * float(apart.quantile(0.02)), 0.006), 0.03)
+
+
+def _fit_inside(texts: Sequence[str]) -> bool:
+    return max(map(len, texts), default=0) <= 3
 
 
 def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], texts: Sequence[str] | None) -> None:
@@ -227,12 +230,12 @@ def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], t
     if texts is None:
         return
     points = radius * points_per_unit(axes)
-    inside = max(map(len, texts), default=0) <= 3
+    inside = _fit_inside(texts)
     size_of_text = min(max(1.2 * points, 4.0), 11.0) if inside else 8.0
     outline = [] if inside else [patheffects.withStroke(linewidth=2.5, foreground="white")]
     middle = sum(axes.get_ylim()) / 2
     for (x, y), text, fill in zip(place.tolist(), texts, fills, strict=True):
-        side = 1 if y > middle else -1
+        side = 1 if y > middle + 0.5 * radius else -1
         red, green, blue = to_rgb(fill)
         color = text_color(1 - (0.3 * red + 0.59 * green + 0.11 * blue)) if inside else "black"
         axes.text(
