@@ -287,6 +287,21 @@ def test_receptive_fields_are_drawn(axes, pattern):
         assert texts(axes) == expected
 
 
+def test_nearer_dots_are_darker_and_sequences_stand_apart(axes):
+    draw_receptive_field(axes, Window([5, 4], 1), 2, 2)
+    lowest = next(drawn for drawn in axes.collections if isinstance(drawn, PathCollection))
+    assert lowest.get_offsets()[:, 0].tolist() == axes.get_xticks().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    lightness = [sum(color[:3]) for color in lowest.get_facecolors().tolist()]
+    assert lightness[2] == lightness[1] == lightness[3] < lightness[0] == lightness[4] < lightness[5] == 3
+
+
+def test_arrows_of_a_receptive_field_are_the_edges_that_lead_to_the_node(axes):
+    draw_receptive_field(axes, torch.tensor([[1, 2, 3, 0, 4], [0, 1, 2, 4, 0]]), 0, 2, position="circular")
+    faint, arrows, _ = axes.collections
+    # 1 -> 0, 2 -> 1, 4 -> 0, and 0 -> 4 back to itself; 3 -> 2 takes a layer more.
+    assert len(arrows.get_paths()) == 4 and len(faint.get_segments()) == 1
+
+
 BAD = (
     (
         lambda axes: draw_weights(axes, Full(2), torch.ones(4, 1)),

@@ -130,8 +130,6 @@ def draw_graph_weights(
         >>> len(arrows.get_paths()), len(nodes.get_offsets())
         (3, 4)
     """
-    from matplotlib.collections import LineCollection
-
     pattern = read_square("draw_graph_weights", pattern)
     weight = read_weight("draw_graph_weights", pattern, weight)
     texts = read_names("draw_graph_weights", "names", names, pattern.num_targets)
@@ -142,8 +140,7 @@ def draw_graph_weights(
         others, edge_index, weight = edge_index[:, ~into], edge_index[:, into], weight[into]
     else:
         others = edge_index[:, weight == 0]
-    faint = LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1)
-    axes.add_collection(faint, autolim=False)
+    add_faint(axes, place, others)
     share = shares(weight, strongest_of("draw_graph_weights", strongest))
     order = share.argsort(stable=True)
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
@@ -152,7 +149,7 @@ def draw_graph_weights(
     set_up(axes, place, radius, 2.2 if texts is None or _fit_inside(texts) else 3.4)
     is_loop = edge_index[0] == edge_index[1]
     is_arrow = ~is_loop & (share > 0)
-    _add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
+    add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
     _add_rings(axes, place[edge_index[1, is_loop]], share[is_loop], radius)
     fills = ["white"] * pattern.num_targets
     if target is not None:
@@ -161,7 +158,7 @@ def draw_graph_weights(
     return axes
 
 
-def _add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
+def add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
     """Arrows in the shades of their shares; hollow ones have the shade as their rim, others a white one."""
     from matplotlib.collections import PolyCollection
 
@@ -266,10 +263,13 @@ def read_position(where: str, pattern: Pattern, position: Tensor | str) -> Tenso
     return fit_square(place)
 
 
-def _undirected(place: Tensor, edge_index: Tensor) -> Any:
-    """Segments [pairs, 2, 2] of all pairs with an edge in either direction."""
+def add_faint(axes: Axes, place: Tensor, edge_index: Tensor) -> None:
+    """Thin lines between all pairs with an edge in either direction."""
+    from matplotlib.collections import LineCollection
+
     pairs = torch.stack([edge_index.amin(0), edge_index.amax(0)]).unique(dim=1)
-    return place[pairs[:, pairs[0] != pairs[1]].t()].numpy()
+    segments = list(place[pairs[:, pairs[0] != pairs[1]].t()].numpy())
+    axes.add_collection(LineCollection(segments, colors="#bbbbbb", linewidths=0.5, zorder=1), autolim=False)
 
 
 def _arrows(place: Tensor, edge_index: Tensor, share: Tensor, radius: float) -> Any:
