@@ -137,6 +137,25 @@ def test_pixels_answer(page, tmp_path):
     assert len(page.query_selector_all("svg g:last-child rect")) == 9
 
 
+def test_a_large_picture_is_not_covered(page, tmp_path):
+    grid = Grid((14, 14), radius=1)
+    page.goto(explore(tmp_path / "page.html", grid, weights_of(grid, 1), image=torch.rand(14, 14)).as_uri())
+    fill = "element => getComputedStyle(element).fill"
+    assert {page.eval_on_selector(f"#target-{node}", fill) for node in (0, 105, 195)} == {"rgba(0, 0, 0, 0)"}
+
+
+@pytest.mark.parametrize("width", [360, 1100])
+def test_rows_and_columns_of_sources_can_be_read(page, tmp_path, width):
+    grid = Grid((28, 28), radius=1)
+    page.set_viewport_size({"width": width, "height": 720})
+    page.goto(explore(tmp_path / "page.html", grid, weights_of(grid, 1)).as_uri())
+    cut = "elements => elements.filter(element => element.scrollWidth > element.clientWidth).length"
+    assert (
+        page.text_content("#sources .name").startswith("row 1")
+        and page.eval_on_selector_all("#sources .name", cut) == 0
+    )
+
+
 def test_nodes_answer(page, tmp_path):
     # Both edges of a pair that is there twice add up.
     graph = Edges(torch.cat([Edges(networkx.karate_club_graph()).edge_index, torch.tensor([[1], [0]])], 1))
@@ -157,7 +176,32 @@ def test_cross_attention_has_two_lines(page, tmp_path):
     page.goto(explore(tmp_path / "page.html", pattern, weights, names=(WORDS, ["x", "y", "z"])).as_uri())
     page.click("#target-2")
     assert_shows(page, pattern, weights[:, 0], 2)
+    # The number over the highest bar, 1.2rem at most, has room below the heading.
+    box = "element => element.getBoundingClientRect()"
+    heading, bar = (page.eval_on_selector(what, box) for what in (".line h2", ".word i"))
+    assert bar["top"] - heading["bottom"] > 19
     assert page.text_content("#sources li .name").rsplit(" (", 1)[0] in WORDS
+
+
+@pytest.mark.parametrize(("layout", "marked"), [("words", ".word.negative"), ("nodes", "circle.negative")])
+def test_negative_weights_are_striped_or_hollow(page, tmp_path, layout, marked):
+    weights = torch.tensor([[0.5, 0.5], [-0.25, 0.5], [0.1, 0.5], [-0.5, 0.5]])
+    path = explore(tmp_path / "page.html", Full(4), weights.repeat(4, 1), layout=layout)
+    page.goto(path.as_uri())
+    node = "elements => elements.map(element => Number(element.dataset.node))"
+    assert page.eval_on_selector_all(marked, node) == [1, 3]
+    assert page.eval_on_selector_all(
+        "#sources button:has(.bar.negative)", "rows => rows.map(row => Number(row.dataset.source))"
+    ) == [1, 3]
+    assert page.is_visible("#below")
+    page.keyboard.press("1")
+    assert page.query_selector_all(f"{marked}, #sources .negative") == [] and not page.is_visible("#below")
+
+
+def test_one_node_has_one_edge(page, tmp_path):
+    page.goto(explore(tmp_path / "page.html", Full(1), torch.ones(1, 1)).as_uri())
+    assert page.text_content("#about").endswith(": 1 node, 1 edge")
+    assert page.text_content("#sum").startswith("1 source, ")
 
 
 def test_a_thousand_nodes_stay_fluid(page, tmp_path):

@@ -46,6 +46,13 @@ def weights_of(pattern, heads=1):
     return attention(query, key, key, pattern, return_weights=True)[1]
 
 
+CHAIN = torch.tensor([[0, 1], [1, 2]])
+
+
+def draw_uniform(axes, pattern, **options):
+    return draw_weights(axes, pattern, torch.full((pattern.num_edges,), 0.25), **options)
+
+
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 
@@ -62,6 +69,11 @@ def test_drawn_graph_has_every_node_and_edge(axes):
     assert [text.get_text() for text in axes.texts] == ["0", "1"]
     mark_node(axes, position[2], "A", away_from=position[0])
     assert axes.texts[-1].get_text() == "A"
+
+
+def test_a_graph_is_drawn_from_its_edge_index_too(axes):
+    draw_graph(axes, CHAIN, torch.rand(3, 2), torch.tensor([0, 1, 1]), names=["a", "b"])
+    assert len(axes.collections[0].get_segments()) == 2 and texts(axes) == ["a", "b"]
 
 
 def test_drawn_neighborhood_shows_the_weights(axes):
@@ -114,6 +126,19 @@ def test_names_stand_beside_rows_and_columns(axes):
     assert [text.get_text() for text in axes.get_yticklabels()] == ["c", "d"]
 
 
+@pytest.mark.parametrize("draw", [draw_pattern, draw_uniform])
+def test_axes_can_be_drawn_into_again_with_and_without_names(axes, draw):
+    pattern = Full(4)
+    draw(axes, pattern, names=["a word too long to lie", *WORDS[1:]])
+    axes.figure.canvas.draw()
+    draw(axes, pattern)
+    axes.figure.canvas.draw()
+    shown = [label for label in axes.get_xticklabels() if label.get_text() in "0123"]
+    assert [label.get_text() for label in shown] == list("0123") and {label.get_rotation() for label in shown} == {0}
+    draw(axes, pattern, names=WORDS)
+    assert [label.get_text() for label in axes.get_yticklabels()] == WORDS
+
+
 def test_a_weight_of_zero_differs_from_no_edge(axes):
     pattern = Edges(torch.tensor([[0, 1, 1, 1], [0, 0, 1, 1]]), 2)
     draw_weights(axes, pattern, torch.tensor([0.0, 1.0, 0.25, 0.25]))
@@ -121,6 +146,14 @@ def test_a_weight_of_zero_differs_from_no_edge(axes):
     alpha = image.get_array()[..., 3]
     assert alpha.tolist() == [[1, 1], [0, 1]] and axes.patch.get_hatch()
     assert texts(axes) == ["0", "1", ".50"]
+
+
+def test_negative_weights_without_numbers_have_dots(axes):
+    pattern = Window(20, radius=1)
+    weight = torch.where(pattern.edge_index[0] > pattern.edge_index[1], -0.5, 1.0)
+    draw_weights(axes, pattern, weight)
+    (dots,) = axes.collections
+    assert dots.get_offsets().tolist() == [[row + 1, row] for row in range(19)] and texts(axes) == []
 
 
 def test_arcs_lie_above_from_earlier_words_and_below_from_later_ones(axes):
@@ -135,6 +168,18 @@ def test_arcs_lie_above_from_earlier_words_and_below_from_later_ones(axes):
     assert axes.texts[2].get_color() == MARK
 
 
+def test_words_fit_into_their_frames_and_touch_no_other():
+    figure = pyplot.figure(figsize=(12, 5))
+    words = ["WWWWWWWWWW", "$il", "illicitly", "MW", ""]
+    panels = draw_heads(figure, draw_arcs, Full(5), torch.ones(25, 4), names=words, target=0, columns=4)
+    draw_arcs(panels[3], Window(5, radius=0), names=words)
+    boxes = [text.get_window_extent() for text in panels[3].texts[:4]]
+    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    frames = [patch.get_window_extent() for patch in panels[3].patches[-5:]]
+    assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for frame, box in zip(frames, boxes, strict=False))
+    pyplot.close(figure)
+
+
 @pytest.mark.parametrize("target", [None, 0])
 def test_arrows_are_as_many_as_edges_and_uniform_ones_alike(axes, target):
     pattern = Edges(networkx.star_graph(4)).with_self_loops()
@@ -145,6 +190,14 @@ def test_arrows_are_as_many_as_edges_and_uniform_ones_alike(axes, target):
     assert len(rings.get_offsets()) == (5 if target is None else 1) and len(nodes.get_offsets()) == 5
     assert {tuple(color) for color in arrows.get_facecolors()} == {(*to_rgb(SHADES[-1]), 1)}
     assert texts(axes) == list("abcde")
+
+
+def test_long_names_stand_on_the_outer_side_and_short_ones_inside(axes):
+    place = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    for names, expected in ((["a", "Bertram"], [-1, 1]), (["a", "b"], [0, 0])):
+        draw_graph_weights(axes, Full(2), torch.ones(4), names=names, position=place)
+        heights = [text.get_position()[1] for text in axes.texts[-2:]]
+        assert [(height > y) - (height < y) for height, y in zip(heights, (0, 1), strict=True)] == expected
 
 
 def test_layouts_repeat_and_hold_nodes_apart():
@@ -169,6 +222,20 @@ def test_squares_of_pixels_have_the_area_of_their_weights(axes):
     assert max(sides[3:]) == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_colors_in_bytes_are_those_in_unit_range(axes, tmp_path, dtype):
+    grid = Grid((2, 2), radius=1)
+    weight = torch.ones(grid.num_edges)
+    image = torch.tensor([[[0, 51, 255], [255, 0, 0]], [[102, 102, 102], [0, 0, 0]]])
+    pages = []
+    for colors in (image / 255, image.to(dtype)):
+        draw_pixel_weights(axes, grid, weight, pixel=(0, 0), image=colors)
+        pages.append(explore(tmp_path / "page.html", grid, weight, image=colors).read_text(encoding="utf-8"))
+    unit, in_bytes = (drawn.get_array() for drawn in axes.images)
+    assert abs(in_bytes - unit).max() < 1e-6
+    assert pages[0] == pages[1]
+
+
 def test_every_head_has_its_panel():
     pattern = Window(4, 1)
     weights = weights_of(pattern, heads=3)
@@ -177,6 +244,24 @@ def test_every_head_has_its_panel():
     assert [axes.get_title() for axes in panels] == ["head 0", "head 1", "head 2"] and figure.axes == panels
     for head, axes in enumerate(panels):
         assert float(texts(axes)[0]) == pytest.approx(float(weights[0, head]), abs=0.0051)
+    pyplot.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("draw", "options", "ends"),
+    [
+        (draw_weights, {}, [".90", "-.80"]),
+        (draw_arcs, {"target": 1}, [".40", ".70"]),
+        (draw_pixel_weights, {"pixel": (0, 1), "image": torch.rand(1, 2)}, [".40", ".70"]),
+        (draw_weights, {"strongest": 1.0}, None),
+    ],
+)
+def test_titles_of_heads_say_where_their_scales_end(draw, options, ends):
+    weights = torch.tensor([[0.9, 0.3], [0.1, -0.8], [0.4, 0.7], [0.2, 0.1]])
+    figure = pyplot.figure()
+    panels = draw_heads(figure, draw, Edges(torch.tensor([[0, 1, 0, 1], [0, 0, 1, 1]])), weights, **options)
+    expected = ["head 0", "head 1"] if ends is None else [f"head {head}, up to {end}" for head, end in enumerate(ends)]
+    assert [axes.get_title() for axes in panels] == expected
     pyplot.close(figure)
 
 
@@ -200,6 +285,21 @@ def test_receptive_fields_are_drawn(axes, pattern):
     else:
         expected = [str(int(layer)) if layer >= 0 else "" for layer in receptive_field(pattern, 4, 2)]
         assert texts(axes) == expected
+
+
+def test_nearer_dots_are_darker_and_sequences_stand_apart(axes):
+    draw_receptive_field(axes, Window([5, 4], 1), 2, 2)
+    lowest = next(drawn for drawn in axes.collections if isinstance(drawn, PathCollection))
+    assert lowest.get_offsets()[:, 0].tolist() == axes.get_xticks().tolist() == [0, 1, 2, 3, 4, 6, 7, 8, 9]
+    lightness = [sum(color[:3]) for color in lowest.get_facecolors().tolist()]
+    assert lightness[2] == lightness[1] == lightness[3] < lightness[0] == lightness[4] < lightness[5] == 3
+
+
+def test_arrows_of_a_receptive_field_are_the_edges_that_lead_to_the_node(axes):
+    draw_receptive_field(axes, torch.tensor([[1, 2, 3, 0, 4], [0, 1, 2, 4, 0]]), 0, 2, position="circular")
+    faint, arrows, _ = axes.collections
+    # 1 -> 0, 2 -> 1, 4 -> 0, and 0 -> 4 back to itself; 3 -> 2 takes a layer more.
+    assert len(arrows.get_paths()) == 4 and len(faint.get_segments()) == 1
 
 
 BAD = (
@@ -251,6 +351,31 @@ BAD = (
         lambda axes: draw_heads(axes.figure, draw_weights, Full(2), torch.ones(4)),
         ValueError,
         r"draw_heads: weights must be \[4, H\]",
+    ),
+    (
+        lambda axes: draw_heads(axes, draw_weights, Full(2), torch.ones(4, 1)),
+        TypeError,
+        "draw_heads: figure must be a Matplotlib figure, got Axes. Use plt.figure",
+    ),
+    (
+        lambda axes: draw_pixel_weights(axes, Grid((2, 3), 1), torch.ones(Grid((2, 3), 1).num_edges), pixel=5),
+        TypeError,
+        r"draw_pixel_weights: pixel must be a row and a column, got 5. Use pixel=divmod\(node, 3\)",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(4, 2), torch.zeros(4)),
+        ValueError,
+        r"draw_graph: position must have shape \[3, 2\], got \[4, 2\]. Use Edges\(edge_index, num_nodes\)",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(3, 2), torch.zeros(3)),
+        TypeError,
+        r"draw_graph: label must be integers, got torch.float32. Use label.long\(\).",
+    ),
+    (
+        lambda axes: draw_graph(axes, CHAIN, torch.zeros(3, 2), torch.arange(3), names=["a", "b"]),
+        ValueError,
+        r"draw_graph: label must lie in \[0, 2\) because there are 2 names, got 2",
     ),
     (lambda axes: draw_receptive_field(axes, Full(2), 0, 0), ValueError, "layers must be at least 1"),
     (lambda axes: receptive_field(Full(2, 3), 0, 1), ValueError, "receptive_field: pattern must have as many sources"),

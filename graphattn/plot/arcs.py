@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# Size of the words: the frame around one is 1.5 high.
+EM = 1.1
+
+
 def draw_arcs(
     axes: Axes,
     pattern: Any,
@@ -83,7 +87,7 @@ def draw_arcs(
     is_below = bool((edge_index[0] > edge_index[1]).any())
     right = float(place[-1] + half[-1]) if words else 1.0
     frame(axes, -0.6, right + 0.6, -height if is_below else -1.0, height)
-    size = min(1.3 * points_per_unit(axes), 18.0)
+    size = min(EM * points_per_unit(axes), 18.0)
     thickest = min(0.32 * points_per_unit(axes), 5.0)
     for edge in share.argsort(stable=True).tolist():
         style: dict[str, Any] = {
@@ -110,8 +114,14 @@ def draw_arcs(
 
 
 def _places(pattern: Pattern, words: list[str]) -> tuple[Tensor, Tensor]:
-    """Middle and half the width of every word, in heights of a line; sequences of a batch lie further apart."""
-    half = torch.tensor([0.35 * len(word) + 0.3 for word in words], dtype=torch.float64)
+    """Middle and half the width of every word's frame, in units of the axes; sequences of a batch lie further apart."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    # Words are EM units high, and bold if they are the target.
+    bold = FontProperties(size=EM, weight="bold")
+    widths = [text_to_path.get_text_width_height_descent(word, bold, False)[0] for word in words]
+    half = torch.tensor([width / 2 + 0.35 for width in widths], dtype=torch.float64)
     begin = torch.cat([half.new_zeros(1), (2 * half + 0.7).cumsum(0)[:-1]]) if words else half
     if isinstance(pattern, Box):
         begin = begin + 1.5 * (torch.searchsorted(pattern.ptr, torch.arange(len(words)), right=True) - 1)

@@ -110,7 +110,8 @@ def draw_graph_weights(
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
         target: draw only the edges into this node, which is marked; all where left out.
         position: [N, 2] coordinates, or the name of a `layout`.
-        names: a text per node; short ones stand in the nodes, others below.
+        names: a text per node; all in the nodes where none has more than three letters, else all on the outer side,
+            above or below.
         strongest: the weight drawn thickest; the largest drawn where left out.
 
     Returns:
@@ -129,8 +130,6 @@ def draw_graph_weights(
         >>> len(arrows.get_paths()), len(nodes.get_offsets())
         (3, 4)
     """
-    from matplotlib.collections import LineCollection
-
     pattern = read_square("draw_graph_weights", pattern)
     weight = read_weight("draw_graph_weights", pattern, weight)
     texts = read_names("draw_graph_weights", "names", names, pattern.num_targets)
@@ -141,17 +140,16 @@ def draw_graph_weights(
         others, edge_index, weight = edge_index[:, ~into], edge_index[:, into], weight[into]
     else:
         others = edge_index[:, weight == 0]
-    faint = LineCollection(_undirected(place, others), colors="#bbbbbb", linewidths=0.5, zorder=1)
-    axes.add_collection(faint, autolim=False)
+    add_faint(axes, place, others)
     share = shares(weight, strongest_of("draw_graph_weights", strongest))
     order = share.argsort(stable=True)
     edge_index, weight, share = edge_index[:, order], weight[order], share[order]
 
     radius = node_radius(place)
-    set_up(axes, place, radius)
+    set_up(axes, place, radius, 2.2 if texts is None or _fit_inside(texts) else 3.4)
     is_loop = edge_index[0] == edge_index[1]
     is_arrow = ~is_loop & (share > 0)
-    _add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
+    add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
     _add_rings(axes, place[edge_index[1, is_loop]], share[is_loop], radius)
     fills = ["white"] * pattern.num_targets
     if target is not None:
@@ -160,7 +158,7 @@ def draw_graph_weights(
     return axes
 
 
-def _add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
+def add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
     """Arrows in the shades of their shares; hollow ones have the shade as their rim, others a white one."""
     from matplotlib.collections import PolyCollection
 
@@ -187,11 +185,10 @@ def _shades(share: Tensor) -> list[tuple[float, float, float]]:
     return [shade(0.25 + 0.75 * part) for part in share.tolist()]
 
 
-def set_up(axes: Axes, place: Tensor, radius: float) -> None:
-    """Limits around all nodes, undistorted, without a frame."""
+def set_up(axes: Axes, place: Tensor, radius: float, margin: float = 2.2) -> None:
+    """Limits around all nodes, with a margin of so many radii, undistorted, without a frame."""
     low, high = (place.min(0).values, place.max(0).values) if len(place) else (torch.zeros(2), torch.ones(2))
-    margin = 2.2 * radius
-    (left, bottom), (right, top) = (low - margin).tolist(), (high + margin).tolist()
+    (left, bottom), (right, top) = (low - margin * radius).tolist(), (high + margin * radius).tolist()
     frame(axes, left, right, bottom, top)
 
 
@@ -203,8 +200,12 @@ def node_radius(place: Tensor) -> float:
     return min(max(0.36 * float(apart.quantile(0.02)), 0.006), 0.03)
 
 
+def _fit_inside(texts: Sequence[str]) -> bool:
+    return max(map(len, texts), default=0) <= 3
+
+
 def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], texts: Sequence[str] | None) -> None:
-    """Discs; texts of up to three letters stand in them, longer ones below."""
+    """Discs; texts stand in them where none has more than three letters, else above or below, away from the middle."""
     from matplotlib import patheffects
     from matplotlib.collections import EllipseCollection
     from matplotlib.colors import to_rgb
@@ -226,19 +227,21 @@ def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], t
     if texts is None:
         return
     points = radius * points_per_unit(axes)
-    inside = max(map(len, texts), default=0) <= 3
+    inside = _fit_inside(texts)
     size_of_text = min(max(1.2 * points, 4.0), 11.0) if inside else 8.0
     outline = [] if inside else [patheffects.withStroke(linewidth=2.5, foreground="white")]
+    middle = sum(axes.get_ylim()) / 2
     for (x, y), text, fill in zip(place.tolist(), texts, fills, strict=True):
+        side = 1 if y > middle + 0.5 * radius else -1
         red, green, blue = to_rgb(fill)
         color = text_color(1 - (0.3 * red + 0.59 * green + 0.11 * blue)) if inside else "black"
         axes.text(
             x,
-            y if inside else y - 1.5 * radius,
+            y if inside else y + 1.5 * side * radius,
             text,
             fontsize=size_of_text,
             ha="center",
-            va="center_baseline" if inside else "top",
+            va="center_baseline" if inside else "bottom" if side > 0 else "top",
             color=color,
             path_effects=outline,
             zorder=4,
@@ -260,10 +263,13 @@ def read_position(where: str, pattern: Pattern, position: Tensor | str) -> Tenso
     return fit_square(place)
 
 
-def _undirected(place: Tensor, edge_index: Tensor) -> Any:
-    """Segments [pairs, 2, 2] of all pairs with an edge in either direction."""
+def add_faint(axes: Axes, place: Tensor, edge_index: Tensor) -> None:
+    """Thin lines between all pairs with an edge in either direction."""
+    from matplotlib.collections import LineCollection
+
     pairs = torch.stack([edge_index.amin(0), edge_index.amax(0)]).unique(dim=1)
-    return place[pairs[:, pairs[0] != pairs[1]].t()].numpy()
+    segments = list(place[pairs[:, pairs[0] != pairs[1]].t()].numpy())
+    axes.add_collection(LineCollection(segments, colors="#bbbbbb", linewidths=0.5, zorder=1), autolim=False)
 
 
 def _arrows(place: Tensor, edge_index: Tensor, share: Tensor, radius: float) -> Any:

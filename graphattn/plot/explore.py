@@ -17,7 +17,7 @@ from ..errors import check_choice, message, shape_of
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from .arrows import read_position
-from .pixels import pixel_shape
+from .pixels import pixel_shape, read_colors
 from .style import MARK, SHADES, read_names, read_pattern
 
 LAYOUTS = ("words", "pixels", "nodes")
@@ -40,7 +40,8 @@ def explore(
 
     The page needs no server and no network. It lists the strongest sources with their weights and what all weights
     add up to. Keys: arrows walk, digits choose a head, m is the mean of the heads, h and l go to the next head and
-    layer (with shift to the previous one). Its address keeps what is selected. A thousand nodes stay fluid.
+    layer (with shift to the previous one). Its address keeps what is selected. Negative weights
+    are striped, dashed or hollow. A thousand nodes stay fluid.
 
     Args:
         path: where to write it.
@@ -49,7 +50,8 @@ def explore(
             `return_attention_weights` gives them; [E] is one head. Heads may differ from layer to layer.
         names: a text per node, or a pair of lists, for sources and targets; the numbers where left out.
         position: [N, 2] coordinates of a graph's nodes, y upward, or the name of a `layout`.
-        image: [H, W], drawn dark where large, or [H, W, 3] of colors in [0, 1], below the pixels.
+        image: [H, W], drawn dark where large, or [H, W, 3] of colors in [0, 1] or [0, 255], below the
+            pixels.
         layout: "words" in lines, "pixels" in an array or "nodes" with edges between them. Where left out, sequences
             (`Full`, `Window`) are words, a `Grid` or an image are pixels, and all else are nodes.
         layer_names: a text per layer; "layer 0" and so on where left out.
@@ -196,11 +198,12 @@ def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | 
     row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     placed: dict[str, Any] = {"position": torch.stack([column, row], 1).tolist()}
     if image is not None:
-        image = image.detach().to("cpu", torch.float64)
+        image = image.detach().cpu()
         if image.dim() == 2:
+            image = image.double()
             low, high = (float(end) for end in image.aminmax())
             image = (1 - (image - low) / ((high - low) or 1))[..., None].expand(-1, -1, 3)
-        placed["colors"] = _encode((image.clamp(0, 1) * 255).round().reshape(-1, 3), torch.uint8)
+        placed["colors"] = _encode((read_colors(image) * 255).round().reshape(-1, 3), torch.uint8)
     return placed
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from ..patterns import Full, Grid, Pattern, Window, receptive_field
-from .arrows import draw_nodes, node_radius, read_position, set_up
+from ..patterns import Full, Grid, Window, receptive_field
+from .arrows import add_arrows, add_faint, draw_nodes, node_radius, read_position, set_up
 from .style import MARK, points_per_unit, read_names, read_pattern, shade, text_color
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def draw_receptive_field(
     """Draw what a node sees after 1, 2, ... layers: `receptive_field` as a picture.
 
     A sequence becomes one row of dots per layer, with the edges that lead to the node; an array of pixels, its cells
-    with the layer at which they come into sight; any other graph, its nodes likewise. The nearer, the darker.
+    with the layer at which they come into sight; any other graph, its nodes likewise, with arrows along the edges that
+    lead to the node in so many layers, and other edges as thin lines. The nearer, the darker.
 
     Args:
         axes: Matplotlib axes to draw into.
@@ -64,10 +65,13 @@ def draw_receptive_field(
     place = read_position("draw_receptive_field", pattern, position)
     radius = node_radius(place)
     set_up(axes, place, radius)
-    from matplotlib.collections import LineCollection
-
-    segments = list(place[pattern.edge_index.t()].numpy())
-    axes.add_collection(LineCollection(segments, colors="#999999", linewidths=0.5, zorder=1), autolim=False)
+    source, target = pattern.edge_index
+    # What any source says reaches the node in time only through targets nearer than the number of layers.
+    is_used = (reached[target] >= 0) & (reached[target] < layers) & (source != target)
+    add_faint(axes, place, pattern.edge_index[:, ~is_used])
+    used = pattern.edge_index[:, is_used]
+    share = torch.full((used.size(1),), 0.4, dtype=place.dtype)
+    add_arrows(axes, place, used, torch.zeros(used.size(1), dtype=torch.bool), share, radius)
     marks = [str(layer) if layer >= 0 else "" for layer in reached.tolist()]
     draw_nodes(axes, place, radius, [_fill(layer, layers) for layer in reached.tolist()], marks)
     return axes
@@ -82,26 +86,30 @@ def _fill(layer: int, layers: int) -> Any:
     return "white" if layer < 0 else MARK if layer == 0 else shade(_share(layer, layers))
 
 
-def _draw_rows(axes: Axes, pattern: Pattern, node: int, layers: int, texts: list[str] | None) -> Axes:
+def _draw_rows(axes: Axes, pattern: Full | Window, node: int, layers: int, texts: list[str] | None) -> Axes:
     """The input lies lowest; an edge leads upward from a source's dot to that of a target one layer above."""
     from matplotlib.collections import LineCollection
 
     number = pattern.num_targets
-    axes.set(xlim=(-0.7, number - 0.3), ylim=(-0.3, layers + 0.3))
+    # Sequences of a batch stand apart by one place.
+    component = torch.searchsorted(pattern.ptr, torch.arange(number), right=True) - 1
+    across = (torch.arange(number) + component).double()
+    axes.set(xlim=(-0.7, float(across[-1]) + 0.7), ylim=(-0.3, layers + 0.3))
     room = min(points_per_unit(axes), 40.0)
     source, target = pattern.edge_index
     for row in range(layers + 1):
-        needed = receptive_field(pattern, node, layers - row) >= 0
-        colors = [MARK if row == layers and here else shade(0.9) if here else "white" for here in needed.tolist()]
+        reached = receptive_field(pattern, node, layers - row)
+        needed = reached >= 0
+        # Below its own dot the node is as dark as its nearest sources.
+        near = reached if row == layers else reached.where(reached != 0, 1)
+        colors = [_fill(layer, layers) for layer in near.tolist()]
         edges = ["#333333" if here else "#bbbbbb" for here in needed.tolist()]
         places = torch.full((number,), float(row))
         size = (0.55 * room) ** 2
-        axes.scatter(
-            torch.arange(number).numpy(), places.numpy(), s=size, c=colors, edgecolors=edges, linewidths=0.8, zorder=3
-        )
+        axes.scatter(across.numpy(), places.numpy(), s=size, c=colors, edgecolors=edges, linewidths=0.8, zorder=3)
         if row:
             drawn = needed[target]
-            ends = torch.stack([source, torch.full_like(source, row - 1), target, torch.full_like(source, row)], 1)
+            ends = torch.stack([across[source], places[source] - 1, across[target], places[target]], 1)
             segments = list(ends[drawn].view(-1, 2, 2).double().numpy())
             axes.add_collection(LineCollection(segments, colors="#7566b8", linewidths=min(1.2, room / 12), zorder=2))
     axes.set_yticks(range(layers + 1), ["input", *(f"layer {layer}" for layer in range(1, layers + 1))])
@@ -109,7 +117,7 @@ def _draw_rows(axes: Axes, pattern: Pattern, node: int, layers: int, texts: list
     shown = range(0, number, step)
     size_of_text = min(10.0, max(5.0, 0.6 * room))
     axes.set_xticks(
-        list(shown),
+        across[::step].tolist(),
         [str(place) if texts is None else texts[place] for place in shown],
         fontsize=size_of_text,
         parse_math=False,

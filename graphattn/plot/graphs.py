@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import message, shape_of
 from ..patterns import Pattern
-from .style import COLORS
+from .style import COLORS, read_pattern
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def draw_graph(
     axes: Axes,
-    pattern: Pattern,
+    pattern: Any,
     position: Tensor,
     label: Tensor,
     *,
@@ -31,30 +31,41 @@ def draw_graph(
 
     Args:
         axes: Matplotlib axes to draw into.
-        pattern: of N nodes.
+        pattern: a `Pattern`, or what `Edges` takes, of N nodes.
         position: [N, 2] coordinates.
         label: [N] integers; the color of each node, in turn from `COLORS`.
         wrong: [N] boolean, nodes to ring in black.
-        names: one per label, written where its nodes are densest; the numbers themselves where left out.
+        names: a text for each label from 0 on, written where its nodes are densest; the numbers where left out.
         most_edges: a larger graph shows an even selection of this many edges.
 
     Returns:
         `axes`.
 
     Raises:
-        ValueError: position or label has another number of rows than the pattern has nodes.
+        TypeError: label has a floating-point dtype.
+        ValueError: position, label or wrong has another number of rows than the pattern has nodes, or a label no name.
     """
     from matplotlib import patheffects
     from matplotlib.collections import LineCollection
 
+    fix = "" if isinstance(pattern, Pattern) else "Use Edges(edge_index, num_nodes) where some nodes have no edge."
+    pattern = read_pattern(pattern)
+    number = pattern.num_targets
     for argument, x, shape in (
-        ("position", position, (pattern.num_targets, 2)),
-        ("label", label, (pattern.num_targets,)),
+        ("position", position, [number, 2]),
+        ("label", label, [number]),
+        ("wrong", wrong, [number]),
     ):
-        if x.shape != shape:
-            raise ValueError(message("draw_graph", argument, f"must have shape {list(shape)}", shape_of(x)))
+        if x is not None and list(x.shape) != shape:
+            raise ValueError(message("draw_graph", argument, f"must have shape {shape}", shape_of(x), fix))
+    if label.is_floating_point():
+        raise TypeError(message("draw_graph", "label", "must be integers", label.dtype, "Use label.long()."))
     position, label = position.detach().cpu(), label.cpu()
-    edge_index = pattern.edge_index.cpu()
+    unnamed = label[(label < 0) | (label >= len(names))] if names is not None else label[:0]
+    if names is not None and len(unnamed):
+        rule = f"must lie in [0, {len(names)}) because there are {len(names)} names"
+        raise ValueError(message("draw_graph", "label", rule, int(unnamed[0])))
+    edge_index = pattern.edge_index
     edge_index = edge_index[:, edge_index[0] < edge_index[1]]
     edge_index = edge_index[:, :: math.ceil(edge_index.size(1) / most_edges) or 1]
     axes.add_collection(

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import check_int, message, shape_of
+from ..patterns import Pattern
+from .matrices import write_weight
+from .pixels import pixel_shape
 from .style import read_pattern
 
 if TYPE_CHECKING:
@@ -27,7 +30,8 @@ def draw_heads(
 ) -> list[Axes]:
     """Draw a panel for each head: `draw(axes, pattern, weights[:, head], **options)`.
 
-    Each panel has its own scale, unless the options say what the `strongest` weight is.
+    Each panel has its own scale, whose end, the weight of the largest size among the drawn edges, stands in its title;
+    unless the options say what the `strongest` weight is.
 
     Args:
         figure: a Matplotlib figure or subfigure; layout="constrained" becomes it.
@@ -35,14 +39,14 @@ def draw_heads(
         pattern: a `Pattern`, or what `Edges` takes.
         weights: [E, H], in the order of the edges.
         columns: panels beside each other; about as many as rows where left out.
-        titles: a text per head; "head 0" and so on where left out.
+        titles: a text per head; "head 0, up to .79" and so on where left out.
         **options: handed to `draw`.
 
     Returns:
         The axes of the H panels.
 
     Raises:
-        TypeError: columns is not an integer.
+        TypeError: figure is none, or columns is not an integer.
         ValueError: weights aren't [E, H], there are more or fewer titles than heads, or columns is below 1.
 
     Example:
@@ -52,20 +56,36 @@ def draw_heads(
         >>> from graphattn.plot import draw_weights
         >>> panels = draw_heads(Figure(), draw_weights, Full(2), torch.full((4, 3), 0.5), names=["a", "saw"])
         >>> [axes.get_title() for axes in panels]
-        ['head 0', 'head 1', 'head 2']
+        ['head 0, up to .50', 'head 1, up to .50', 'head 2, up to .50']
     """
+    if not hasattr(figure, "subplots"):
+        fix = "Use plt.figure(): the panels are made here."
+        raise TypeError(message("draw_heads", "figure", "must be a Matplotlib figure", type(figure).__name__, fix))
     pattern = read_pattern(pattern)
     if not isinstance(weights, Tensor) or weights.dim() != 2 or weights.size(0) != pattern.num_edges:
         got = shape_of(weights) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(message("draw_heads", "weights", f"must be [{pattern.num_edges}, H], a row per edge", got))
     heads = weights.size(1)
-    titles = [f"head {head}" for head in range(heads)] if titles is None else titles
-    if len(titles) != heads:
+    if titles is not None and len(titles) != heads:
         raise ValueError(message("draw_heads", "titles", f"must be {heads} texts, one per head", len(titles)))
     columns = math.ceil(math.sqrt(heads)) if columns is None else check_int("draw_heads", "columns", columns, 1)
     panels = list(figure.subplots(math.ceil(heads / columns), columns, squeeze=False).flat) if heads else []
     for axes in panels[heads:]:
         axes.remove()
-    for head, (axes, title) in enumerate(zip(panels, titles, strict=False)):
-        draw(axes, pattern, weights[:, head], **options).set_title(title, fontsize=10)
+    for head, axes in enumerate(panels[:heads]):
+        draw(axes, pattern, weights[:, head], **options)
+        title = f"head {head}{_end_of_scale(pattern, weights[:, head], options)}" if titles is None else titles[head]
+        axes.set_title(title, fontsize=10)
     return panels[:heads]
+
+
+def _end_of_scale(pattern: Pattern, weight: Tensor, options: dict[str, Any]) -> str:
+    """What the darkest of a panel's edges weighs; nothing where all panels have one scale."""
+    target = options.get("target")
+    if "pixel" in options:
+        row, column = options["pixel"]
+        target = row * pixel_shape("draw_heads", pattern, options.get("image"))[1] + column
+    drawn = weight if target is None else weight[pattern.edge_index[1] == target]
+    if options.get("strongest") is not None or not drawn.numel():
+        return ""
+    return f", up to {write_weight(float(drawn[drawn.abs().argmax()]))}"

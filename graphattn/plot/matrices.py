@@ -68,23 +68,20 @@ def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None
         row = read_node("draw_pattern", "target", target, pattern.num_targets)
         axes.axhspan(row - 0.5, row + 0.5, facecolor=MARK, alpha=0.18, linewidth=0, zorder=0.5)
     if max(pattern.num_sources, pattern.num_targets) <= MOST_DOTS:
-        from matplotlib.collections import EllipseCollection
-
-        size = torch.full((source.numel(),), 0.66).numpy()
-        dots = EllipseCollection(
-            size,
-            size,
-            torch.zeros(source.numel()).numpy(),
-            units="xy",
-            offsets=torch.stack([source, into], 1).numpy(),
-            offset_transform=axes.transData,
-            facecolors=[MARK if row == target else COLORS[0] for row in into.tolist()],
-        )
-        axes.add_collection(dots, autolim=False)
+        _add_dots(axes, pattern.edge_index, 0.66, [MARK if row == target else COLORS[0] for row in into.tolist()])
     elif source.numel():
         _draw_density(axes, pattern)
     _draw_components(axes, pattern)
     return axes
+
+
+def _add_dots(axes: Axes, place: Tensor, size: float, colors: Sequence[str]) -> None:
+    """A dot of this width, in cells, at each column and row: place [2, n]."""
+    from matplotlib.collections import EllipseCollection
+
+    width, angle = torch.full((place.size(1),), size).numpy(), torch.zeros(place.size(1)).numpy()
+    where: dict[str, Any] = {"units": "xy", "offsets": place.t().numpy(), "offset_transform": axes.transData}
+    axes.add_collection(EllipseCollection(width, width, angle, facecolors=colors, **where), autolim=False)
 
 
 def draw_weights(
@@ -100,7 +97,8 @@ def draw_weights(
     """Draw one head's weights: a row per target, a column per source, the darker the larger.
 
     Where there is no edge the paper is hatched, which a weight of 0 is not. Up to 16 nodes a side, each cell has its
-    number. Parallel edges add up. Negative numbers, such as scores, are red, the darker the further from 0.
+    number. Parallel edges add up. Negative numbers, such as scores, are red, the darker the further from 0, and have a
+    dot where there is no room for numbers, up to 100 nodes a side.
 
     Args:
         axes: Matplotlib axes to draw into.
@@ -144,7 +142,12 @@ def draw_weights(
         image[..., 3] = is_edge.double()
         axes.imshow(image.numpy(), aspect="equal", interpolation="nearest")
     _draw_components(axes, pattern)
-    _write_numbers(axes, matrix, is_edge, share)
+    size = min(0.3 * points_per_unit(axes), 10.0)
+    if max(shape) <= MOST_NUMBERS and size >= 4:
+        _write_numbers(axes, matrix, is_edge, share, size)
+    elif max(shape) <= MOST_DOTS:
+        row, column = (matrix < 0).nonzero(as_tuple=True)
+        _add_dots(axes, torch.stack([column, row]), 0.4, [text_color(part) for part in share[row, column].tolist()])
     return axes
 
 
@@ -168,17 +171,20 @@ def _both_names(
 
 def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[str] | None]) -> None:
     """Limits, aspect, and the names or numbers beside rows and columns, as many as there is room for."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
     axes.set(xlim=(-0.5, max(pattern.num_sources, 1) - 0.5), ylim=(max(pattern.num_targets, 1) - 0.5, -0.5))
     axes.set_aspect("equal")
     axes.tick_params(length=0)
-    if labels == (None, None):
-        axes.locator_params(integer=True)
     # Names take about a third of the room that the cells have now.
     cell = 0.7 * points_per_unit(axes)
     size = min(max(0.75 * cell, 5.0), 10.0)
     for axis, names in ((axes.xaxis, labels[0]), (axes.yaxis, labels[1])):
         if names is None:
-            axis.set_tick_params(labelsize=8)
+            # The axes may still have the names of an earlier drawing.
+            axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_tick_params(labelsize=8, labelrotation=0)
             continue
         step = max(math.ceil(1.2 * size / cell), 1)
         shown = range(0, len(names), step)
@@ -225,10 +231,7 @@ def _draw_components(axes: Axes, pattern: Pattern) -> None:
     )
 
 
-def _write_numbers(axes: Axes, matrix: Tensor, is_edge: Tensor, share: Tensor) -> None:
-    size = min(0.3 * points_per_unit(axes), 10.0)
-    if max(matrix.shape) > MOST_NUMBERS or size < 4:
-        return
+def _write_numbers(axes: Axes, matrix: Tensor, is_edge: Tensor, share: Tensor, size: float) -> None:
     for row, column in is_edge.nonzero().tolist():
         text = write_weight(float(matrix[row, column]))
         color = text_color(float(share[row, column]))

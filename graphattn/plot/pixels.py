@@ -34,14 +34,15 @@ def draw_pixel_weights(
         pattern: a `Grid` of one array of two axes; or any pattern of H * W nodes, with an image.
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
         pixel: row and column of the pixel that attends.
-        image: [H, W], drawn dark where large as digits are, or [H, W, 3] of colors in [0, 1]; blank where left out.
+        image: [H, W], drawn dark where large as digits are, or [H, W, 3] of colors in [0, 1] or [0, 255]; blank where
+            left out.
         strongest: the weight that fills its pixel; the largest drawn where left out.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor.
+        TypeError: weight is no tensor, or pixel no pair.
         ValueError: pattern, image, weight or pixel don't fit each other; strongest isn't above 0.
 
     Example:
@@ -57,8 +58,14 @@ def draw_pixel_weights(
     image = None if image is None else torch.as_tensor(image)
     rows, columns = pixel_shape("draw_pixel_weights", pattern, image)
     weight = read_weight("draw_pixel_weights", pattern, weight)
-    row = read_node("draw_pixel_weights", "pixel[0]", pixel[0], rows)
-    column = read_node("draw_pixel_weights", "pixel[1]", pixel[1], columns)
+    try:
+        row, column = pixel
+    except (TypeError, ValueError) as error:
+        fix = f"Use pixel=divmod(node, {columns}) for the number of a node."
+        rule = "must be a row and a column"
+        raise type(error)(message("draw_pixel_weights", "pixel", rule, repr(pixel), fix)) from None
+    row = read_node("draw_pixel_weights", "pixel[0]", row, rows)
+    column = read_node("draw_pixel_weights", "pixel[1]", column, columns)
     into = pattern.edge_index[1] == row * columns + column
     source, weight = pattern.edge_index[0, into], weight[into]
     share = shares(weight, strongest_of("draw_pixel_weights", strongest))
@@ -91,13 +98,19 @@ def pixel_shape(where: str, pattern: Pattern, image: Tensor | None) -> tuple[int
     return rows, columns
 
 
+def read_colors(image: Tensor) -> Tensor:
+    """Colors [H, W, 3] in [0, 1], from such ones or from bytes; a float tensor of bytes shows it by what exceeds 2."""
+    has_bytes = not image.is_floating_point() or bool((image > 2).any())
+    return (image.double() / (255 if has_bytes else 1)).clamp(0, 1)
+
+
 def _show_faded(axes: Axes, image: Tensor | None, rows: int, columns: int) -> None:
     axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
     if image is None:
         return
     image = image.detach().cpu()
     if image.dim() == 3:
-        axes.imshow((0.5 + 0.5 * image.clamp(0, 1)).numpy(), interpolation="nearest")
+        axes.imshow((0.5 + 0.5 * read_colors(image)).numpy(), interpolation="nearest")
     else:
         low, high = (float(end) for end in image.aminmax())
         # The darkest ink is a light grey, which leaves the dark shades to the weights.
