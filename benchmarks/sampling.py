@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 import torch_geometric.typing
 from cpu import draw
+from gather import gather_loop
 from harness import Line, in_ms, machine, race, ratio, write
-from systems import gather_loop, random_edges
+from systems import random_edges
 from torch_geometric.data import Data
 from torch_geometric.sampler import NeighborSampler as PyGNeighborSampler
 from torch_geometric.sampler import NodeSamplerInput

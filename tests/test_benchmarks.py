@@ -82,6 +82,15 @@ def test_stages_of_a_large_step_and_gains_of_orders_are_measured(monkeypatch, ca
     assert set(found["seconds to reorder"]) == set(locality.ORDERS) - {"as given"}
 
 
+def test_every_benchmark_finds_what_it_imports():
+    # DGL's side has an environment of its own.
+    names = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem != "dgl_side"]
+    code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_line_of_the_readmes_table_is_one_of_the_results():
     results = [
         line
