@@ -262,8 +262,6 @@ def measure(
     detail += f"{format_bytes(two['peak bytes of a rank'])} of {format_bytes(whole['peak'])}"
     work = f"{graph}: one step of {LAYERS} transformer blocks of {HEADS} heads of {CHANNELS // HEADS}, 2 ranks"
     lines = [Line(work, "one process, as many threads", "x", 0.85, 1.0, two["speed"], detail)]
-    detail = f"one thread {two['one thread, processor ms']:.0f}, both ranks together {two['ranks, processor ms']:.0f}"
-    lines.append(Line(work, "one thread, in processor time", "x", 0.85, 1.0, two["speed by processor time"], detail))
     return lines, records
 
 
@@ -429,8 +427,8 @@ def main() -> None:
     rates = f"one thread takes {per_node:.2f} us for a node and {per_edge:.3f} us for an edge"
     rows = halos(options.graphs)
     tables = [
-        "Believe the processor time where the load before is above 1: threads that wait for each other spin, which "
-        "then makes one process slow, and a clock flatters the ranks.",
+        "Ranks that wait for each other spin: their processor time has the waiting in it. Under a load from elsewhere "
+        "the clock flatters the ranks, for then threads of one process wait and spin, too.",
         f"More ranks than {CORES} share the cores. Predictions are those of docs/scaling.md: {rates}.",
         table(records, COLUMNS),
         "Rows that all ranks receive for one layer, per node, after METIS, and what random edges and parts would need:",
