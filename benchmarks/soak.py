@@ -162,7 +162,7 @@ def main():
     (RESULTS / "soak.json").write_text(json.dumps(held) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in versions().items())
     rows = "\n".join(f"| {name} | {value} |" for name, value in found.items())
-    text = f"# Soak\n\n`python benchmarks/soak.py --minutes {args.minutes:g}`\n\n{about}\n\n| | |\n|---|---|\n{rows}\n"
+    text = f"# Soak\n\n{about}\n\n| | |\n|---|---|\n{rows}\n"
     (RESULTS / "soak.md").write_text(text)
     print(text)
     if wrong or failures or growth > GROWTH or not found["their weights are equal and finite"]:
