@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from .compare import Comparison, compare
+from .compare import compare
+from .comparison import Comparison
 from .distributed import block_parts, read_graph, save_parts, split_graph
 from .errors import check_choice, check_int, message
 from .kernels import KERNELS

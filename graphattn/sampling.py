@@ -238,7 +238,7 @@ class NeighborLoader(NodeLoader):
         batch.pattern = batch.layer_patterns[0]
         return batch if self._then is None else _transform(self._then, batch)
 
-    def _get_iterator(self) -> Iterator:
+    def _get_iterator(self) -> Iterator[Any]:
         return DataLoaderIterator(super()._get_iterator(), _recognize)
 
 

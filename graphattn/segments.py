@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
     """What the two maps share: only the index structure is saved."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, index, ptr, perm = inputs
         saved = (index, ptr) if perm is None else (index, ptr, perm)
         ctx.save_for_backward(*saved)

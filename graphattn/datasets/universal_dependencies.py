@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch_geometric.data import Data, InMemoryDataset, download_url
@@ -207,7 +207,7 @@ def read_conllu(path: Path) -> Iterator[Sentence]:
         raise ValueError(message("UniversalDependencies", str(path), "must be CoNLL-U", got, fix)) from error
 
 
-def _sentence(rows: list) -> Sentence:
+def _sentence(rows: list[dict[str, Any]]) -> Sentence:
     count = len(rows)
     if [row["id"] for row in rows] != list(range(1, count + 1)) or count == 0:
         raise ValueError("words are not numbered from 1 on")

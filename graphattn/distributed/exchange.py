@@ -47,7 +47,7 @@ class _Exchange(torch.autograd.Function):
         return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, ctx.send, ctx.receive, ctx.group = inputs
 
     @staticmethod

@@ -80,7 +80,7 @@ class LastDerivative(torch.autograd.Function):
     """A backward pass, which has no derivative of its own."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         """Keep nothing."""
 
     @staticmethod

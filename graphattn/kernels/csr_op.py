@@ -78,7 +78,7 @@ class _Attend(torch.autograd.Function):
         return out, lse, torch.ops.graphattn.csr_weights(*shared, lse, rows, *mode)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *shared, rows, columns, mode, return_weights = inputs
         out, lse, _ = output
         ctx.mode, ctx.return_weights = mode, return_weights
@@ -87,7 +87,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(*shared, out, lse, *rows, *columns)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
         shared, (out, lse), lists = saved[:8], saved[8:10], saved[10:]
         rows, columns = list(lists[: ctx.splits[0]]), list(lists[ctx.splits[0] :])

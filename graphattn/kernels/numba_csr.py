@@ -239,11 +239,13 @@ class _Operands:
         bound = np.uint64(threshold(dropout_p)) if seed is not None else np.uint64(0)
         self.dropout = (0 if seed is None else int(seed), bound, number(keep_scale(dropout_p)))
 
-    def common(self) -> tuple:
+    def common(self) -> tuple[Any, ...]:
         return self.shape, self.data, self.edges, self.mode
 
 
-def _arrays(given: list[Tensor], side: str, query: Tensor, key: Tensor) -> tuple[tuple, np.ndarray, np.ndarray, int]:
+def _arrays(
+    given: list[Tensor], side: str, query: Tensor, key: Tensor
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray, int]:
     """Arrays of an operator's list: csr, tasks, cut rows, and how many slots these have."""
     ptr, index, perm, tasks, cut = read_list(given, side, query, key, NumbaCSR.name, _plan)
     csr = (ptr.numpy(), index.numpy(), perm.numpy())

@@ -117,7 +117,7 @@ class _Attend(torch.autograd.Function):
         return torch.ops.graphattn.tiles_forward(*inputs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         *tensors, plan, numbers, normalizer, scale, dropout_p, weights, lse = inputs
         ctx.mode, ctx.asked = (numbers, normalizer, scale, dropout_p), (weights, lse)
         ctx.shape = output[0].shape
@@ -125,7 +125,7 @@ class _Attend(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *plan)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         tensors, plan = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
         needs = list(ctx.needs_input_grad[:5])
         grad_out, *others = grads

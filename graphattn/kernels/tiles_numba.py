@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def _least(seconds: float) -> int:
     return math.ceil(CALL_SECONDS / seconds)
 
 
-def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple:
+def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple[Any, ...]:
     """What both passes take: plan, shape, scale, data and their strides."""
     query, key, value, *_ = data
     shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))

@@ -165,7 +165,7 @@ def _per_axis(argument: str, kind: str, value: Any, axes: int) -> list[Any]:
     return listed
 
 
-def _write_option(values: tuple) -> object:
+def _write_option(values: tuple[object, ...]) -> object:
     return values[0] if len(set(values)) == 1 else values
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from .edges import Edges
 
 class _Known(NamedTuple):
     tensor: weakref.ref[Tensor]
-    state: tuple
+    state: tuple[Any, ...]
     pattern: Edges
 
 
@@ -30,7 +30,7 @@ def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: i
     mode count none at all, and are read anew each time.
     """
     tensor: Tensor = edge_index
-    state: tuple = (num_sources, num_targets)
+    state: tuple[Any, ...] = (num_sources, num_targets)
     if isinstance(edge_index, EdgeIndex):
         # The wrapper is made anew by many operations that keep what it wraps.
         tensor = edge_index.as_tensor()
@@ -73,7 +73,7 @@ def compared_edges(where: str, edge_index: Tensor, num_sources: int, num_targets
     return pattern
 
 
-def _remember(table: dict[int, _Known], tensor: Tensor, state: tuple, pattern: Edges) -> None:
+def _remember(table: dict[int, _Known], tensor: Tensor, state: tuple[Any, ...], pattern: Edges) -> None:
     name = id(tensor)
 
     def forget(tensor: weakref.ref[Tensor]) -> None:
