@@ -6,6 +6,7 @@ pairs that the oracle and the dense layers use.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -208,14 +209,27 @@ def as_score(where: str, score: Any) -> Score:
     """Return a Score as it is and any other callable as a `FunctionScore`.
 
     Raises:
-        TypeError: `score` is neither.
+        TypeError: `score` is neither, or doesn't take three arguments.
     """
     if isinstance(score, Score):
         return score
-    if callable(score) and not isinstance(score, type):
+    if callable(score) and not isinstance(score, type) and _takes_three(score):
         return FunctionScore(score)
     rule = "must be DotProduct(), Additive(vector) or a callable (query_i, key_j, edge_key) -> [*B, E, H]"
     raise TypeError(message(where, "score", rule, repr(score)))
+
+
+def _takes_three(function: ScoreFunction) -> bool:
+    if torch.compiler.is_compiling():
+        return True
+    try:
+        # A module's __call__ takes anything.
+        inspect.signature(getattr(function, "forward", function)).bind(None, None, None)
+    except TypeError:
+        return False
+    except ValueError:  # Functions written in C may not tell.
+        return True
+    return True
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

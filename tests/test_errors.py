@@ -184,6 +184,12 @@ BAD_CALLS = {
         "attention: score must be DotProduct(), Additive(vector) or a callable "
         "(query_i, key_j, edge_key) -> [*B, E, H], got 'dot'.",
     ),
+    "score of one argument": (
+        lambda: call(score=torch.nn.Identity()),
+        TypeError,
+        "attention: score must be DotProduct(), Additive(vector) or a callable "
+        "(query_i, key_j, edge_key) -> [*B, E, H], got Identity().",
+    ),
     "score of another shape": (
         lambda: call(score=lambda query, key, edge: query * key),
         ValueError,
