@@ -4,13 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test check docs format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest check docs format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
 
 test: setup
 	$(BIN)/python -m pytest -n 2
+
+# The same tests with the oldest torch, PyG, NumPy, ... that pyproject.toml allows; some gigabytes to download.
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest -n 2
+
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	@$(PYTHON) -m venv $(VENV)-oldest
+	@$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[plot,examples,dev]'
+	@touch $@
 
 check: setup docs
 	$(BIN)/ruff format --check $(SOURCES)
@@ -87,4 +96,4 @@ gpu:
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
 clean:
-	rm -rf $(VENV) $(VENV)-dgl build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis

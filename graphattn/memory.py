@@ -43,8 +43,11 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
     if device.type != "cpu":
         function()
         return None
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silent_profiler(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    # There is one cycle alone. Without acc_events, torch 2.11 warns that events of earlier ones are gone.
+    profiler = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    )
+    with _silent_profiler(), profiler as profile:
         function()
     try:
         recorded: Any = profile.profiler

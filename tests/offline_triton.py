@@ -1,7 +1,7 @@
 """Compile every variant of the GPU's kernel for a GPU that isn't here, and print what became of it, as JSON.
 
-    python tests/offline_triton.py 90 > tests/triton_sm90.json    a new baseline, after a change that is meant
-    python tests/offline_triton.py 80 1                           the first variant for another chip
+    python tests/offline_triton.py 90 > tests/triton_3.9_sm90.json    a new baseline, after a change that is meant
+    python tests/offline_triton.py 80 1                               the first variant for another chip
 
 For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, the instructions
 of the longest loop, which is that over edges, and how many times it would be compiled for graphs of several sizes.

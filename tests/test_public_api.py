@@ -88,3 +88,13 @@ def test_an_installation_needs_these_packages_alone():
     assert names(project["dependencies"]) == [
         *("networkx", "numba", "numpy", "scipy", "torch", "torch-geometric", "tqdm"),
     ]
+
+
+def test_the_oldest_versions_are_those_of_the_ranges():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    listed = sum((extras[name] for name in ("plot", "examples", "partition", "dev")), project["dependencies"])
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE)
+    pinned = {name: version.removesuffix(".0") for name, version in pins if name != "pyparsing"}
+    ranges = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in listed)
+    assert pinned == {name: version.removesuffix(".0") for name, version in ranges.items()}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
+triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
 HERE = Path(__file__).resolve().parent
-BASELINE = json.loads((HERE / "triton_sm90.json").read_text())
+# Each Triton compiles in its own way: there is a baseline of the oldest, and of CI's.
+BASELINE = HERE / f"triton_{'.'.join(triton.__version__.split('.')[:2])}_sm90.json"
 
 
 def compile_for(*arguments: str, cache: Path) -> dict[str, dict]:
@@ -25,10 +26,13 @@ def compile_for(*arguments: str, cache: Path) -> dict[str, dict]:
 
 
 def test_no_variant_has_become_worse_on_hopper(tmp_path):
+    if not BASELINE.exists():
+        pytest.skip(f"there is no baseline of Triton {triton.__version__}; tests/offline_triton.py makes one")
+    baseline = json.loads(BASELINE.read_text())
     results = compile_for("90", cache=tmp_path)
-    assert results.keys() == BASELINE.keys()
+    assert results.keys() == baseline.keys()
     for name, found in results.items():
-        before = BASELINE[name]
+        before = baseline[name]
         assert found["stack"] == 0, f"{name} spills"
         assert found["compiled"] == 1, f"{name} is compiled anew for graphs of another size"
         assert found["reg"] <= 1.1 * before["reg"], name
