@@ -8,6 +8,7 @@ import re
 import tomllib
 
 import pytest
+from packaging.version import Version
 from conftest import ROOT
 
 # Every name that users import. A name that goes, or comes, is a line of CHANGELOG.md.
@@ -95,6 +96,6 @@ def test_the_oldest_versions_are_those_of_the_ranges():
     extras = project["optional-dependencies"]
     listed = sum((extras[name] for name in ("plot", "examples", "partition", "dev")), project["dependencies"])
     pins = re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE)
-    pinned = {name: version.removesuffix(".0") for name, version in pins if name != "pyparsing"}
+    pinned = {name: Version(version) for name, version in pins if name != "pyparsing"}
     ranges = dict(re.match(r"([\w-]+)>=([\d.]+)", line).groups() for line in listed)
-    assert pinned == {name: version.removesuffix(".0") for name, version in ranges.items()}
+    assert pinned == {name: Version(version) for name, version in ranges.items()}
