@@ -8,8 +8,8 @@ import re
 import tomllib
 
 import pytest
-from packaging.version import Version
 from conftest import ROOT
+from packaging.version import Version
 
 # Every name that users import. A name that goes, or comes, is a line of CHANGELOG.md.
 NAMES = {
