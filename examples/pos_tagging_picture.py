@@ -52,7 +52,7 @@ def draw_parameters(axes, results):
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_attention(panels, tagger, corpus, words):
+def draw_attention(panels, name, tagger, corpus, words):
     """How much each word looks at which other, as the mean over the heads of each layer."""
     with torch.no_grad():
         logits, weights = tagger(*corpus.encode([words]), return_attention_weights=True)
@@ -63,6 +63,7 @@ def draw_attention(panels, tagger, corpus, words):
         axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(words)), names)
         axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)
+    panels[0].set_xlabel(f"{name}, mean of {weight.size(1)} heads")
 
 
 def telling_sentence(corpus, taggers, best):
@@ -84,8 +85,7 @@ def draw(results, taggers, corpus, best, title, path):
     panels = lower.subplots(1, 3)
     draw_parameters(panels[0], results)
     if best is not None:
-        draw_attention(panels[1:], taggers[best], corpus, telling_sentence(corpus, taggers, best))
-        panels[1].set_xlabel(f"{best}, mean of its heads")
+        draw_attention(panels[1:], best, taggers[best], corpus, telling_sentence(corpus, taggers, best))
     path.parent.mkdir(parents=True, exist_ok=True)
     upper.figure.savefig(path, dpi=100)
     print(f"Picture: {path}")

@@ -21,9 +21,7 @@ def on_config(config):
 
 
 def write_math(source, *_, **__):
-    """One formula, or several, a line each."""
-    lines = (latex2mathml.converter.convert(line, display="block") for line in source.splitlines())
-    return f'<div class="math">{"".join(lines)}</div>'
+    return f'<div class="math">{latex2mathml.converter.convert(source, display="block")}</div>'
 
 
 def on_files(files, config):
