@@ -419,32 +419,37 @@ def run_rank(rank: int, size: int, folder: Path) -> None:
             raised[name] = traceback.format_exc()
         print(f"{size} ranks, rank {rank}: {name} {time.monotonic() - begin:.2f} s", flush=True)
     (folder / f"{size}-{rank}.json").write_text(json.dumps(raised))
-    os._exit(0)
+
+
+def forked(function, *arguments) -> int:
+    """The number of a new process that runs ``function`` and ends."""
+    child = os.fork()
+    if child == 0:
+        # The first use after a fork replaces torch's pool of threads: here, before two threads do so and one aborts.
+        torch.set_num_threads(1)
+        function(*arguments)
+        os._exit(0)
+    return child
+
+
+def compile_backward(pattern) -> None:
+    """Compile the kernels of a backward pass, to the disk."""
+    attention(**random_call(pattern), pattern=pattern).sum().backward()
 
 
 def main() -> None:
     """Fork the ranks of each world size, one after another."""
     folder, *sizes = sys.argv[1:]
     # Neither a pool of torch's threads nor autograd's would survive the fork: no backward here. What all ranks load or
-    # compile is loaded before, and compiled for the backward by a child, to the disk.
+    # compile is loaded before, and compiled for the backward by a child.
     torch.set_num_threads(1)
     whole, layer = random_graph(), GraphAttention(8, 8).double()
     with torch.no_grad():
         torch.compile(layer, backend="aot_eager")(torch.zeros(40, 8, dtype=torch.float64), whole)
     torch._dynamo.reset()
-    child = os.fork()
-    if child == 0:
-        attention(**random_call(whole), pattern=whole).sum().backward()
-        os._exit(0)
-    os.waitpid(child, 0)
+    os.waitpid(forked(compile_backward, whole), 0)
     for size in map(int, sizes):
-        ranks = []
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                run_rank(rank, size, Path(folder))
-            ranks.append(child)
-        for child in ranks:
+        for child in [forked(run_rank, rank, size, Path(folder)) for rank in range(size)]:
             os.waitpid(child, 0)
 
 
