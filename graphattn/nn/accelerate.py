@@ -8,7 +8,7 @@ import torch
 from torch_geometric.nn import MessagePassing
 
 from ..errors import message
-from .pyg import FUSED, Fused, why_not_fused
+from .fused import FUSED, Fused, why_not_fused
 
 _MARK = "_was_accelerated"
 
