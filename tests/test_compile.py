@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from graphattn import Edges, Window, attention
+from graphattn import Edges, Full, Grid, Window, attention
 from graphattn.nn import GraphAttention
 from graphattn.patterns import base, known
 from graphattn.testing import graph_zoo, random_call
@@ -51,6 +51,28 @@ def test_six_graph_sizes_compile_twice_into_one_graph_each(as_pattern, backend):
         both = (torch.autograd.grad(x.square().sum(), inputs) for x in (out, expected))
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(*both, strict=True))
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        lambda n: Window(n, radius=2),
+        lambda n: Window([n, 7, n // 2], radius=2),
+        lambda n: Full([n, 3, n + 1]),
+        lambda n: Grid((n, 3), radius=1),
+    ],
+    ids=["window", "windows", "full", "grid"],
+)
+def test_sizes_of_structured_patterns_settle_in_a_few_graphs(pattern):
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(lambda *inputs: attention(*inputs), backend=counter, fullgraph=True)
+    for size in range(10, 100, 7):
+        sized = pattern(size)
+        inputs, _ = draw(sized.num_targets, 1)
+        expected = attention(*inputs, sized)
+        torch.testing.assert_close(compiled(*inputs, sized), expected)
+    # Beyond eight, the compiler gives up.
+    assert counter.frame_count <= 5
 
 
 def test_compiled_layer_takes_raw_edges_in_one_graph():

@@ -30,7 +30,7 @@ SCORES_AT_A_TIME = {"cpu": 2**18}
 MOST_SCORES = 2**26
 
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? edge_bias, Tensor? table, Tensor? seed, "
-_MODE = "Tensor[] plan, int[] numbers, str normalizer, float scale, float dropout_p"
+_MODE = "Tensor[] plan, SymInt[] numbers, str normalizer, float scale, float dropout_p"
 
 library = torch.library.Library("graphattn", "FRAGMENT")
 library.define(f"tiles_forward({_INPUTS}{_MODE}, bool weights, bool lse) -> (Tensor, Tensor, Tensor)")
