@@ -84,6 +84,13 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int, *, 
     return pattern
 
 
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode derivatives are at work, which fused kernels have nothing for."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def can_be_fused(score: Score, normalizer: Normalizer) -> bool:
     """Whether a fused kernel may know this score and this normalizer."""
     return isinstance(score, DotProduct | Additive) and isinstance(normalizer, Softmax | Relu | Sigmoid | Identity)
@@ -92,9 +99,16 @@ def can_be_fused(score: Score, normalizer: Normalizer) -> bool:
 @torch.compiler.disable(reason="what is read from edges depends on them, which no compiled graph can hold")
 def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int) -> Edges:
     """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
-    if isinstance(container, Tensor):
-        return known_edges(where, container, num_sources, num_targets)
-    return Edges.between(where, container, num_sources, num_targets)
+    if isinstance(container, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(container):
+        rule = "must be the same for all that torch.func maps over"
+        raise NotImplementedError(
+            message(where, "edge_index", rule, "a tensor that differs", "Join graphs in a batch.")
+        )
+    # Edges take no part in a transform of torch.func, and are kept beyond it.
+    with torch._C._DisableFuncTorch():
+        if isinstance(container, Tensor):
+            return known_edges(where, container, num_sources, num_targets)
+        return Edges.between(where, container, num_sources, num_targets)
 
 
 def prepare(

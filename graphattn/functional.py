@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .call import Call, prepare
+from .call import Call, is_transformed, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
 from .normalizers import Normalizer, UserNormalizer
@@ -128,7 +128,7 @@ def explain_backend(
         'tiles'
     """
     call = prepare("explain_backend", query, key, value, pattern, **options)
-    answers = {kernel.name: (kernel.why_not(call), kernel.cost(call)) for kernel in KERNELS}
+    answers = {kernel.name: (_why_not(kernel, call), kernel.cost(call)) for kernel in KERNELS}
     return BackendReport(choose(call, backend).name, backend, answers)
 
 
@@ -201,13 +201,19 @@ def choose(call: Call, backend: str) -> Kernel:
     check_choice("attention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
     cheapest, lowest = KERNELS[0], math.inf
     for kernel in KERNELS:
-        if kernel.why_not(call) is None and kernel.cost(call) < lowest:
+        if _why_not(kernel, call) is None and kernel.cost(call) < lowest:
             cheapest, lowest = kernel, kernel.cost(call)
     if backend == "auto":
         return cheapest
     named = next(kernel for kernel in KERNELS if kernel.name == backend)
-    reason = named.why_not(call)
+    reason = _why_not(named, call)
     if reason is not None:
         fix = f"Use backend={cheapest.name!r} or 'auto'."
         raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
     return named
+
+
+def _why_not(kernel: Kernel, call: Call) -> str | None:
+    if is_transformed() and not kernel.is_plain:
+        return "it has no forward-mode derivatives, and nothing for torch.func"
+    return kernel.why_not(call)

@@ -274,7 +274,7 @@ def _search(scaled: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None, pow
     the root. Each step divides the distance of the sum to 1, times the slope, by 4 at least: 64 steps are enough for
     any degree.
     """
-    rows = Rows(index, ptr, perm)
+    rows, is_mapped = Rows(index, ptr, perm), _is_mapped(scaled)
     tau = scaled.new_full((*scaled.shape[:-2], rows.num_rows, scaled.size(-1)), -1)
     for _ in range(64):
         gap = (scaled - gather(tau, rows, -2)).relu()
@@ -282,10 +282,20 @@ def _search(scaled: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None, pow
         moved = tau + (segment_sum(gap.pow(power), rows, -2) - 1) / slope
         # False for rows without edges and for those that hold a NaN.
         goes_on = moved > tau
-        if not bool(goes_on.any()):
+        if not is_mapped and not bool(goes_on.any()):
             break
         tau = torch.where(goes_on, moved, tau)
     return tau
+
+
+def _is_mapped(x: Tensor) -> bool:
+    """Whether torch.vmap is at work, under which nothing may depend on the numbers."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
 
 
 # How often the loop runs depends on the numbers, so that a compiled graph holds it as one operator.

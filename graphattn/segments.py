@@ -120,8 +120,12 @@ class _SegmentSum(_Linear):
         return _gather(grad, *_saved(ctx)), None, None, None
 
 
-# Forward mode needs a jvp, and torch.compile refuses a Function that has one: hence these, outside of compile alone.
+# What forward mode and torch.vmap need. torch.compile refuses a Function that has it: hence these, outside alone.
 class _GatherWithTangent(_Gather):
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rows: Any) -> tuple[Tensor, int]:
+        return _map(_gather, in_dims[0], x, rows)
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return _gather(tangent, *_saved(ctx))
@@ -129,8 +133,20 @@ class _GatherWithTangent(_Gather):
 
 class _SegmentSumWithTangent(_SegmentSum):
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rows: Any) -> tuple[Tensor, int]:
+        return _map(_segment_sum, in_dims[0], x, rows)
+
+    @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
         return _segment_sum(tangent, *_saved(ctx))
+
+
+def _map(function: Callable[..., Tensor], dim: int | None, x: Tensor, rows: tuple[Any, ...]) -> tuple[Tensor, int]:
+    """Matrices side by side are one matrix."""
+    assert dim is not None
+    x = x.movedim(dim, -1)
+    result = function(x.flatten(1), *rows)
+    return result.view(result.size(0), *x.shape[1:]), 2
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -230,7 +230,9 @@ def test_derivatives_that_fused_kernels_lack_name_the_kernel_that_has_them():
     (gradient,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
     with pytest.raises(NotImplementedError, match="no derivatives of second order. Use backend='scatter'"):
         gradient.sum().backward()
-    with pytest.raises(NotImplementedError, match="no forward-mode derivatives. Use backend='scatter'"):
+    with pytest.raises(
+        NotImplementedError, match="no forward-mode derivatives, and nothing for torch.func. Use backend='scatter'"
+    ):
         torch.func.jvp(function, inputs, inputs)
 
 

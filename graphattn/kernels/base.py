@@ -28,6 +28,8 @@ class Kernel(ABC):
     """One way to compute attention. `name` is what the user writes as `backend`."""
 
     name: str
+    # Made of torch's own operators alone, which torch.func and derivatives of every mode and order go through.
+    is_plain = False
 
     @abstractmethod
     def why_not(self, call: Call) -> str | None:
@@ -64,18 +66,6 @@ def share(call: Call) -> float:
     return 1.0 if needs_grad(call) else FORWARD_SHARE
 
 
-class NoTangent:
-    """For a Function that has no derivatives in forward mode: first among the bases.
-
-    torch.compile refuses a Function that has a jvp: hence a class of its own, outside of compile alone.
-    """
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> NoReturn:
-        """Raise instead of a silent zero."""
-        raise _only_scatter("forward-mode derivatives")
-
-
 class LastDerivative(torch.autograd.Function):
     """A backward pass, which has no derivative of its own."""
 
@@ -86,8 +76,5 @@ class LastDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
         """Raise instead of a silent zero."""
-        raise _only_scatter("derivatives of second order")
-
-
-def _only_scatter(what: str) -> NotImplementedError:
-    return NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")
+        what = "derivatives of second order"
+        raise NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")

@@ -23,7 +23,7 @@ from ..patterns import Edges, Pattern
 from ..patterns.known import compared_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
-from .base import LastDerivative, NoTangent, Result, needs_grad
+from .base import LastDerivative, Result, needs_grad
 
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
@@ -101,10 +101,6 @@ class _Attend(torch.autograd.Function):
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
 
 
-class _AttendWithTangent(NoTangent, _Attend):
-    pass
-
-
 class _Gradients(LastDerivative):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
@@ -138,9 +134,7 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
     slope = score.negative_slope if isinstance(score, Additive) else 0.0
     seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
     mode = (SCORE_CODES[kind], NORMALIZER_CODES[type(call.normalizer)], scale, slope, call.dropout_p)
-    apply = _AttendWithTangent.apply
-    if torch.compiler.is_compiling():
-        apply = _Attend.apply if needs_grad(call) else _Attend.forward
+    apply = _Attend.forward if torch.compiler.is_compiling() and not needs_grad(call) else _Attend.apply
     out, lse, weights = apply(
         flat(call.query),
         flat(call.key),

@@ -44,6 +44,7 @@ class Scatter(Kernel):
     """See the module."""
 
     name = "scatter"
+    is_plain = True
 
     def why_not(self, call: Call) -> str | None:
         """There is nothing that it can't run."""

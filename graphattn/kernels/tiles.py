@@ -16,7 +16,7 @@ from ..bias import OffsetBias
 from ..call import Call
 from ..random import draw_seed
 from ..scores import DotProduct
-from .base import Kernel, LastDerivative, NoTangent, Result, needs_grad, share
+from .base import Kernel, LastDerivative, Result, needs_grad, share
 from .tiles_numba import are_vectors, in_vectors, is_for_panels
 from .tiles_op import SLOPES
 from .tiles_panels import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
@@ -82,9 +82,7 @@ class Tiles(Kernel):
         assert isinstance(call.score, DotProduct)
         scale = call.score.factor(call.query.size(-1))
         seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
-        apply: Any = _AttendWithTangent.apply
-        if torch.compiler.is_compiling():
-            apply = _Attend.apply if needs_grad(call) else _Attend.forward
+        apply: Any = _Attend.forward if torch.compiler.is_compiling() and not needs_grad(call) else _Attend.apply
         out, weights, lse = apply(
             flat(query),
             flat(key),
@@ -135,10 +133,6 @@ class _Attend(torch.autograd.Function):
         function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
         gradients = function(grad_out, *others, *tensors, plan, *ctx.mode, needs)
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 8
-
-
-class _AttendWithTangent(NoTangent, _Attend):
-    pass
 
 
 class _Gradients(LastDerivative):

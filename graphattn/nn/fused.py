@@ -15,7 +15,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import SumAggregation
 
-from ..call import as_pattern
+from ..call import as_pattern, is_transformed
 from ..errors import message
 from ..functional import attention
 from ..kernels import KERNELS
@@ -183,7 +183,7 @@ class Fused(MessagePassing):
             return False
         if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
             return True
-        if _is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
+        if is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
             return True
         if edge_index.layout != torch.strided:
             is_listed_twice = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
@@ -262,13 +262,6 @@ def why_not_fused(layer: Any) -> str | None:
     if replaced:
         return f"its {replaced[0]} was replaced"
     return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode derivatives are at work, which fused kernels have nothing for."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _generate(theirs: Any) -> None:

@@ -137,8 +137,8 @@ class Pattern(ABC):
     def _build(self, name: str, build: Callable[[], Any]) -> None:
         if self._late_check is not None:
             self._late_check()
-        # A tensor born in inference mode could never again take part in autograd.
-        with torch.inference_mode(False):
+        # A tensor born in inference mode could never again take part in autograd, one of torch.func's not outlive it.
+        with torch.inference_mode(False), torch._C._DisableFuncTorch():
             self._kept[name] = build()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
