@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,6 +107,24 @@ def check_device(where: str, argument: str, device: torch.device, query: Tensor)
     if device != query.device:
         fix = f"Use {argument}.to('{query.device}')."
         raise ValueError(message(where, argument, f"must be on query's device, {query.device}", device, fix))
+
+
+def check_takes(where: str, argument: str, function: Callable[..., Any], names: Sequence[str], fix: str = "") -> None:
+    """Raise TypeError unless a callable can be called with as many arguments as there are names."""
+    if torch.compiler.is_compiling():
+        return
+    # A module's __call__ takes anything.
+    own = getattr(function, "forward", function)
+    try:
+        signature = inspect.signature(own)
+    except ValueError:  # Functions written in C may not tell.
+        return
+    try:
+        signature.bind(*names)
+    except TypeError:
+        rule = f"must take {len(names)} arguments, ({', '.join(names)})"
+        got = f"{getattr(own, '__name__', type(own).__name__)}{signature}"
+        raise TypeError(message(where, argument, rule, got, fix)) from None
 
 
 def shape_of(tensor: Tensor) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .errors import check_choice, message
+from .errors import check_choice, check_takes, message
 from .segments import Rows, gather, segment_max, segment_sum
 
 
@@ -253,7 +253,13 @@ def as_normalizer(where: str, normalizer: Any) -> Normalizer:
         known = {cls.name: cls for cls in NORMALIZERS}
         check_choice(where, "normalizer", normalizer, known)
         return known[normalizer]()
-    if callable(getattr(normalizer, "edgewise", None)) and callable(getattr(normalizer, "dense", None)):
+    forms = {"edgewise": ("score", "target", "num_targets"), "dense": ("score", "mask")}
+    if all(callable(getattr(normalizer, form, None)) for form in forms):
+        if isinstance(normalizer, type):
+            fix = f"Use {normalizer.__name__}()."
+            raise TypeError(message(where, "normalizer", "must be an object, not its class", normalizer.__name__, fix))
+        for form, names in forms.items():
+            check_takes(where, f"normalizer.{form}", getattr(normalizer, form), names)
         return OwnNormalizer(normalizer)
     rule = "must be a name or have edgewise(score, target, num_targets) and dense(score, mask)"
     raise TypeError(message(where, "normalizer", rule, repr(normalizer)))

@@ -6,7 +6,6 @@ pairs that the oracle and the dense layers use.
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import check_choice, check_finite, check_float_tensor, check_like, message, shape_of
+from .errors import (
+    check_choice,
+    check_device,
+    check_finite,
+    check_float_tensor,
+    check_like,
+    check_takes,
+    message,
+    shape_of,
+)
 
 ScoreFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -178,12 +186,14 @@ class FunctionScore(Score):
     def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
         """Score each edge, see `Score.edgewise`."""
         score = self.function(query_i, repeat_heads(key_j, query_i.size(-2)), edge_key)
-        if not isinstance(score, Tensor) or score.shape != query_i.shape[:-1]:
-            got = shape_of(score) if isinstance(score, Tensor) else type(score).__name__
+        if not isinstance(score, Tensor):
+            raise TypeError(message("attention", "score", "must return a tensor [*B, E, H]", type(score).__name__))
+        if score.shape != query_i.shape[:-1]:
             rule = f"must return [*B, E, H] = {list(query_i.shape[:-1])}"
-            raise ValueError(
-                message("attention", "score", rule, got, "Reduce the last dimension, for example by sum(-1).")
-            )
+            fix = "One number per edge and head: reduce the last dimension of [*B, E, H, D] alone, as sum(-1) does."
+            raise ValueError(message("attention", "score", rule, shape_of(score), fix))
+        check_float_tensor("attention", "score", score)
+        check_device("attention", "score", score.device, query_i)
         return score
 
     def dense(self, query: Tensor, key: Tensor, edge_key: Tensor | None) -> Tensor:
@@ -213,23 +223,11 @@ def as_score(where: str, score: Any) -> Score:
     """
     if isinstance(score, Score):
         return score
-    if callable(score) and not isinstance(score, type) and _takes_three(score):
+    if callable(score) and not isinstance(score, type):
+        check_takes(where, "score", score, ("query_i", "key_j", "edge_key"), "Without edge_key=, the last one is None.")
         return FunctionScore(score)
     rule = "must be DotProduct(), Additive(vector) or a callable (query_i, key_j, edge_key) -> [*B, E, H]"
     raise TypeError(message(where, "score", rule, repr(score)))
-
-
-def _takes_three(function: ScoreFunction) -> bool:
-    if torch.compiler.is_compiling():
-        return True
-    try:
-        # A module's __call__ takes anything.
-        inspect.signature(getattr(function, "forward", function)).bind(None, None, None)
-    except TypeError:
-        return False
-    except ValueError:  # Functions written in C may not tell.
-        return True
-    return True
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

@@ -40,6 +40,14 @@ class Relu6:
         return torch.where(mask, score.clamp(0, 6), 0)
 
 
+class OfTwoForms:
+    def edgewise(self, score):
+        return score
+
+    def dense(self, score, mask):
+        return score
+
+
 def call(query=X, key=X, value=X, pattern=EDGES, **options):
     return attention(query, key, value, pattern, **options)
 
@@ -187,14 +195,45 @@ BAD_CALLS = {
     "score of one argument": (
         lambda: call(score=torch.nn.Identity()),
         TypeError,
-        "attention: score must be DotProduct(), Additive(vector) or a callable "
-        "(query_i, key_j, edge_key) -> [*B, E, H], got Identity().",
+        "attention: score must take 3 arguments, (query_i, key_j, edge_key), got forward(input: torch.Tensor) -> "
+        "torch.Tensor. Without edge_key=, the last one is None.",
+    ),
+    "score of two arguments": (
+        lambda: call(score=lambda query, key: (query * key).sum(-1)),
+        TypeError,
+        "attention: score must take 3 arguments, (query_i, key_j, edge_key), got <lambda>(query, key). "
+        "Without edge_key=, the last one is None.",
+    ),
+    "score that is no tensor": (
+        lambda: call(score=lambda query, key, edge: 1.0),
+        TypeError,
+        "attention: score must return a tensor [*B, E, H], got float.",
+    ),
+    "score of whole numbers": (
+        lambda: call(score=lambda query, key, edge: (query * key).sum(-1).long()),
+        TypeError,
+        "attention: score must have a floating-point dtype, got torch.int64. Use score.float().",
+    ),
+    "score on another device": (
+        lambda: call(score=lambda query, key, edge: (query * key).sum(-1).to("meta")),
+        ValueError,
+        "attention: score must be on query's device, cpu, got meta. Use score.to('cpu').",
+    ),
+    "class of a normalizer": (
+        lambda: call(normalizer=OfTwoForms),
+        TypeError,
+        "attention: normalizer must be an object, not its class, got OfTwoForms. Use OfTwoForms().",
+    ),
+    "normalizer of too few arguments": (
+        lambda: call(normalizer=OfTwoForms()),
+        TypeError,
+        "attention: normalizer.edgewise must take 3 arguments, (score, target, num_targets), got edgewise(score).",
     ),
     "score of another shape": (
         lambda: call(score=lambda query, key, edge: query * key),
         ValueError,
         "attention: score must return [*B, E, H] = [3, 2], got [3, 2, 4]. "
-        "Reduce the last dimension, for example by sum(-1).",
+        "One number per edge and head: reduce the last dimension of [*B, E, H, D] alone, as sum(-1) does.",
     ),
     "unknown normalizer": (
         lambda: call(normalizer="sofmax"),
