@@ -249,7 +249,8 @@ def _partition(arguments: argparse.Namespace) -> int:
     print("| part | nodes | edges | rows from others |\n|---|---|---|---|")
     for part in parts:
         print(f"| {part.rank} | {part.nodes.numel():,} | {part.edges.numel():,} | {part.halo.numel():,} |")
-    print(f"{pattern}: {', '.join([*of_nodes, *of_edges]) or 'no tensors'} in {arguments.output}")
+    beside = f"their rows of {', '.join([*of_nodes, *of_edges])}" if of_nodes or of_edges else "no features or labels"
+    print(f"Wrote {len(parts)} parts of {pattern} to {arguments.output}, with {beside}.")
     left = sorted(set(tensors) - set(of_nodes) - set(of_edges))
     if left:
         print(f"Left out, neither of nodes nor of edges: {', '.join(left)}")

@@ -83,6 +83,9 @@ def compare(
         >>> comparison.rows[1].edges, comparison.largest_error() < 1e-5
         (74, True)
     """
+    if not callable(make_pattern):
+        fix = "Use lambda size: Window(size, radius=2), for example."
+        raise TypeError(message("compare", "make_pattern", "must return the pattern of a size", make_pattern, fix))
     listed = [sizes] if isinstance(sizes, int) else list(sizes)
     listed = sorted({check_int("compare", "sizes", size, 1) for size in listed})
     if not listed:

@@ -127,6 +127,12 @@ def check_takes(where: str, argument: str, function: Callable[..., Any], names: 
         raise TypeError(message(where, argument, rule, got, fix)) from None
 
 
+def check_kind(where: str, argument: str, value: object, kind: type[Any], fix: str = "") -> None:
+    """Raise TypeError unless `value` is of a class."""
+    if not isinstance(value, kind):
+        raise TypeError(message(where, argument, f"must be a {kind.__name__}", type(value).__name__, fix))
+
+
 def shape_of(tensor: Tensor) -> str:
     """Write a shape the way the documentation does: `[5, 2, 8]`."""
     return str(list(tensor.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -127,6 +128,8 @@ def explain_backend(
         >>> explain_backend(x, x, x, Window(5, radius=1)).chosen
         'tiles'
     """
+    for name in options:
+        check_choice("explain_backend", "argument", name, list(inspect.signature(prepare).parameters)[5:])
     call = prepare("explain_backend", query, key, value, pattern, **options)
     answers = {kernel.name: (_why_not(kernel, call), kernel.cost(call)) for kernel in KERNELS}
     return BackendReport(choose(call, backend).name, backend, answers)

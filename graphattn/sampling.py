@@ -89,9 +89,10 @@ class NeighborSampler(BaseSampler):
             if value != NOT_OFFERED[name]:
                 fix = USE_PYG.format("NeighborLoader")
                 raise NotImplementedError(message(where, name, f"must be {NOT_OFFERED[name]!r} here", value, fix))
-        if isinstance(data, HeteroData) or isinstance(num_neighbors, dict):
-            fix = USE_PYG.format("NeighborLoader")
-            raise NotImplementedError(message(where, "data", "must be homogeneous", type(data).__name__, fix))
+        for name, value, kind in (("data", data, HeteroData), ("num_neighbors", num_neighbors, dict)):
+            if isinstance(value, kind):
+                fix = USE_PYG.format("NeighborLoader")
+                raise NotImplementedError(message(where, name, "must be of one type of nodes", kind.__name__, fix))
         if not isinstance(data, Data):
             raise TypeError(message(where, "data", "must be a Data", type(data).__name__))
         if data.edge_index is None:

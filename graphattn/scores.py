@@ -227,7 +227,8 @@ def as_score(where: str, score: Any) -> Score:
         check_takes(where, "score", score, ("query_i", "key_j", "edge_key"), "Without edge_key=, the last one is None.")
         return FunctionScore(score)
     rule = "must be DotProduct(), Additive(vector) or a callable (query_i, key_j, edge_key) -> [*B, E, H]"
-    raise TypeError(message(where, "score", rule, repr(score)))
+    fix = "Names are for layers; use Additive(vector, 'leaky_relu') for \"gatv2\"." if isinstance(score, str) else ""
+    raise TypeError(message(where, "score", rule, repr(score), fix))
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:

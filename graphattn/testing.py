@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .bias import OffsetBias
 from .dense import dense_attention
+from .errors import check_kind
 from .functional import attention
 from .patterns import Edges, Full, Grid, Pattern, Window
 from .scores import Additive, Score
@@ -107,6 +108,7 @@ def random_call(
     Returns:
         Keyword arguments of `attention`, but for "edge_bias.table"; every tensor requires a gradient.
     """
+    check_kind("random_call", "pattern", pattern, Pattern, "Use Edges(edge_index, num_nodes).")
     kv_heads = heads if kv_heads is None else kv_heads
     value_width = width if value_width is None else value_width
     shapes = {

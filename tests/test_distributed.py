@@ -128,9 +128,12 @@ def test_a_file_without_the_number_of_nodes_ends_with_the_last_edge_or_asks_for_
 @pytest.mark.parametrize("method", ["metis", "blocks", "rcm"])
 def test_the_command_writes_parts(method, tmp_path, capsys):
     write_graphs(tmp_path)
-    command = ["partition", str(tmp_path / "data.pt"), "--parts", "2", "--output", str(tmp_path / "parts")]
-    assert cli.main([*command, "--method", method]) == 0
-    assert "| 0 | " in capsys.readouterr().out
+    for parts in ("3", "2"):  # the second partition replaces the first
+        command = ["partition", str(tmp_path / "data.pt"), "--parts", parts, "--output", str(tmp_path / "parts")]
+        assert cli.main([*command, "--method", method]) == 0
+    printed = capsys.readouterr().out
+    assert "| 0 | " in printed and "Wrote 2 parts of Edges(" in printed and "with their rows of x" in printed
+    assert len(list((tmp_path / "parts").iterdir())) == 3
     both = [read_part(tmp_path / "parts", rank) for rank in range(2)]
     assert torch.cat([part.nodes for part, _ in both]).sort().values.tolist() == [0, 1, 2, 3, 4]
     for part, tensors in both:

@@ -18,8 +18,10 @@ from graphattn import (
     dense_attention,
     explain_backend,
 )
+from graphattn.compare import compare
 from graphattn.kernels import KERNELS, Call, Kernel, Result
 from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
+from graphattn.patterns import receptive_field
 from graphattn.testing import graph_zoo
 
 X = torch.randn(5, 2, 4)
@@ -190,7 +192,8 @@ BAD_CALLS = {
         lambda: call(score="dot"),
         TypeError,
         "attention: score must be DotProduct(), Additive(vector) or a callable "
-        "(query_i, key_j, edge_key) -> [*B, E, H], got 'dot'.",
+        "(query_i, key_j, edge_key) -> [*B, E, H], got 'dot'. Names are for layers; use Additive(vector, 'leaky_relu') "
+        'for "gatv2".',
     ),
     "score of one argument": (
         lambda: call(score=torch.nn.Identity()),
@@ -362,6 +365,29 @@ BAD_CALLS = {
         lambda: Grid((10**7,) * 3, 1),
         ValueError,
         "Grid: nodes must number less than 2^62, got (10000000, 10000000, 10000000). Split the array.",
+    ),
+    "explain_backend's misspelt option": (
+        lambda: explain_backend(X, X, X, EDGES, normaliser="relu"),
+        ValueError,
+        "explain_backend: argument must be one of 'score', 'normalizer', 'edge_bias', 'edge_key', 'edge_value', "
+        "'dropout_p', 'return_weights', 'return_lse', got 'normaliser'. Did you mean 'normalizer'?",
+    ),
+    "edges of NumPy": (
+        lambda: call(pattern=EDGES.numpy()),
+        TypeError,
+        "attention: edge_index must be a [2, E] tensor, EdgeIndex, sparse adjacency, scipy.sparse matrix, networkx "
+        "graph or pattern, got ndarray. Use torch.from_numpy(edge_index).",
+    ),
+    "edges where a pattern is needed": (
+        lambda: receptive_field(EDGES, node=0, layers=1),
+        TypeError,
+        "receptive_field: pattern must be a Pattern, got Tensor. Use Edges(edge_index, num_nodes).",
+    ),
+    "pattern in place of its maker": (
+        lambda: compare(Window(8, 2), [8]),
+        TypeError,
+        "compare: make_pattern must return the pattern of a size, got Window(8, radius=2). "
+        "Use lambda size: Window(size, radius=2), for example.",
     ),
     "explain_backend names itself": (
         lambda: explain_backend(X, X, X, EDGES.float()),

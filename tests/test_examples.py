@@ -58,3 +58,5 @@ def test_digits_are_a_symmetric_graph_of_neighbors():
     assert torch.equal(pattern.mask(), pattern.mask().t())
     assert bool(pattern.mask().diagonal().all())
     assert torch.bincount(data.edge_index[1]).min() >= 4
+    distance = torch.cdist(data.x.double(), data.x.double())
+    assert bool((pattern.mask() >= (distance < distance.kthvalue(4, dim=1, keepdim=True).values - 1e-9)).all())

@@ -576,6 +576,7 @@ def test_accelerate_says_what_it_left_and_why():
         "  1: left, flow='target_to_source' is not 'source_to_target'\n"
         "  2: left, Mine is a subclass of GATConv, and may mean something else"
     )
+    assert str(graphattn.accelerate(model)).startswith("0 layers accelerated, 3 left, 1 ours before\n")
     with pytest.raises(TypeError, match="accelerate: model must be a torch.nn.Module, got int"):
         graphattn.accelerate(3)
 

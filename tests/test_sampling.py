@@ -302,8 +302,13 @@ GRAPH = random_graph(10, 30)
             NotImplementedError,
             "disjoint must be False here, got True. Use torch_geom",
         ),
-        ((HeteroData(), [1]), {}, NotImplementedError, "data must be homogeneous, got HeteroData. Use torch_geometric"),
-        ((GRAPH, {"a": [1]}), {}, NotImplementedError, "data must be homogeneous"),
+        (
+            (HeteroData(), [1]),
+            {},
+            NotImplementedError,
+            "data must be of one type of nodes, got HeteroData. Use torch_geo",
+        ),
+        ((GRAPH, {"a": [1]}), {}, NotImplementedError, "num_neighbors must be of one type of nodes, got dict"),
         ((GRAPH.edge_index, [1]), {}, TypeError, "data must be a Data, got Tensor"),
         ((Data(x=GRAPH.x), [1]), {}, ValueError, "data must have an edge_index, got Data"),
         (

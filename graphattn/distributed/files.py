@@ -37,7 +37,7 @@ def save_parts(
     own. The manifest comes last: a folder without one isn't complete.
 
     Args:
-        folder: is made where it is missing; files of the same name are replaced.
+        folder: is made where it is missing; an earlier partition in it is replaced.
         parts: from `split_graph`.
         node: by name, tensors of N rows, such as x, y and masks.
         edge: by name, tensors of E rows, such as edge_attr.
@@ -69,7 +69,9 @@ def save_parts(
                 raise ValueError(message("save_parts", f"{kind}[{name!r}]", rule, f"shape {shape_of(x)}"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    if (folder / MANIFEST).exists():
+        for earlier in (folder / MANIFEST, *folder.glob("part-*-of-*.safetensors")):
+            earlier.unlink()
     files = []
     for part in parts:
         tensors = {name: getattr(part, name) for name in TENSORS}

@@ -77,4 +77,6 @@ class LastDerivative(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> NoReturn:
         """Raise instead of a silent zero."""
         what = "derivatives of second order"
-        raise NotImplementedError(f"attention: fused kernels have no {what}. Use backend='scatter'.")
+        raise NotImplementedError(
+            f"attention: fused kernels have no {what}. Use backend='scatter', or layer.backend = 'scatter'."
+        )

@@ -26,16 +26,21 @@ class AccelerateReport:
 
     Attributes:
         changed: the layers that are ours now.
-        left: the message-passing layers that could not be changed, with the reason.
+        left: PyG's other layers of attention, and those of these three that could not be changed, with the reason.
+        before: how many layers were ours before.
     """
 
-    def __init__(self, changed: list[Change], left: list[Change]) -> None:
+    def __init__(self, changed: list[Change], left: list[Change], before: int) -> None:
         self.changed = changed
         self.left = left
+        self.before = before
 
     def __repr__(self) -> str:
         count = len(self.changed)
-        lines = [f"{count} layer{'' if count == 1 else 's'} accelerated, {len(self.left)} left"]
+        lines = [
+            f"{count} layer{'' if count == 1 else 's'} accelerated, {len(self.left)} left"
+            + (f", {self.before} ours before" if self.before else "")
+        ]
         lines += [f"  {change.name or 'the model itself'}: {change.kind}" for change in self.changed]
         lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
         return "\n".join(lines)
@@ -68,9 +73,10 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
         >>> restore(model)
         2
     """
-    changed, left = [], []
+    changed, left, before = [], [], 0
     for name, layer in _layers("accelerate", model):
         if isinstance(layer, Fused):
+            before += 1
             continue
         reason = why_not_fused(layer)
         kind = type(layer).__name__
@@ -83,7 +89,7 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
         layer.__class__ = FUSED[type(layer)]
         layer.__dict__[_MARK] = True
         changed.append(Change(name, kind, None))
-    return AccelerateReport(changed, left)
+    return AccelerateReport(changed, left, before)
 
 
 def restore(model: torch.nn.Module) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import torch
@@ -137,8 +138,9 @@ class Pattern(ABC):
     def _build(self, name: str, build: Callable[[], Any]) -> None:
         if self._late_check is not None:
             self._late_check()
+        is_transformed = torch._C._are_functorch_transforms_active()
         # A tensor born in inference mode could never again take part in autograd, one of torch.func's not outlive it.
-        with torch.inference_mode(False), torch._C._DisableFuncTorch():
+        with torch.inference_mode(False), torch._C._DisableFuncTorch() if is_transformed else nullcontext():
             self._kept[name] = build()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

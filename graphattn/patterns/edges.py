@@ -292,7 +292,9 @@ def read_edges(where: str, container: Any) -> EdgeList:
     if hasattr(container, "is_directed") and hasattr(container, "adjacency"):
         return _read_networkx(container)
     rule = "must be a [2, E] tensor, EdgeIndex, sparse adjacency, scipy.sparse matrix, networkx graph or pattern"
-    raise TypeError(message(where, "edge_index", rule, type(container).__name__))
+    fixes = {"ndarray": "Use torch.from_numpy(edge_index).", "Data": "Use data.edge_index."}
+    kind = type(container).__name__
+    raise TypeError(message(where, "edge_index", rule, kind, fixes.get(kind, "")))
 
 
 def no_coordinates(where: str, pattern: object) -> NotImplementedError:

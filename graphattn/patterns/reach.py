@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import check_int, message
+from ..errors import check_int, check_kind, message
 from .base import Pattern
 
 
@@ -35,6 +35,7 @@ def receptive_field(pattern: Pattern, node: int, layers: int) -> Tensor:
     References:
         Luo et al., "Understanding the Effective Receptive Field", 2016, for what this bounds from above.
     """
+    check_kind("receptive_field", "pattern", pattern, Pattern, "Use Edges(edge_index, num_nodes).")
     node, layers = check_int("receptive_field", "node", node, 0), check_int("receptive_field", "layers", layers, 0)
     if pattern.num_sources != pattern.num_targets:
         got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"

@@ -119,7 +119,9 @@ def _read_layers(pattern: Pattern, weights: Any) -> list[Tensor]:
     layers = [weights] if isinstance(weights, Tensor) else list(weights) if isinstance(weights, list | tuple) else []
     if not layers or not all(isinstance(layer, Tensor) for layer in layers):
         got = type(weights).__name__ if not layers else sorted({type(layer).__name__ for layer in layers})
-        raise TypeError(message("explore", "weights", "must be a tensor [E, H] or a list of them, one per layer", got))
+        fix = "Of the pairs that a stack returns, use [weights for _, weights in pairs]." if "tuple" in got else ""
+        rule = "must be a tensor [E, H] or a list of them, one per layer"
+        raise TypeError(message("explore", "weights", rule, got, fix))
     read = []
     for place, layer in enumerate(layers):
         layer = layer[:, None] if layer.dim() == 1 else layer

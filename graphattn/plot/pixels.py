@@ -64,8 +64,8 @@ def draw_pixel_weights(
         fix = f"Use pixel=divmod(node, {columns}) for the number of a node."
         rule = "must be a row and a column"
         raise type(error)(message("draw_pixel_weights", "pixel", rule, repr(pixel), fix)) from None
-    row = read_node("draw_pixel_weights", "pixel[0]", row, rows)
-    column = read_node("draw_pixel_weights", "pixel[1]", column, columns)
+    row = read_node("draw_pixel_weights", "pixel[0]", row, rows, "rows")
+    column = read_node("draw_pixel_weights", "pixel[1]", column, columns, "columns")
     into = pattern.edge_index[1] == row * columns + column
     source, weight = pattern.edge_index[0, into], weight[into]
     share = shares(weight, strongest_of("draw_pixel_weights", strongest))

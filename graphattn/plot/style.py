@@ -96,11 +96,11 @@ def read_names(where: str, argument: str, names: Sequence[str] | None, number: i
     return [str(name) for name in names]
 
 
-def read_node(where: str, argument: str, node: Any, number: int) -> int:
-    """An index of a node."""
+def read_node(where: str, argument: str, node: Any, number: int, of: str = "nodes") -> int:
+    """An index of a node, or of a row of them."""
     node = check_int(where, argument, node, 0)
     if node >= number:
-        raise ValueError(message(where, argument, f"must be less than the number of nodes, {number}", node))
+        raise ValueError(message(where, argument, f"must be less than the number of {of}, {number}", node))
     return node
 
 
