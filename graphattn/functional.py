@@ -176,6 +176,14 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     Raises:
         ValueError: shapes don't fit.
 
+    Example:
+        >>> x = torch.randn(5, 2, 4)
+        >>> edges = torch.tensor([[0, 1, 2, 3], [4, 4, 4, 4]])
+        >>> parts = [attention(x, x, x, half, return_lse=True) for half in edges.chunk(2, dim=1)]
+        >>> out, _ = merge(*parts[0], *parts[1])
+        >>> torch.allclose(out, attention(x, x, x, edges), atol=1e-6)
+        True
+
     References:
         Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
     """

@@ -18,7 +18,20 @@ from .segments import Rows, gather, segment_max, segment_sum
 
 
 class UserNormalizer(Protocol):
-    """What a user's own normalizer offers. Edges of score -inf get weight zero whatever it returns."""
+    """What a user's own normalizer offers. Edges of score -inf get weight zero whatever it returns.
+
+    Example:
+        >>> from graphattn import attention
+        >>> class Square:
+        ...     def edgewise(self, score, target, num_targets):
+        ...         return score.square()
+        ...     def dense(self, score, mask):
+        ...         return torch.where(mask, score, 0).square()
+        >>> x = torch.tensor([[1.0], [2.0], [4.0]]).unsqueeze(1)
+        >>> edge_index = torch.tensor([[0, 2], [1, 1]])
+        >>> attention(x, x, x, edge_index, normalizer=Square(), return_weights=True)[1].squeeze(1)
+        tensor([ 4., 64.])
+    """
 
     def edgewise(self, score: Tensor, target: Tensor, num_targets: int) -> Tensor:
         """Weights of the scores [*B, E, H], where `target` [E] int64 says whose edge each one is."""
@@ -49,7 +62,12 @@ class Normalizer(ABC):
 
 
 class Softmax(Normalizer):
-    """exp(s) / sum of exp(s) over the target's edges, shifted by the row's largest score."""
+    """exp(s) / sum of exp(s) over the target's edges, shifted by the row's largest score.
+
+    Example:
+        >>> Softmax().dense(torch.tensor([0.0, 0.0, -torch.inf]), torch.tensor(True))
+        tensor([0.5000, 0.5000, 0.0000])
+    """
 
     name = "softmax"
 
@@ -104,7 +122,12 @@ class Elementwise(Normalizer):
 
 
 class Relu(Elementwise):
-    """max(s, 0)."""
+    """max(s, 0), which doesn't sum to 1.
+
+    Example:
+        >>> Relu().dense(torch.tensor([3.0, -1.0]), torch.tensor(True))
+        tensor([3., 0.])
+    """
 
     name = "relu"
 
@@ -113,7 +136,12 @@ class Relu(Elementwise):
 
 
 class Sigmoid(Elementwise):
-    """1 / (1 + exp(-s))."""
+    """1 / (1 + exp(-s)), which doesn't sum to 1.
+
+    Example:
+        >>> Sigmoid().dense(torch.tensor([0.0, -torch.inf]), torch.tensor(True))
+        tensor([0.5000, 0.0000])
+    """
 
     name = "sigmoid"
 
@@ -122,7 +150,12 @@ class Sigmoid(Elementwise):
 
 
 class Identity(Elementwise):
-    """The score itself: linear attention weights."""
+    """The score itself: linear attention weights.
+
+    Example:
+        >>> Identity().dense(torch.tensor([3.0, -1.0]), torch.tensor([True, False]))
+        tensor([3., 0.])
+    """
 
     name = "identity"
 

@@ -28,7 +28,18 @@ ScoreFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Score(ABC):
-    """A score of (query, key) pairs. H query heads share H_kv key heads evenly."""
+    """A score of (query, key) pairs. H query heads share H_kv key heads evenly.
+
+    A score of one's own needs no class: any callable `(query_i, key_j, edge_key) -> [*B, E, H]` is one.
+
+    Example:
+        >>> from graphattn import attention
+        >>> x = torch.tensor([[1.0], [2.0], [4.0]]).unsqueeze(1)
+        >>> edge_index = torch.tensor([[0, 2], [1, 1]])
+        >>> distance = lambda query_i, key_j, edge_key: -(query_i - key_j).abs().sum(-1)
+        >>> attention(x, x, x, edge_index, score=distance, normalizer="identity", return_weights=True)[1].squeeze(1)
+        tensor([-1., -2.])
+    """
 
     @abstractmethod
     def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
@@ -77,6 +88,13 @@ class DotProduct(Score):
         TypeError: `scale` is not a number.
         ValueError: `scale` is infinite or NaN.
 
+    Example:
+        >>> query, key = torch.tensor([[[1.0, 2.0, 0.0, 1.0]]]), torch.tensor([[[2.0, 1.0, 3.0, 0.0]]])
+        >>> DotProduct().edgewise(query, key, None)  # 4 / sqrt(4), one edge and one head
+        tensor([[2.]])
+        >>> DotProduct(scale=1.0).dense(query, key, None)
+        tensor([[[4.]]])
+
     References:
         Vaswani et al., "Attention Is All You Need", 2017, equation 1.
     """
@@ -122,6 +140,11 @@ class Additive(Score):
     Raises:
         TypeError: `vector` is not a floating-point tensor.
         ValueError: `vector` is not a matrix, or `activation` is another name.
+
+    Example:
+        >>> query, key = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, -7.0]]])
+        >>> Additive(torch.tensor([[1.0, 10.0]]), "leaky_relu").edgewise(query, key, None)  # 3 + 10 * 0.2 * -5
+        tensor([[-7.]])
 
     References:
         Bahdanau et al., 2015; Velickovic et al., "Graph Attention Networks", 2018; Brody et al., "How Attentive are

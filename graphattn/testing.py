@@ -107,6 +107,12 @@ def random_call(
 
     Returns:
         Keyword arguments of `attention`, but for "edge_bias.table"; every tensor requires a gradient.
+
+    Example:
+        >>> pattern = Window(5, radius=1)
+        >>> call = random_call(pattern, heads=2, width=4)
+        >>> sorted(call), attention(**call, pattern=pattern).shape
+        (['key', 'query', 'value'], torch.Size([5, 2, 4]))
     """
     check_kind("random_call", "pattern", pattern, Pattern, "Use Edges(edge_index, num_nodes).")
     kv_heads = heads if kv_heads is None else kv_heads

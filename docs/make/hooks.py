@@ -35,7 +35,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Fill in what the page asks for."""
+    """Fill in what the page asks for; pictures of the benchmarks have another place here than in the repository."""
+    markdown = markdown.replace("](../benchmarks/results/", "](images/results/")
     return FILL.sub(lambda found: FILLS[found[1]](found[2]), markdown)
 
 

@@ -21,6 +21,10 @@ def digits_graph(neighbors: int = 8) -> Data:
     Raises:
         ImportError: scikit-learn is missing.
 
+    Example:
+        >>> digits_graph(neighbors=8)
+        Data(x=[1797, 64], edge_index=[2, 21655], y=[1797])
+
     References:
         E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
     """

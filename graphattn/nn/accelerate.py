@@ -97,6 +97,13 @@ def restore(model: torch.nn.Module) -> int:
 
     Raises:
         TypeError: `model` is not a module.
+
+    Example:
+        >>> from torch_geometric.nn import GATConv
+        >>> layer = GATConv(16, 8)
+        >>> report = accelerate(layer)
+        >>> restore(layer), type(layer) is GATConv
+        (1, True)
     """
     theirs = {ours: cls for cls, ours in FUSED.items()}
     count = 0

@@ -18,6 +18,16 @@ class Encoding(torch.nn.Module):
 
     The pattern is handed along because it alone knows the components of a ragged batch and the nodes' coordinates.
     What an encoding derives from a pattern belongs into `pattern.keep`, so that it is derived once.
+
+    Example:
+        >>> from graphattn import Window
+        >>> from graphattn.nn import GraphAttention
+        >>> class Recency(Encoding):
+        ...     def bias(self, pattern):
+        ...         return -pattern.offsets().abs().float().expand(-1, 2)  # [E, 2], for two heads
+        >>> layer = GraphAttention(8, 8, heads=2, encoding=Recency())
+        >>> layer(torch.randn(5, 8), Window(5, radius=1)).shape
+        torch.Size([5, 8])
     """
 
     def input(self, x: Tensor, pattern: Pattern) -> Tensor:
