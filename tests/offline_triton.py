@@ -4,7 +4,8 @@
     python tests/offline_triton.py 80 1                               the first variant for another chip
 
 For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, the instructions
-of the longest loop, which is that over edges, and how many times it would be compiled for graphs of several sizes.
+of the longest loop, which is that over edges (several at a time where it is unrolled), and how many times it would be
+compiled for graphs of several sizes.
 Neither a GPU nor its driver is used.
 """
 

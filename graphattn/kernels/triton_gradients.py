@@ -18,6 +18,7 @@ from .triton_rows import (
     activate,
     add_tile,
     edge_at,
+    exists,
     hash_target,
     keep_heads,
     locate,
@@ -30,6 +31,7 @@ from .triton_rows import (
     score_slope,
     tile_at,
     tile_mask,
+    unroll,
     weigh,
 )
 
@@ -102,9 +104,9 @@ def target_gradients(
     acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
     of_vector = acc
 
-    for step in range(0, tl.max(end - begin, 0)):
+    for step in tl.range(0, tl.max(end - begin, 0).to(tl.int32), loop_unroll_factor=unroll(ROWS)):
         e = begin + step
-        is_live = e < end
+        is_live = exists(e, end, ROWS)
         pairs = is_live[:, None] & is_head[None, :]
         keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
         values = tile_mask(is_live, is_head, v, VALUE, IS_EVEN)
@@ -191,9 +193,9 @@ def source_gradients(
     of_key = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
     of_value = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, VALUE_BLOCK], NUMBER)
 
-    for step in range(0, tl.max(end - begin, 0)):
+    for step in tl.range(0, tl.max(end - begin, 0).to(tl.int32), loop_unroll_factor=unroll(ROWS)):
         e = begin + step
-        is_live = e < end
+        is_live = exists(e, end, ROWS)
         pairs = is_live[:, None] & is_head[None, :]
         keys = tile_mask(is_live, is_head, d, WIDTH, IS_EVEN)
         values = tile_mask(is_live, is_head, v, VALUE, IS_EVEN)
