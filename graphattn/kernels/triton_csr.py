@@ -5,9 +5,10 @@ Triton is loaded when the first call arrives.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +140,18 @@ class _Operands:
         return {"VALUE": self.value_width, "VALUE_BLOCK": power_of_two(self.value_width)}
 
 
+def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Run an operator where its first tensor is: Triton launches on the current device, whatever it is given."""
+
+    @functools.wraps(function)
+    def run(*inputs: Any) -> Any:
+        with torch.cuda.device_of(inputs[0]):
+            return function(*inputs)
+
+    return run
+
+
+@_on_its_device
 def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     """`csr_forward` on the GPU."""
     from .triton_rows import forward_rows, merge_forward
@@ -176,6 +189,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+@_on_its_device
 def weights(*inputs: Any) -> Tensor:
     """`csr_weights` on the GPU."""
     from .triton_rows import weigh_rows
@@ -196,29 +210,36 @@ def weights(*inputs: Any) -> Tensor:
     return found
 
 
+@_on_its_device
 def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
     """`csr_backward` on the GPU."""
     *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
     side = _Side(rows, "rows", shared)
     operands = _Operands(shared, mode, side.edges)
-    grad_out, lse = grad_out.contiguous(), lse.contiguous()
-    delta = None
+    grad_out = grad_out.contiguous()
+    statistics = shift = None
     if normalizer == NORMALIZER_CODES[Softmax]:
-        # What a row's slopes have in common: the sum of its weights times their gradients.
-        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-        delta = delta if grad_lse is None else delta - grad_lse
+        statistics = operands.empty(operands.batches, operands.targets, 2, operands.heads)
+        shift = None if grad_lse is None else -grad_lse
         if grad_weights is not None:
             products = weights(*shared, lse, rows, *mode) * grad_weights
             index, perm, _ = side.lists
             rows_of = Rows(index, side.ptr, None if perm is None else perm.to(torch.int64))
-            delta = delta + segment_sum(products, rows_of, -2)
-    grads = (lse, delta, grad_out, None if grad_weights is None else grad_weights.contiguous())
+            sums = segment_sum(products, rows_of, -2)
+            shift = sums if shift is None else sums + shift
+    grads = (grad_out, None if grad_weights is None else grad_weights.contiguous())
     found: dict[str, Tensor] = {}
     if needs[0] or any(needs[3:]):
-        found |= _target_gradients(operands, side, grads, needs)
+        given = [None if x is None else x.contiguous() for x in (out, lse, shift)]
+        found |= _target_gradients(operands, side, (statistics, *grads, *given), needs)
+    elif statistics is not None:
+        # What that pass would have left behind.
+        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
+        statistics[:, :, 0] = lse.masked_fill(lse == -math.inf, 0)
+        statistics[:, :, 1] = delta if shift is None else delta + shift
     if needs[1] or needs[2]:
-        found |= _source_gradients(operands, _Side(columns, "columns", shared), grads)
+        found |= _source_gradients(operands, _Side(columns, "columns", shared), (statistics, *grads))
     names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
     return [
         found[name].to(x.dtype) if need else operands.query.new_empty(0)
@@ -227,7 +248,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
 
 
 def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], needs: list[bool]) -> dict[str, Tensor]:
-    """Gradients of the query, the vector and edge tensors."""
+    """Gradients of the query, the vector and edge tensors; the statistics of rows are left for the other pass."""
     from .triton_gradients import merge_sums, target_gradients
 
     query, batches, heads, width = operands.query, operands.batches, operands.heads, operands.width
@@ -235,36 +256,30 @@ def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], ne
     part = operands.empty(batches * side.slots * heads * width) if side.slots else None
     of_edges: list[Tensor | None] = []
     for name, x, need in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], needs[4:], strict=True):
-        of_edges.append(operands.empty(batches, *x.shape[1:]) if need else None)
         if need:
-            found[name] = of_edges[-1]  # type: ignore[assignment]
-    vectors: list[Any] = []
-    for items, is_short in side.items:
-        blocks = -(-items.size(0) // operands.block(is_short, is_backward=True).rows)
-        vectors.append(operands.empty(batches * blocks, heads, width) if needs[3] else None)
+            # What is summed over the batch afterwards, in the accumulator's dtype.
+            found[name] = torch.empty_like(x) if x.size(0) == batches else operands.empty(batches, *x.shape[1:])
+        of_edges.append(found.get(name))
+    blocks = [-(-items.size(0) // operands.block(is_short, is_backward=True).rows) for items, is_short in side.items]
+    vectors = operands.empty(batches * sum(blocks), heads, width) if needs[3] else None
+    of_items = [None] * 2 if vectors is None else vectors.split([batches * count for count in blocks])
+    for (items, is_short), vector in zip(side.items, of_items, strict=True):
+        results = (found["query"], None if is_short else part, vector, *of_edges)
         operands.launch(
             target_gradients,
             items,
             is_short,
-            (
-                *operands.tensors,
-                *side.lists,
-                *grads,
-                found["query"],
-                None if is_short else part,
-                vectors[-1],
-                *of_edges,
-            ),
+            (*operands.tensors, *side.lists, *grads, *results),
             (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
             is_backward=True,
             **operands.values(),
         )
     if part is not None:
         _merge(merge_sums, side, batches, operands.targets, found["query"], part)
-    if needs[3]:
-        found["vector"] = torch.cat(vectors).sum(0, dtype=torch.float64)
+    if vectors is not None:
+        found["vector"] = vectors.sum(0, dtype=torch.float64)
     for name, x in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], strict=True):
-        if name in found and x.size(0) == 1:
+        if name in found and x.size(0) != batches:
             found[name] = found[name].sum(0, keepdim=True)
     return found
 

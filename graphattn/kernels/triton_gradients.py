@@ -69,7 +69,7 @@ def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.co
 def target_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
-    index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, statistics_ptr, grad_out_ptr, grad_weights_ptr, out_ptr, lse_ptr, shift_ptr,
     grad_query_ptr, part_query_ptr, part_vector_ptr, grad_bias_ptr, grad_edge_key_ptr, grad_edge_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
     scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
@@ -78,7 +78,11 @@ def target_gradients(
     IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
     VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
-    """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets."""
+    """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets.
+
+    For the other pass, the statistics of a row: its lse, and what its slopes have in common, beside each other, as both
+    are read for each edge. All pieces of a cut row write the same.
+    """
     HEADS: tl.constexpr = KV_HEADS * GROUP
     b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
         items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
@@ -100,7 +104,13 @@ def target_gradients(
     if NORMALIZER == SOFTMAX:
         lse = read_pairs(lse_ptr, at, head, of_item, HEADS, NUMBER)
         lse = tl.where(lse == float("-inf"), 0.0, lse)
-        delta = read_pairs(delta_ptr, at, head, of_item, HEADS, NUMBER)
+        mask = tile_mask(is_item, is_head, v, VALUE, IS_EVEN)
+        delta = tl.sum(g * read_tile(out_ptr, at, head, v, mask, HEADS, VALUE, NUMBER), 2)
+        if shift_ptr is not None:
+            delta += read_pairs(shift_ptr, at, head, of_item, HEADS, NUMBER)
+        place = statistics_ptr + at[:, None] * (2 * HEADS) + head[None, :]
+        tl.store(place, lse, mask=of_item)
+        tl.store(place + HEADS, delta, mask=of_item)
     acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
     of_vector = acc
 
@@ -128,7 +138,8 @@ def target_gradients(
             grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
         p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
         if grad_bias_ptr is not None:
-            tl.store(grad_bias_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :], ds, mask=pairs)
+            place = grad_bias_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :]
+            tl.store(place, ds.to(grad_bias_ptr.dtype.element_ty), mask=pairs)
         if SCORE == DOT_PRODUCT:
             ds *= scale
             acc += ds[:, :, None] * k
@@ -141,13 +152,15 @@ def target_gradients(
         if grad_edge_key_ptr is not None:
             of_key = sum_groups(of_key, ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK)
             place = grad_edge_key_ptr + tile_at(b * edges + edge, kv_only, d, KV_HEADS, WIDTH)
-            tl.store(place, of_key, mask=tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0))
+            mask = tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
+            tl.store(place, of_key.to(grad_edge_key_ptr.dtype.element_ty), mask=mask)
         if grad_edge_value_ptr is not None:
             if seed_ptr is not None:
                 p *= kept
             of_value = sum_groups(p[:, :, None] * g, ROWS, KV_BLOCK, GROUP_BLOCK, VALUE_BLOCK)
             place = grad_edge_value_ptr + tile_at(b * edges + edge, kv_only, v, KV_HEADS, VALUE)
-            tl.store(place, of_value, mask=tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0))
+            mask = tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
+            tl.store(place, of_value.to(grad_edge_value_ptr.dtype.element_ty), mask=mask)
 
     mask = tile_mask(is_item & (slot < 0), is_head, d, WIDTH, IS_EVEN)
     y = acc.to(grad_query_ptr.dtype.element_ty)
@@ -165,7 +178,7 @@ def target_gradients(
 def source_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
-    index_ptr, perm_ptr, occurrence_ptr, lse_ptr, delta_ptr, grad_out_ptr, grad_weights_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, statistics_ptr, grad_out_ptr, grad_weights_ptr,
     grad_key_ptr, grad_value_ptr, part_key_ptr, part_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
     scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
@@ -220,9 +233,8 @@ def source_gradients(
         lse = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
         delta = lse
         if NORMALIZER == SOFTMAX:
-            lse = read_pairs(lse_ptr, b * targets + i, head, pairs, HEADS, NUMBER)
-            lse = tl.where(lse == float("-inf"), 0.0, lse)
-            delta = read_pairs(delta_ptr, b * targets + i, head, pairs, HEADS, NUMBER)
+            lse = read_pairs(statistics_ptr, b * targets + i, head, pairs, 2 * HEADS, NUMBER)
+            delta = read_pairs(statistics_ptr + HEADS, b * targets + i, head, pairs, 2 * HEADS, NUMBER)
         p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
         if seed_ptr is not None:
             p *= kept
