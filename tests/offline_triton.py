@@ -25,21 +25,34 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from graphattn import random_regular
+from graphattn.call import accumulate_dtype
 from graphattn.kernels import triton_csr, triton_gradients, triton_plan, triton_rows
+from graphattn.kernels.csr_op import NORMALIZER_CODES, SCORE_CODES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+TYPES |= {torch.int32: "i32", torch.int64: "i64"}
 KERNELS = {
-    triton_rows: ("forward_rows", "weigh_rows"),
-    triton_gradients: ("target_gradients", "source_gradients"),
+    triton_rows: ("forward_rows", "weigh_rows", "merge_forward"),
+    triton_gradients: ("target_gradients", "source_gradients", "merge_sums"),
 }
-# Heads, kv heads, width, dtype, edges of a row: middle rows and short ones, grouped heads, an awkward width.
+# Heads, kv heads, width, dtype, edges of a row, and what else the call has: middle rows and short ones, grouped heads,
+# an awkward width; then every score, normalizer, edge tensor and gradient, the widest rows, and rows cut into pieces.
 VARIANTS = [
-    (4, 4, 32, torch.float32, 16),
-    (4, 4, 64, torch.bfloat16, 4),
-    (8, 2, 64, torch.float16, 16),
-    (3, 3, 24, torch.float32, 16),
-    (1, 1, 128, torch.float32, 4),
+    (4, 4, 32, torch.float32, 16, ""),
+    (4, 4, 64, torch.bfloat16, 4, ""),
+    (8, 2, 64, torch.float16, 16, ""),
+    (3, 3, 24, torch.float32, 16, ""),
+    (1, 1, 128, torch.float32, 4, ""),
+    (8, 8, 16, torch.float32, 16, "leaky_relu"),
+    (4, 4, 32, torch.float32, 4, "tanh edges"),
+    (8, 8, 32, torch.float16, 16, "edges"),
+    (2, 1, 256, torch.bfloat16, 16, "edges dropout"),
+    (4, 4, 32, torch.float32, 16, "relu dropout"),
+    (4, 4, 32, torch.float32, 4, "sigmoid edges dropout"),
+    (4, 4, 32, torch.float64, 16, "identity tanh edges dropout"),
+    (4, 4, 32, torch.float32, 16, "cut"),
+    (8, 2, 64, torch.float16, 16, "cut relu edges"),
 ]
 # Nodes of the graphs that are launched, of which the last is compiled: an odd number, an even one, a multiple of 16.
 NODES = (17, 50, 64)
@@ -56,29 +69,47 @@ class Recorder:
         return lambda *arguments, **options: self.kept.append((self.kernel, arguments, options))
 
 
-def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: int, nodes: int) -> list:
-    """Every launch of forward, weights and backward."""
+def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: int, extra: str, nodes: int) -> list:
+    """Every launch of forward, weights and backward, with all gradients that the call has."""
     kept: list = []
     originals = {(module, name): getattr(module, name) for module, names in KERNELS.items() for name in names}
     for (module, name), kernel in originals.items():
         setattr(module, name, Recorder(kernel, kept))
-    pattern = random_regular(nodes, degree)
-    query, key = (torch.zeros(1, nodes, count, width, dtype=dtype) for count in (heads, kv_heads))
-    shared = (query, key, key, None, None, None, None, None)
+    pattern, words = random_regular(nodes, degree), extra.split()
+    number = accumulate_dtype(dtype)
+    zeros = lambda *shape, dtype=dtype: torch.zeros(shape, dtype=dtype)
+    query, key = (zeros(1, nodes, count, width) for count in (heads, kv_heads))
+    score = next((code for name, code in SCORE_CODES.items() if name in words), 0)
+    normalizer = next((code for cls, code in NORMALIZER_CODES.items() if cls.name in words), 0)
+    vector = zeros(heads, width, dtype=number) if score else None
+    bias, edge = None, None
+    if "edges" in words:
+        bias, edge = zeros(1, pattern.num_edges, heads), zeros(1, pattern.num_edges, kv_heads, width)
+    seed, dropout_p = (torch.zeros(1, dtype=torch.int64), 0.5) if "dropout" in words else (None, 0.0)
+    shared = (query, key, key, vector, bias, edge, edge, seed)
+    usual = triton_plan.PIECE_EDGES
+    triton_plan.PIECE_EDGES = (degree // 2,) * 2 if "cut" in words else usual
     rows, columns = triton_plan.plan(pattern.csr()), triton_plan.plan(pattern.csc())
-    mode = (0, 0, 1.0, 0.0, 0.0)
+    triton_plan.PIECE_EDGES = usual
+    mode = (score, normalizer, 1.0, 0.0, dropout_p)
     out, lse = triton_csr.forward(*shared, rows, *mode)
     triton_csr.weights(*shared, lse, rows, *mode)
-    triton_csr.backward(out, None, None, *shared, out, lse, rows, columns, [True] * 3 + [False] * 4, *mode)
+    needs = [True] * 3 + [x is not None for x in shared[3:7]]
+    triton_csr.backward(out, None, None, *shared, out, lse, rows, columns, needs, *mode)
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept
 
 
+def warps_of(options: dict) -> int:
+    """Those of a launch; Triton's own default where it names none."""
+    return options.get("num_warps", 4)
+
+
 def told_apart(kernel: Any, arguments: tuple, options: dict) -> tuple:
     """What makes Triton compile a launch anew."""
     given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
-    parts: list = [options["num_warps"]]
+    parts: list = [warps_of(options)]
     for parameter in kernel.params:
         value = given[parameter.name]
         if isinstance(value, torch.Tensor):
@@ -104,7 +135,7 @@ def build(kernel: Any, arguments: tuple, options: dict, target: GPUTarget) -> An
         else:
             signature[parameter.name] = parameter.annotation_type or ("i64" if value >= 2**31 else "i32")
     source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options={"num_warps": options["num_warps"]})
+    return triton.compile(source, target=target, options={"num_warps": warps_of(options)})
 
 
 def inspect(compiled: Any) -> dict[str, Any]:
@@ -135,12 +166,14 @@ def main() -> None:
     target = GPUTarget("cuda", int(sys.argv[1]), 32)
     results: dict[str, Any] = {}
     for variant in VARIANTS[: int(sys.argv[2]) if len(sys.argv) > 2 else None]:
-        heads, kv_heads, width, dtype, _ = variant
+        heads, kv_heads, width, dtype, _, extra = variant
         found: dict[str, list] = {}
         for nodes in NODES:
             for launch in launches(*variant, nodes):
-                name = f"{launch[0].__name__} H{heads}/{kv_heads} D{width} {TYPES[dtype]} rows {launch[2]['ROWS']}"
-                found.setdefault(name, []).append(launch)
+                kernel, _, options = launch
+                sizes = "".join(f"{word.lower()} {options[word]} " for word in ("ROWS", "SIZE") if word in options)
+                name = f"{kernel.__name__} H{heads}/{kv_heads} D{width} {TYPES[dtype]} {sizes}{extra}"
+                found.setdefault(name.strip(), []).append(launch)
         for name, same in found.items():
             times = len({told_apart(*launch) for launch in same})
             results[name] = {**inspect(build(*same[-1], target)), "compiled": times}

@@ -123,6 +123,17 @@ def test_running_twice_changes_nothing(kernel, dtype):
     assert_same_bits(first, second)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_device_than_the_current_one_computes_the_same():
+    first, second = (f"cuda:{place}" for place in range(2))
+    pattern = PATTERNS["hub"]
+    inputs = draw(pattern.to(first))
+    moved = [x.detach().to(second).requires_grad_() for x in inputs]
+    with torch.cuda.device(first):
+        ours = with_gradients(moved, pattern.to(second))
+    assert_same_bits([x.to(first) for x in ours], with_gradients(inputs, pattern.to(first)))
+
+
 @pytest.mark.parametrize("as_pattern", [True, False], ids=["pattern", "edges"])
 @compiles
 def test_compiled_code_is_one_graph_and_changes_no_bit(as_pattern):

@@ -1,6 +1,10 @@
-"""A warmed call on a GPU waits for nothing: no number is read from a tensor on its way to the kernels. Needs no GPU."""
+"""A warmed call on a GPU waits for nothing: no number is read from a tensor on its way to the kernels, and around the
+kernels there is no other work. Needs no GPU.
+"""
 
 from __future__ import annotations
+
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -28,13 +32,9 @@ class NoReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.fixture
-def launched(monkeypatch):
-    """The kernels' launches, which aren't run: what lies before and between them is what is tested."""
-    pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
+def recorders(launches):
+    """What replaces the kernels: each notes its launch, and isn't run."""
     from graphattn.kernels import triton_gradients, triton_rows
-
-    launches = []
 
     class Recorder:
         def __init__(self, name):
@@ -47,9 +47,16 @@ def launched(monkeypatch):
         triton_rows: ("forward_rows", "weigh_rows", "merge_forward"),
         triton_gradients: ("target_gradients", "source_gradients", "merge_sums"),
     }
-    for module, functions in names.items():
-        for name in functions:
-            monkeypatch.setattr(module, name, Recorder(name))
+    return [(module, name, Recorder(name)) for module, functions in names.items() for name in functions]
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels' launches, which aren't run: what lies before and between them is what is tested."""
+    pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
+    launches = []
+    for recorder in recorders(launches):
+        monkeypatch.setattr(*recorder)
     monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
     monkeypatch.setattr(flex.Flex, "device", "cpu")
     for name in ("forward", "weights", "backward"):
@@ -86,6 +93,49 @@ def test_nor_does_one_with_an_additive_score(activation, launched):
     with NoReads():
         step(pattern, tensors, score=score)
     assert len(launched) == 2 * warmed > 0
+
+
+class NoWork(TorchDispatchMode):
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name not in ("view", "detach", "new_empty", "empty_like"):
+            raise AssertionError(f"{name} is one launch more")
+        return function(*args, **(kwargs or {}))
+
+
+def test_between_the_kernels_memory_is_reserved_and_nothing_else_is_done(launched):
+    pattern = ZOO["unsorted edges"]
+    tensors = random_call(pattern, edge_tensors=True, dtype=torch.float16)
+    step(pattern, tensors)
+    grad = torch.ones_like(tensors["query"])
+    with NoWork():
+        out = attention(**tensors, pattern=pattern, backend="triton")
+        gradients = torch.autograd.grad(out, list(tensors.values()), grad)
+    assert [x.dtype for x in gradients] == [torch.float16] * len(tensors)
+    with pytest.raises(AssertionError, match="sum is one launch more"), NoWork():
+        out.sum()
+
+
+def test_kernels_are_launched_on_their_tensors_device(launched, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def device_of(tensor):
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    class Where(list):
+        def append(self, name):
+            assert entered, f"{name} is launched on the current device"
+            launched.append(name)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for recorder in recorders(Where()):
+        monkeypatch.setattr(*recorder)
+    pattern = ZOO["hub"]
+    step(pattern, random_call(pattern, dtype=torch.float32), return_weights=True)
+    assert {"merge_forward", "weigh_rows", "target_gradients", "source_gradients", "merge_sums"} <= {*launched}
 
 
 def test_a_read_is_noticed():

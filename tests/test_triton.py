@@ -10,7 +10,7 @@ import os
 import pytest
 import torch
 
-from graphattn import Additive, DotProduct, Edges, explain_backend
+from graphattn import Additive, DotProduct, Edges, attention, explain_backend
 from graphattn.kernels import triton_csr, triton_plan
 from graphattn.kernels.csr_op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
@@ -77,6 +77,22 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
     assert triton_plan.plan(side)[-1].size(0) == 1
     tensors = random_call(pattern, batch=(2,), kv_heads=1, edge_tensors=True)
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
+
+
+@pytest.mark.parametrize("options", [{}, {"return_lse": True, "return_weights": True}], ids=str)
+def test_gradients_of_sources_alone_are_the_same(options):
+    """No pass over targets runs then, so that the statistics of rows come from elsewhere."""
+    pattern = ZOO["unsorted edges"]
+    tensors = random_call(pattern, batch=(2,), kv_heads=1)
+    sources = [tensors["key"], tensors["value"]]
+
+    def gradients(query):
+        results = attention(query, *sources, pattern, backend="triton", **options)
+        results = results if isinstance(results, tuple) else (results,)
+        return torch.autograd.grad([x.nan_to_num(neginf=0).square().sum() for x in results], sources)
+
+    for alone, beside in zip(gradients(tensors["query"].detach()), gradients(tensors["query"]), strict=True):
+        torch.testing.assert_close(alone, beside)
 
 
 def test_nothing_outside_of_inputs_is_read_and_all_of_outputs_is_written(monkeypatch):

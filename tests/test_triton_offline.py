@@ -37,8 +37,8 @@ def test_no_variant_has_become_worse_on_hopper(tmp_path):
         assert found["compiled"] == 1, f"{name} is compiled anew for graphs of another size"
         assert found["reg"] <= 1.1 * before["reg"], name
         assert 0 < found["loop"] <= 1.1 * before["loop"], name
-        # Rows are read in whole quarters of a cache line, or as wide as the row allows.
-        assert max(found["loads"]) >= max(before["loads"]) >= 64, name
+        # Rows are read in whole quarters of a cache line, or as wide as the row allows; merges read little.
+        assert max(found["loads"]) >= max(before["loads"]) >= (32 if name.startswith("merge") else 64), name
 
 
 def test_nothing_spills_on_ampere(tmp_path):

@@ -29,10 +29,11 @@ from .triton_rows import (
     read_vector,
     score_heads,
     score_slope,
-    tile_at,
     tile_mask,
     unroll,
     weigh,
+    write_pairs,
+    write_tile,
 )
 
 # fmt: off
@@ -108,9 +109,8 @@ def target_gradients(
         delta = tl.sum(g * read_tile(out_ptr, at, head, v, mask, HEADS, VALUE, NUMBER), 2)
         if shift_ptr is not None:
             delta += read_pairs(shift_ptr, at, head, of_item, HEADS, NUMBER)
-        place = statistics_ptr + at[:, None] * (2 * HEADS) + head[None, :]
-        tl.store(place, lse, mask=of_item)
-        tl.store(place + HEADS, delta, mask=of_item)
+        write_pairs(statistics_ptr, lse, at, head, of_item, 2 * HEADS)
+        write_pairs(statistics_ptr + HEADS, delta, at, head, of_item, 2 * HEADS)
     acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
     of_vector = acc
 
@@ -138,8 +138,7 @@ def target_gradients(
             grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
         p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
         if grad_bias_ptr is not None:
-            place = grad_bias_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :]
-            tl.store(place, ds.to(grad_bias_ptr.dtype.element_ty), mask=pairs)
+            write_pairs(grad_bias_ptr, ds, b * edges + edge, head, pairs, HEADS)
         if SCORE == DOT_PRODUCT:
             ds *= scale
             acc += ds[:, :, None] * k
@@ -151,23 +150,20 @@ def target_gradients(
                 of_vector += ds[:, :, None] * activate(q + k, slope, SCORE)
         if grad_edge_key_ptr is not None:
             of_key = sum_groups(of_key, ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK)
-            place = grad_edge_key_ptr + tile_at(b * edges + edge, kv_only, d, KV_HEADS, WIDTH)
-            mask = tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
-            tl.store(place, of_key.to(grad_edge_key_ptr.dtype.element_ty), mask=mask)
+            of_kv = tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
+            write_tile(grad_edge_key_ptr, of_key, b * edges + edge, kv_only, d, of_kv, KV_HEADS, WIDTH)
         if grad_edge_value_ptr is not None:
             if seed_ptr is not None:
                 p *= kept
             of_value = sum_groups(p[:, :, None] * g, ROWS, KV_BLOCK, GROUP_BLOCK, VALUE_BLOCK)
-            place = grad_edge_value_ptr + tile_at(b * edges + edge, kv_only, v, KV_HEADS, VALUE)
-            mask = tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
-            tl.store(place, of_value.to(grad_edge_value_ptr.dtype.element_ty), mask=mask)
+            of_kv = tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
+            write_tile(grad_edge_value_ptr, of_value, b * edges + edge, kv_only, v, of_kv, KV_HEADS, VALUE)
 
     mask = tile_mask(is_item & (slot < 0), is_head, d, WIDTH, IS_EVEN)
-    y = acc.to(grad_query_ptr.dtype.element_ty)
-    tl.store(grad_query_ptr + tile_at(at, head, d, HEADS, WIDTH), y, mask=mask)
+    write_tile(grad_query_ptr, acc, at, head, d, mask, HEADS, WIDTH)
     if part_query_ptr is not None:
         mask = tile_mask(is_item & (slot >= 0), is_head, d, WIDTH, IS_EVEN)
-        tl.store(part_query_ptr + tile_at(b * slots + slot, head, d, HEADS, WIDTH), acc, mask=mask)
+        write_tile(part_query_ptr, acc, b * slots + slot, head, d, mask, HEADS, WIDTH)
     if part_vector_ptr is not None:
         one = tl.sum(tl.where(is_item[:, None, None], of_vector, 0.0), 0)
         place = (b * blocks + block) * HEADS * WIDTH + head[:, None] * WIDTH + d[None, :]
@@ -249,20 +245,15 @@ def source_gradients(
     is_whole = is_item & (slot < 0)
     keys = tile_mask(is_whole, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
     values = tile_mask(is_whole, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
-    tl.store(
-        grad_key_ptr + tile_at(at, kv_only, d, KV_HEADS, WIDTH), of_key.to(grad_key_ptr.dtype.element_ty), mask=keys
-    )
-    tl.store(
-        grad_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value.to(grad_value_ptr.dtype.element_ty),
-        mask=values
-    )
+    write_tile(grad_key_ptr, of_key, at, kv_only, d, keys, KV_HEADS, WIDTH)
+    write_tile(grad_value_ptr, of_value, at, kv_only, v, values, KV_HEADS, VALUE)
     if part_key_ptr is not None:
         is_part = is_item & (slot >= 0)
         at = b * slots + slot
         keys = tile_mask(is_part, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
         values = tile_mask(is_part, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
-        tl.store(part_key_ptr + tile_at(at, kv_only, d, KV_HEADS, WIDTH), of_key, mask=keys)
-        tl.store(part_value_ptr + tile_at(at, kv_only, v, KV_HEADS, VALUE), of_value, mask=values)
+        write_tile(part_key_ptr, of_key, at, kv_only, d, keys, KV_HEADS, WIDTH)
+        write_tile(part_value_ptr, of_value, at, kv_only, v, values, KV_HEADS, VALUE)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -99,6 +99,18 @@ def read_pairs(ptr, row, head, mask, HEADS: tl.constexpr, NUMBER: tl.constexpr):
 
 
 @triton.jit
+def write_tile(ptr, x, row, head, column, mask, HEADS: tl.constexpr, WIDTH: tl.constexpr):
+    """Write a tile of an array [rows, HEADS, WIDTH], in the array's dtype."""
+    tl.store(ptr + tile_at(row, head, column, HEADS, WIDTH), x.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def write_pairs(ptr, x, row, head, mask, HEADS: tl.constexpr):
+    """Write numbers [ROWS, HEADS] of an array [rows, HEADS], in the array's dtype."""
+    tl.store(ptr + row[:, None] * HEADS + head[None, :], x.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def read_vector(vector_ptr, head, is_head, column, WIDTH: tl.constexpr, NUMBER: tl.constexpr):
     """The vector of an additive score, [1, HEADS, WIDTH]."""
     at = head[None, :, None] * WIDTH + column[None, None, :]
@@ -289,20 +301,19 @@ def forward_rows(
     at = b * targets + row
     if NORMALIZER == SOFTMAX:
         factor, lse = finish(top, norm)
-        tl.store(lse_ptr + at[:, None] * HEADS + head[None, :], lse, mask=is_whole[:, None] & is_head[None, :])
+        write_pairs(lse_ptr, lse, at, head, is_whole[:, None] & is_head[None, :], HEADS)
     else:
         factor = norm + 1
-    y = (acc * factor[:, :, None]).to(out_ptr.dtype.element_ty)
     mask = tile_mask(is_whole, is_head, v, VALUE, IS_EVEN)
-    tl.store(out_ptr + tile_at(at, head, v, HEADS, VALUE), y, mask=mask)
+    write_tile(out_ptr, acc * factor[:, :, None], at, head, v, mask, HEADS, VALUE)
     if part_out_ptr is not None:
         is_part = is_item & (slot >= 0)
         pairs = is_part[:, None] & is_head[None, :]
         at = b * slots + slot
-        tl.store(part_top_ptr + at[:, None] * HEADS + head[None, :], top, mask=pairs)
-        tl.store(part_sum_ptr + at[:, None] * HEADS + head[None, :], norm, mask=pairs)
+        write_pairs(part_top_ptr, top, at, head, pairs, HEADS)
+        write_pairs(part_sum_ptr, norm, at, head, pairs, HEADS)
         mask = tile_mask(is_part, is_head, v, VALUE, IS_EVEN)
-        tl.store(part_out_ptr + tile_at(at, head, v, HEADS, VALUE), acc, mask=mask)
+        write_tile(part_out_ptr, acc, at, head, v, mask, HEADS, VALUE)
 
 
 @triton.jit
@@ -394,4 +405,4 @@ def weigh_rows(
             p = tl.exp(s - lse)
         else:
             p = weigh(s, NORMALIZER)
-        tl.store(weights_ptr + (b * edges + edge)[:, None] * HEADS + head[None, :], p, mask=pairs)
+        write_pairs(weights_ptr, p, b * edges + edge, head, pairs, HEADS)
