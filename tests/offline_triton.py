@@ -47,10 +47,10 @@ VARIANTS = [
     (8, 8, 16, torch.float32, 16, "leaky_relu"),
     (4, 4, 32, torch.float32, 4, "tanh edges"),
     (8, 8, 32, torch.float16, 16, "edges"),
-    (2, 1, 256, torch.bfloat16, 16, "edges dropout"),
+    (2, 1, 256, torch.bfloat16, 16, "cut edges dropout"),
     (4, 4, 32, torch.float32, 16, "relu dropout"),
     (4, 4, 32, torch.float32, 4, "sigmoid edges dropout"),
-    (4, 4, 32, torch.float64, 16, "identity tanh edges dropout"),
+    (4, 4, 32, torch.float64, 16, "cut identity tanh edges dropout"),
     (4, 4, 32, torch.float32, 16, "cut"),
     (8, 2, 64, torch.float16, 16, "cut relu edges"),
 ]

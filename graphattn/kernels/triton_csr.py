@@ -18,6 +18,7 @@ from ..call import Call, accumulate_dtype
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
+from . import triton_plan
 from .base import Kernel, Result
 from .csr_op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, why_not_fused
 from .triton_plan import WIDEST, Block, block_of, estimate, plan, power_of_two
@@ -172,7 +173,8 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             forward_rows, items, is_short, (*operands.tensors, *side.lists, *results), numbers, **operands.values()
         )
     if side.slots and batches:
-        merge_forward[(batches * side.cut.size(0),)](
+        heads_block = min(power_of_two(heads), max(triton_plan.MERGED_NUMBERS // power_of_two(width), 1))
+        merge_forward[(batches * side.cut.size(0) * -(-heads // heads_block),)](
             side.cut,
             out,
             lse,
@@ -181,8 +183,9 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             side.slots,
             targets,
             NORMALIZER=normalizer,
+            PIECES=triton_plan.MERGED_PIECES,
             HEADS=heads,
-            HEADS_BLOCK=power_of_two(heads),
+            HEADS_BLOCK=heads_block,
             NUMBER=_number(operands.query),
             **operands.values(),
         )
@@ -311,9 +314,11 @@ def _source_gradients(operands: _Operands, side: _Side, grads: Sequence[Any]) ->
 def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, part: Tensor) -> None:
     """Add up the pieces of cut rows."""
     size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
+    block = min(power_of_two(size), triton_plan.MERGED_NUMBERS)
     if batches and cuts:
-        options = {"SIZE": size, "BLOCK": power_of_two(size), "NUMBER": _number(whole), "num_warps": 4}
-        kernel[(batches * cuts,)](side.cut, whole, part, cuts, side.slots, rows, **options)
+        options = {"PIECES": triton_plan.MERGED_PIECES, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole)}
+        programs = batches * cuts * -(-size // block)
+        kernel[(programs,)](side.cut, whole, part, cuts, side.slots, rows, **options)
 
 
 def _number(like: Tensor) -> Any:

@@ -22,6 +22,7 @@ from .triton_rows import (
     hash_target,
     keep_heads,
     locate,
+    locate_cut,
     number_of,
     occurrence_at,
     read_pairs,
@@ -258,14 +259,16 @@ def source_gradients(
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_sums(
-    cut_ptr, whole_ptr, part_ptr, cuts, slots, rows, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr
+    cut_ptr, whole_ptr, part_ptr, cuts, slots, rows,
+    PIECES: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
-    """Add up the pieces of one cut row, in their order."""
-    b = (tl.program_id(0) // cuts).to(tl.int64)
-    cut = cut_ptr + (tl.program_id(0) % cuts).to(tl.int64) * 3
-    row, first, last = tl.load(cut).to(tl.int64), tl.load(cut + 1).to(tl.int64), tl.load(cut + 2).to(tl.int64)
-    place = tl.arange(0, BLOCK)
-    acc = tl.zeros([BLOCK], NUMBER)
-    for slot in range(first, last):
-        acc += tl.load(part_ptr + (b * slots + slot) * SIZE + place, mask=place < SIZE, other=0.0)
-    tl.store(whole_ptr + (b * rows + row) * SIZE + place, acc.to(whole_ptr.dtype.element_ty), mask=place < SIZE)
+    """Add up the pieces of one cut row, for a block of its numbers; see `merge_forward`."""
+    b, row, first, last, block = locate_cut(cut_ptr, cuts, (SIZE + BLOCK - 1) // BLOCK)
+    piece, place = tl.arange(0, PIECES), block * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([PIECES, BLOCK], NUMBER)
+    for slot in range(first, last, PIECES):
+        at = (b * slots + slot + piece)[:, None] * SIZE + place[None, :]
+        mask = (slot + piece < last)[:, None] & (place < SIZE)[None, :]
+        acc += tl.load(part_ptr + at, mask=mask, other=0.0)
+    y = tl.sum(acc, 0).to(whole_ptr.dtype.element_ty)
+    tl.store(whole_ptr + (b * rows + row) * SIZE + place, y, mask=place < SIZE)

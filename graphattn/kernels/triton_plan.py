@@ -27,6 +27,9 @@ PIECE_EDGES = (128, 4096)
 TILE = 1024
 MOST_WARPS = 8
 WIDEST = 256
+# Pieces of a cut row that are joined at a time, and numbers of each, at most. A hub of 100,000 edges has some hundred
+# pieces: one after the other they would take longer than all that is computed meanwhile.
+MERGED_PIECES, MERGED_NUMBERS = 16, 256
 
 # An H200 as it was published, nothing of it measured by us: bytes per second of its memory, and of its cache while what
 # is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach; seconds from

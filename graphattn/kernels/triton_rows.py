@@ -325,43 +325,62 @@ def finish(top, norm):
     return factor, tl.where(is_empty, float("-inf"), shift + tl.log(tl.where(is_empty, 1.0, norm)))
 
 
+@triton.jit
+def locate_cut(cut_ptr, cuts, BLOCKS: tl.constexpr):
+    """What a program that merges works on: batch element, row, first slot, last slot + 1, and its block of the row."""
+    program = tl.program_id(0)
+    b = (program // (cuts * BLOCKS)).to(tl.int64)
+    cut = cut_ptr + (program // BLOCKS % cuts).to(tl.int64) * 3
+    row, first, last = tl.load(cut).to(tl.int64), tl.load(cut + 1).to(tl.int64), tl.load(cut + 2).to(tl.int64)
+    return b, row, first, last, program % BLOCKS
+
+
 @triton.jit(do_not_specialize=SIZES)
 def merge_forward(
     cut_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
-    NORMALIZER: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr, VALUE: tl.constexpr,
-    VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
+    NORMALIZER: tl.constexpr, PIECES: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr,
+    VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
-    """Join the pieces of one cut row, in their order."""
-    b = (tl.program_id(0) // cuts).to(tl.int64)
-    cut = cut_ptr + (tl.program_id(0) % cuts).to(tl.int64) * 3
-    row, first, last = tl.load(cut).to(tl.int64), tl.load(cut + 1).to(tl.int64), tl.load(cut + 2).to(tl.int64)
-    h, v = tl.arange(0, HEADS_BLOCK), tl.arange(0, VALUE_BLOCK)
-    is_head = h < HEADS
-    mask = is_head[:, None] & (v < VALUE)[None, :]
-    top = tl.full([HEADS_BLOCK], float("-inf"), NUMBER)
-    norm = tl.zeros([HEADS_BLOCK], NUMBER)
-    acc = tl.zeros([HEADS_BLOCK, VALUE_BLOCK], NUMBER)
-    for slot in range(first, last):
-        at = (b * slots + slot) * HEADS + h
-        part = tl.load(part_out_ptr + at[:, None] * VALUE + v[None, :], mask=mask, other=0.0)
+    """Join the pieces of one cut row for a block of heads.
+
+    Several pieces are read at a time, as each reading takes as long as the memory takes to answer. The sums over pieces
+    that lie PIECES apart are joined at the end: the same order each time.
+    """
+    b, row, first, last, block = locate_cut(cut_ptr, cuts, (HEADS + HEADS_BLOCK - 1) // HEADS_BLOCK)
+    piece, v = tl.arange(0, PIECES), tl.arange(0, VALUE_BLOCK)
+    h = block * HEADS_BLOCK + tl.arange(0, HEADS_BLOCK)
+    tops = tl.full([PIECES, HEADS_BLOCK], float("-inf"), NUMBER)
+    sums = tl.zeros([PIECES, HEADS_BLOCK], NUMBER)
+    acc = tl.zeros([PIECES, HEADS_BLOCK, VALUE_BLOCK], NUMBER)
+    if NORMALIZER == SOFTMAX:
+        for slot in range(first, last, PIECES):
+            pairs = (slot + piece < last)[:, None] & (h < HEADS)[None, :]
+            at = (b * slots + slot + piece)[:, None] * HEADS + h[None, :]
+            tops = tl.maximum(tops, tl.load(part_top_ptr + at, mask=pairs, other=float("-inf")))
+    top = tl.max(tops, 0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    for slot in range(first, last, PIECES):
+        pairs = (slot + piece < last)[:, None] & (h < HEADS)[None, :]
+        at = (b * slots + slot + piece)[:, None] * HEADS + h[None, :]
+        mask = pairs[:, :, None] & (v < VALUE)[None, None, :]
+        part = tl.load(part_out_ptr + at[:, :, None] * VALUE + v[None, None, :], mask=mask, other=0.0)
         if NORMALIZER == SOFTMAX:
-            part_top = tl.load(part_top_ptr + at, mask=is_head, other=float("-inf"))
-            part_sum = tl.load(part_sum_ptr + at, mask=is_head, other=0.0)
-            new_top = tl.maximum(top, part_top)
-            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+            part_top = tl.load(part_top_ptr + at, mask=pairs, other=float("-inf"))
+            part_sum = tl.load(part_sum_ptr + at, mask=pairs, other=0.0)
             # A piece of NaN alone has no largest score, and must not vanish.
-            old, new = tl.exp(top - shift), tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift))
-            norm = norm * old + part_sum * new
-            acc = acc * old[:, None] + part * new[:, None]
-            top = new_top
+            factor = tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift[None, :]))
+            sums += part_sum * factor
+            acc += part * factor[:, :, None]
         else:
             acc += part
+    at = (b * targets + row) * HEADS + h
+    y = tl.sum(acc, 0)
     if NORMALIZER == SOFTMAX:
-        factor, lse = finish(top, norm)
-        acc *= factor[:, None]
-        tl.store(lse_ptr + (b * targets + row) * HEADS + h, lse, mask=is_head)
-    at = ((b * targets + row) * HEADS + h)[:, None] * VALUE + v[None, :]
-    tl.store(out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=mask)
+        factor, lse = finish(top, tl.sum(sums, 0))
+        y *= factor[:, None]
+        tl.store(lse_ptr + at, lse, mask=h < HEADS)
+    mask = (h < HEADS)[:, None] & (v < VALUE)[None, :]
+    tl.store(out_ptr + at[:, None] * VALUE + v[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
