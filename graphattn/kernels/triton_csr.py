@@ -18,10 +18,9 @@ from ..call import Call, accumulate_dtype
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
-from . import triton_plan
 from .base import Kernel, Result
 from .csr_op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, why_not_fused
-from .triton_plan import WIDEST, Block, block_of, estimate, plan, power_of_two
+from .triton_plan import WIDEST, Block, block_of, estimate, merge_block, plan, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Whether a GPU has run these kernels and `make gpu` has passed and measured there. Until then "auto" never takes them,
@@ -173,7 +172,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             forward_rows, items, is_short, (*operands.tensors, *side.lists, *results), numbers, **operands.values()
         )
     if side.slots and batches:
-        heads_block = min(power_of_two(heads), max(triton_plan.MERGED_NUMBERS // power_of_two(width), 1))
+        pieces, heads_block = merge_block(heads, width)
         merge_forward[(batches * side.cut.size(0) * -(-heads // heads_block),)](
             side.cut,
             out,
@@ -183,7 +182,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             side.slots,
             targets,
             NORMALIZER=normalizer,
-            PIECES=triton_plan.MERGED_PIECES,
+            PIECES=pieces,
             HEADS=heads,
             HEADS_BLOCK=heads_block,
             NUMBER=_number(operands.query),
@@ -314,9 +313,9 @@ def _source_gradients(operands: _Operands, side: _Side, grads: Sequence[Any]) ->
 def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, part: Tensor) -> None:
     """Add up the pieces of cut rows."""
     size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
-    block = min(power_of_two(size), triton_plan.MERGED_NUMBERS)
+    pieces, block = merge_block(size, 1)
     if batches and cuts:
-        options = {"PIECES": triton_plan.MERGED_PIECES, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole)}
+        options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole)}
         programs = batches * cuts * -(-size // block)
         kernel[(programs,)](side.cut, whole, part, cuts, side.slots, rows, **options)
 

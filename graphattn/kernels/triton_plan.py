@@ -77,6 +77,11 @@ def block_of(kv_heads: int, group: int, width: int, itemsize: int, is_short: boo
     return Block(rows, heads, min(max(rows * heads * head // whole, 1), MOST_WARPS))
 
 
+def merge_block(heads: int, width: int) -> tuple[int, int]:
+    """Pieces of a cut row that are joined at a time, and heads of each in one program."""
+    return MERGED_PIECES, min(power_of_two(heads), max(MERGED_NUMBERS // power_of_two(width), 1))
+
+
 def power_of_two(n: int) -> int:
     """The next one, n itself included."""
     return 1 << max(n - 1, 0).bit_length()
