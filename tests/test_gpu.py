@@ -182,6 +182,7 @@ def test_a_warmed_call_waits_for_nothing(options):
 
     step()
     torch.cuda.synchronize()
+    # Whatever waits raises an error now.
     torch.cuda.set_sync_debug_mode("error")
     try:
         step()

@@ -183,6 +183,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             targets,
             NORMALIZER=normalizer,
             PIECES=pieces,
+            num_warps=8,
             HEADS=heads,
             HEADS_BLOCK=heads_block,
             NUMBER=_number(operands.query),
@@ -315,7 +316,7 @@ def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, par
     size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
     pieces, block = merge_block(size, 1)
     if batches and cuts:
-        options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole)}
+        options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole), "num_warps": 8}
         programs = batches * cuts * -(-size // block)
         kernel[(programs,)](side.cut, whole, part, cuts, side.slots, rows, **options)
 

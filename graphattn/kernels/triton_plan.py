@@ -28,7 +28,7 @@ TILE = 1024
 MOST_WARPS = 8
 WIDEST = 256
 # Pieces of a cut row that are joined at a time, and numbers of each, at most. A hub of 100,000 edges has some hundred
-# pieces: one after the other they would take longer than all that is computed meanwhile.
+# pieces, and each step waits for the memory once.
 MERGED_PIECES, MERGED_NUMBERS = 16, 256
 
 # An H200 as it was published, nothing of it measured by us: bytes per second of its memory, and of its cache while what
