@@ -41,8 +41,8 @@ def test_no_variant_has_become_worse_on_hopper(tmp_path):
         assert max(found["loads"]) >= max(before["loads"]) >= (32 if name.startswith("merge") else 64), name
 
 
-# The compiler keeps one to three values of these for the end of the program, outside of the loop over edges, and so gets
-# along with 128 registers; on Hopper it doesn't.
+# Of these the compiler keeps one to three values for the end of the program, outside of the loop over edges, and so
+# needs 128 registers alone; on Hopper it doesn't.
 PARKED = (
     "target_gradients H4/4 D32 fp32 rows 8 tanh edges",
     "source_gradients H8/2 D64 fp16 rows 1 cut relu edges",

@@ -29,7 +29,7 @@ MOST_WARPS = 8
 WIDEST = 256
 # Pieces of a cut row that are joined at a time, and numbers of each, at most. A hub of 100,000 edges has some hundred
 # pieces, and each step waits for the memory once.
-MERGED_PIECES, MERGED_NUMBERS = 16, 256
+MERGED_PIECES, MERGED_NUMBERS = 16, 128
 
 # An H200 as it was published, nothing of it measured by us: bytes per second of its memory, and of its cache while what
 # is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach; seconds from
