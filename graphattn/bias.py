@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .errors import check_float_tensor, check_like, message, shape_of
@@ -42,10 +43,13 @@ class OffsetBias:
             raise ValueError(message("OffsetBias", "table", "must have shape [R, H]", shape_of(table)))
         self.table = table
 
-    def of_edges(self, pattern: Pattern) -> Tensor:
-        """The bias of each edge, [E, H] in the caller's order; its gradient is summed in a fixed order."""
+    def of_edges(self, pattern: Pattern, dtype: torch.dtype | None = None) -> Tensor:
+        """The bias of each edge, [E, H] in the caller's order, in a dtype, that of the table where left out.
+
+        Its gradient is summed in that dtype and in a fixed order: kernels ask for float32 under a half-type table.
+        """
         rows = pattern.keep("offset rows", lambda: Rows.from_index(pattern.offset_index(), pattern.num_offsets))
-        return gather(self.table, rows, -2)
+        return gather(self.table if dtype is None else self.table.to(dtype), rows, -2)
 
     def check(self, where: str, query: Tensor, pattern: Pattern) -> None:
         """Raise ValueError or TypeError unless the table has a row per offset and a column per head, like `query`."""

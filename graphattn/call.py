@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .errors import check_device, check_float_tensor, check_like, check_probability, message, shape_of
+from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
 from .patterns.known import known_edges
@@ -34,7 +34,7 @@ class Call:
     edge_value: Tensor | None = None
     dropout_p: float = 0.0
     return_weights: bool = False
-    return_lse: bool = False
+    return_lse: bool | Literal["split"] = False
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -125,7 +125,7 @@ def prepare(
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
-    return_lse: bool = False,
+    return_lse: bool | Literal["split"] = False,
 ) -> Call:
     """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
     query, key, value = _autocast(query), _autocast(key), _autocast(value)
@@ -136,6 +136,8 @@ def prepare(
     check_device(where, "pattern", pattern.device, query)
     score.check(where, query, key)
     check_probability(where, "dropout_p", dropout_p)
+    if isinstance(return_lse, str):
+        check_choice(where, "return_lse", return_lse, ["split"])
     if return_lse and not isinstance(normalizer, Softmax):
         raise ValueError(message(where, "return_lse", "needs normalizer='softmax'", normalizer))
 

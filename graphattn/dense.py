@@ -7,7 +7,7 @@ edge tensors or parallel edges), so it is for verification, not for training.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .scores import DotProduct, Score, ScoreFunction, repeat_heads
 
 
 class DenseResult(NamedTuple):
-    """out [*B, T, H, V], weights [*B, H, T, S] before dropout, and lse [*B, H, T], None unless softmax."""
+    """out [*B, T, H, V], weights [*B, H, T, S] before dropout, and lse [*B, H, T, 2], see `Softmax.lse_dense`."""
 
     out: Tensor
     weights: Tensor
@@ -40,7 +40,7 @@ def dense_attention(
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
-    return_lse: bool = False,
+    return_lse: bool | Literal["split"] = False,
     seed: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
     """What `attention` must return, computed densely. Arguments, results and errors are those of `attention`.
@@ -77,9 +77,10 @@ def dense_attention(
     query, key, value = call.query, call.key, call.value
     pattern, edge_key, edge_value = call.pattern, call.edge_key, call.edge_value
     dims = query.dim() - 3
-    edge_bias = (
-        call.edge_bias.table[pattern.offset_index()] if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
-    )
+    edge_bias = call.edge_bias
+    if isinstance(edge_bias, OffsetBias):
+        # Rounded once, not for each edge: so is the gradient of the table.
+        edge_bias = edge_bias.table.to(call.accumulate_dtype)[pattern.offset_index()]
     if edge_bias is not None and edge_bias.dim() == 2:
         edge_bias = edge_bias.view(*[1] * dims, *edge_bias.shape)
     source, target = pattern.edge_index
@@ -127,7 +128,8 @@ def dense_attention(
         column = torch.arange(len(source), device=query.device) if columns is source else source
         results.append(result.weights[..., target, column].movedim(-2, -1))
     if return_lse and result.lse is not None:
-        results.append(result.lse.movedim(-2, -1))
+        lse = result.lse.movedim(-3, -2)
+        results.append(lse if return_lse == "split" else lse.sum(-1))
     return results[0] if len(results) == 1 else tuple(results)
 
 
@@ -217,7 +219,7 @@ def _attend_row_by_row(
         spread = result.weights.new_zeros(*result.weights.shape[:-1], mask.size(1))
         weights.append(spread.index_copy(-1, columns, result.weights))
         lses.append(result.lse)
-    lse = torch.cat([x for x in lses if x is not None], -1) if isinstance(normalizer, Softmax) and lses else None
+    lse = torch.cat([x for x in lses if x is not None], -2) if isinstance(normalizer, Softmax) and lses else None
     return DenseResult(torch.cat(outs, -3), torch.cat(weights, -2), lse)
 
 

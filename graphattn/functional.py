@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from .bias import OffsetBias
 from .call import Call, is_transformed, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
+from .kernels.base import in_parts
 from .normalizers import Normalizer, UserNormalizer
 from .patterns.remote import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
@@ -31,7 +32,7 @@ def attention(
     edge_value: Tensor | None = None,
     dropout_p: float = 0.0,
     return_weights: bool = False,
-    return_lse: bool = False,
+    return_lse: bool | Literal["split"] = False,
     backend: str = "auto",
 ) -> Any:
     """Attend from every target to the sources that the pattern gives it.
@@ -55,15 +56,16 @@ def attention(
         edge_value: [*B or nothing, E, H_kv, V], added to the value.
         dropout_p: probability that a weight is zeroed, the others growing by 1 / (1 - dropout_p).
         return_weights: also return the weights.
-        return_lse: also return the log-sum-exp of each target's scores; softmax only.
+        return_lse: also return the log-sum-exp of each target's scores; softmax only. "split" returns it in two parts,
+            the largest score and the log of the sum of exp(score - largest): large scores would round their sum.
         backend: "auto", or the name of a kernel, which then runs or raises.
 
     Edge tensors and returned weights are in the caller's order of edges: that of `pattern.edge_index`.
 
     Returns:
         out [*B, T, H, V] in the dtype of query; a target without edges gets zeros. Or a tuple of out, then weights
-        [*B, E, H] (after normalizing, before dropout), then lse [*B, T, H] (-inf for a target without edges), as
-        asked for.
+        [*B, E, H] (after normalizing, before dropout), then lse [*B, T, H] (-inf for a target without edges) or,
+        split, [*B, T, H, 2] (0 and -inf), as asked for.
 
     Raises:
         TypeError: a tensor has the wrong dtype, or an argument the wrong type.
@@ -111,7 +113,8 @@ def attention(
     result = choose(call, backend).run(call)
     asked = [result.out]
     asked += [] if result.weights is None else [result.weights]
-    asked += [] if result.lse is None else [result.lse]
+    if result.lse is not None:
+        asked.append(result.lse if return_lse == "split" else result.lse.sum(-1))
     return asked[0] if len(asked) == 1 else tuple(asked)
 
 
@@ -166,12 +169,13 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
 
     Args:
         out_a: [*B, T, H, V], output of the first part.
-        lse_a: [*B, T, H], its lse.
+        lse_a: [*B, T, H], its lse; or [*B, T, H, 2], as `return_lse="split"` gives it, which is exact at any score:
+            where scores are large, one number rounds away how much of a target's weight each part has.
         out_b: output of the second part.
-        lse_b: its lse.
+        lse_b: its lse, like lse_a.
 
     Returns:
-        out and lse of the union: parts may be joined one after another, in any order.
+        out and lse of the union, like those of the parts: they may be joined one after another, in any order.
 
     Raises:
         ValueError: shapes don't fit.
@@ -189,17 +193,25 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
     """
     for argument, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b)):
         check_float_tensor("merge", argument, x)
-    if out_a.shape != out_b.shape or lse_a.shape != lse_b.shape or out_a.shape[:-1] != lse_a.shape:
+    rows = out_a.shape[:-1]
+    if out_a.shape != out_b.shape or lse_a.shape != lse_b.shape or lse_a.shape not in (rows, (*rows, 2)):
         got = ", ".join(shape_of(x) for x in (out_a, lse_a, out_b, lse_b))
-        raise ValueError(message("merge", "parts", "must be out [*B, T, H, V] and lse [*B, T, H], twice", got))
-    top = torch.maximum(lse_a, lse_b).detach()
+        rule = "must be out [*B, T, H, V] and lse [*B, T, H] or [*B, T, H, 2], twice"
+        raise ValueError(message("merge", "parts", rule, got))
+    is_split = lse_a.shape != rows
+    (shift_a, log_a), (shift_b, log_b) = ((x if is_split else in_parts(x)).unbind(-1) for x in (lse_a, lse_b))
+    # An empty part has no largest score.
+    top_a = torch.where(log_a == -torch.inf, -torch.inf, shift_a).detach()
+    top_b = torch.where(log_b == -torch.inf, -torch.inf, shift_b).detach()
+    top = torch.maximum(top_a, top_b)
     shift = torch.where(top == -torch.inf, 0, top)
-    part_a, part_b = (lse_a - shift).exp(), (lse_b - shift).exp()
+    part_a, part_b = (top_a - shift).exp() * log_a.exp(), (top_b - shift).exp() * log_b.exp()
     total = part_a + part_b
     is_empty = total == 0
     safe = torch.where(is_empty, 1, total)
     out = (part_a / safe).unsqueeze(-1) * out_a + (part_b / safe).unsqueeze(-1) * out_b
-    return out.to(out_a.dtype), torch.where(is_empty, -torch.inf, safe.log() + shift)
+    log = torch.where(is_empty, -torch.inf, safe.log())
+    return out.to(out_a.dtype), torch.stack([shift, log], -1) if is_split else shift + log
 
 
 def choose(call: Call, backend: str) -> Kernel:

@@ -77,10 +77,12 @@ class Softmax(Normalizer):
         return exponential / gather(torch.where(total == 0, 1, total), rows, -2)
 
     def lse_on_rows(self, score: Tensor, rows: Rows) -> Tensor:
-        """Log-sum-exp of each target's scores, natural log: [*B, T, H], -inf for a target without edges."""
+        """Log-sum-exp of each target's scores, natural log, in two parts whose sum it is: [*B, T, H, 2].
+
+        The first is the largest score, a constant to derivatives; a target without edges has 0 and -inf.
+        """
         _, total, shift = self._shifted(score, rows)
-        is_empty = total == 0
-        return torch.where(is_empty, -torch.inf, torch.where(is_empty, 1, total).log() + shift)
+        return torch.stack([shift, _log(total)], -1)
 
     def dense(self, score: Tensor, mask: Tensor) -> Tensor:
         """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
@@ -92,12 +94,10 @@ class Softmax(Normalizer):
         return exponential / torch.where(total == 0, 1, total)
 
     def lse_dense(self, score: Tensor, mask: Tensor) -> Tensor:
-        """Log-sum-exp of each row, natural log: [*B, H, T], -inf for a row without edges."""
+        """Log-sum-exp of each row, natural log, in the two parts of `lse_on_rows`: [*B, H, T, 2]."""
         score = torch.where(mask, score, -torch.inf)
         shift = _finite_or_zero(_row_max(score))
-        total = (score - shift).exp().sum(-1)
-        is_empty = total == 0
-        return torch.where(is_empty, -torch.inf, torch.where(is_empty, 1, total).log() + shift.squeeze(-1))
+        return torch.cat([shift, _log((score - shift).exp().sum(-1, keepdim=True))], -1)
 
     def _shifted(self, score: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
         shift = _finite_or_zero(segment_max(score, rows, -2))
@@ -355,6 +355,12 @@ def _row_max(score: Tensor) -> Tensor:
     if score.size(-1) == 0:
         return score.new_zeros(*score.shape[:-1], 1)
     return score.detach().amax(-1, keepdim=True)
+
+
+def _log(total: Tensor) -> Tensor:
+    """Natural log, -inf with a zero gradient where a sum is empty."""
+    is_empty = total == 0
+    return torch.where(is_empty, -torch.inf, torch.where(is_empty, 1, total).log())
 
 
 def _finite_or_zero(shift: Tensor) -> Tensor:

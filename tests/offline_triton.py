@@ -4,7 +4,8 @@
     python tests/offline_triton.py 80 1                               the first variant for another chip
 
 For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, the instructions
-of the longest loop, which is that over edges (several at a time where it is unrolled), and how many times it would be
+of the longest loop, which is that over edges (several at a time where it is unrolled), how a head's width is shared
+where it is summed (numbers of a thread side by side, threads of a warp, warps), and how many times the variant would be
 compiled for graphs of several sizes.
 Neither a GPU nor its driver is used.
 """
@@ -53,6 +54,12 @@ VARIANTS = [
     (4, 4, 32, torch.float64, 16, "cut identity tanh edges dropout"),
     (4, 4, 32, torch.float32, 16, "cut"),
     (8, 2, 64, torch.float16, 16, "cut relu edges"),
+    (8, 8, 8, torch.float32, 16, ""),
+    (8, 8, 8, torch.float32, 4, ""),
+    (8, 8, 8, torch.bfloat16, 16, ""),
+    (8, 8, 8, torch.bfloat16, 4, ""),
+    (8, 8, 16, torch.float32, 4, ""),
+    (4, 4, 64, torch.bfloat16, 16, ""),
 ]
 # Nodes of the graphs that are launched, of which the last is compiled: an odd number, an even one, a multiple of 16.
 NODES = (17, 50, 64)
@@ -92,10 +99,10 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     rows, columns = triton_plan.plan(pattern.csr()), triton_plan.plan(pattern.csc())
     triton_plan.PIECE_EDGES = usual
     mode = (score, normalizer, 1.0, 0.0, dropout_p)
-    out, lse = triton_csr.forward(*shared, rows, *mode)
-    triton_csr.weights(*shared, lse, rows, *mode)
+    out, sums, exact = triton_csr.forward(*shared, rows, normalizer == 0 and dtype != number or dropout_p > 0, *mode)
+    triton_csr.weights(*shared, sums, rows, *mode)
     needs = [True] * 3 + [x is not None for x in shared[3:7]]
-    triton_csr.backward(out, None, None, *shared, out, lse, rows, columns, needs, *mode)
+    triton_csr.backward(out, None, None, *shared, exact if exact.numel() else out, sums, rows, columns, needs, *mode)
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept
@@ -139,7 +146,7 @@ def build(kernel: Any, arguments: tuple, options: dict, target: GPUTarget) -> An
 
 
 def inspect(compiled: Any) -> dict[str, Any]:
-    """Registers, stack, widths of loads, and instructions of the longest loop."""
+    """Registers, stack, widths of loads, instructions of the longest loop, and how a width is summed."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -158,7 +165,17 @@ def inspect(compiled: Any) -> dict[str, Any]:
         {int(width or 32) for text in (t for _, t in lines) for width in re.findall(r"LDG\.E(?:\.(\d+))?", text)}
     )
     found = {name.lower(): int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK")}
-    return {**found, "loads": widths, "loop": loop}
+    return {**found, "loads": widths, "loop": loop, "sums": sums_of(compiled.asm["ttgir"])}
+
+
+def sums_of(code: str) -> list[list[int]]:
+    """How the last dimension of three is shared where it is summed: each way in Triton's intermediate code."""
+    blocked = r"(#\w+) = #ttg\.blocked<\{" + ", ".join(
+        rf"{name} = \[\d+, \d+, (\d+)\]" for name in ("sizePerThread", "threadsPerWarp", "warpsPerCTA")
+    )
+    layouts = {name: list(map(int, numbers)) for name, *numbers in re.findall(blocked, code)}
+    sums = re.findall(r'"tt\.reduce".*?axis = 2.*?\(tensor<\d+x\d+x\d+xf\d+, (#\w+)>\)', code, re.DOTALL)
+    return sorted({tuple(layouts[name]) for name in sums})  # type: ignore[return-value]
 
 
 def main() -> None:

@@ -98,6 +98,21 @@ def test_compiled_graphs_take_weights_dropout_and_no_gradients():
         assert all(torch.equal(*pair) for pair in list(zip(*results, strict=True))[1:])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_compiled_graphs_are_exact_at_large_scores(dtype):
+    """A hub in pieces among them, whose gradient starts from the output before it is rounded."""
+    edge_index = torch.stack([torch.arange(600) % 150, torch.randint(150, (600,))])
+    edge_index[1, :300] = 0
+    inputs = [(torch.randint(-2, 3, (150, 2, 8)) * by).to(dtype).requires_grad_() for by in (1e4, 1e4, 1)]
+    call = lambda *inputs: attention(*inputs, edge_index, return_weights=True, return_lse="split", backend="numba")
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True)):
+        out, weights, lse = function(*inputs)
+        gradients = torch.autograd.grad(out.square().sum() + weights.square().sum() + lse[..., 1].sum(), inputs)
+        results.append([out, weights, lse, *gradients])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_raw_edges_are_sorted_once(compiled, sorts):
     function = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention

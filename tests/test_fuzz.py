@@ -161,6 +161,54 @@ def test_every_call_equals_the_oracle(call):
         assert options["backend"] not in ("auto", "scatter") and NAMED.match(str(error)), error
 
 
+@st.composite
+def tied_calls(draw):
+    """Calls whose scores are whole numbers, most of them drawn more than once, and products with a power of two."""
+    pattern, tensors, _, options = draw(calls())
+    # The range of float16 is too small.
+    tensors = {name: x.bfloat16() if x.dtype == torch.float16 else x for name, x in tensors.items()}
+    draw_whole = lambda x: torch.randint(-2, 3, x.shape, generator=torch.Generator().manual_seed(1)).to(x.dtype)
+    tensors = {name: x for name, x in tensors.items() if name not in ("edge_bias", "edge_bias.table")}
+    for name in ("query", "key", "edge_key"):
+        if name in tensors:
+            # A few rows alone: parallel edges and equal keys have equal scores.
+            whole = draw_whole(tensors[name])
+            tensors[name] = whole[..., torch.arange(whole.size(-3)) % 3, :, :]
+    vector = draw_whole(tensors["query"][..., :1, :, :].flatten(0, -3)[:1].squeeze(0)) if pattern.num_targets else None
+    scores = [DotProduct(0.5), *([] if vector is None else [Additive(vector, "leaky_relu", 0.5)])]
+    options |= {"normalizer": "softmax", "return_weights": True, "return_lse": False}
+    return pattern, tensors, draw(st.sampled_from(scores)), options
+
+
+@given(tied_calls(), st.integers(13, 49))
+@fuzz
+def test_scores_of_any_size_leave_the_same_weights_and_slopes(call, exponent):
+    """Times a power of two, differences of whole scores stay 0 or stay beyond any weight: nothing else may change."""
+    pattern, tensors, score, options = call
+    # The least at which no weight but those of the largest score is a number.
+    least = 12 if tensors["query"].dtype == torch.float64 else 8
+    names = [name for name in tensors if name in ("query", "key", "edge_key")]
+    found = []
+    for power in (least, exponent):
+        leaves = {
+            name: (x.detach() * (2.0**power if name in names else 1)).requires_grad_() for name, x in tensors.items()
+        }
+        torch.manual_seed(0)
+        try:
+            results = attention(**leaves, pattern=pattern, score=score, **options)
+        except NotImplementedError as error:
+            assert options["backend"] not in ("auto", "scatter") and NAMED.match(str(error)), error
+            return
+        directions = [torch.arange(x.numel()).view(x.shape).remainder(7).to(x.dtype) - 3 for x in results]
+        gradients = torch.autograd.grad(results, list(leaves.values()), directions, allow_unused=True)
+        slopes = {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
+        # Of a dot product these grow with the other side, of an additive score with neither.
+        grown = {name: power if name in names and isinstance(score, DotProduct) else 0 for name in slopes}
+        found.append([*results, *(g.double() * 2.0 ** -grown[name] for name, g in slopes.items())])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def _other_dtype(x):
     return x.detach().to(torch.float32 if x.dtype == torch.float64 else torch.float64)
 

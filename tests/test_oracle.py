@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
 
-from graphattn import Additive, DotProduct, Edges
+from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
 from graphattn.normalizers import Entmax
 from graphattn.scores import SCORES, FunctionScore, Score
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
@@ -107,6 +107,27 @@ def test_edge_bias_of_minus_infinity_removes_the_edge(kernel):
 def test_a_table_of_offsets_is_a_bias(name, kernel):
     tensors = random_call(PATTERNS[name], batch=(2,), offset_table=True)
     assert_matches_dense(tensors, PATTERNS[name], backend=kernel.name, dropout_p=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("normalizer", ["softmax", "sigmoid", "identity"])
+@pytest.mark.parametrize("backend", ["scatter", "numba", "tiles", "dense"])
+def test_the_gradient_of_a_table_is_rounded_once(backend, normalizer, dtype):
+    """Each offset sums the slopes of a thousand pairs, of both signs: rounded one by one they would be 10 % off."""
+    pattern = Grid((40, 40), radius=1)
+    tensors = random_call(pattern, heads=1, width=8, offset_table=True, dtype=dtype)
+    direction = torch.randn(1600, 1, 8, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    function = dense_attention if backend == "dense" else attention
+    options = {} if backend == "dense" else {"backend": backend}
+
+    def gradient(dtype, function, **options):
+        query, key, value, table = (x.detach().to(dtype).requires_grad_() for x in tensors.values())
+        out = function(query, key, value, pattern, edge_bias=OffsetBias(table), normalizer=normalizer, **options)
+        return torch.autograd.grad((out.double() * direction.double()).sum(), table)[0].double()
+
+    truth = gradient(torch.float64, attention)
+    error = (gradient(dtype, function, **options) - truth).abs()
+    assert (error <= 2 * torch.finfo(dtype).eps * truth.abs().clamp(min=0.1)).all()
 
 
 @pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)

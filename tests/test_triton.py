@@ -82,9 +82,50 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
+@pytest.mark.parametrize("activation", [None, "leaky_relu"])
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_scores_of_any_size_leave_the_same_weights_and_slopes(is_cut, activation, dropout_p, dtype, monkeypatch):
+    """Whole scores, most of them tied: times a power of two, their differences stay 0 or beyond any weight."""
+    if is_cut:
+        monkeypatch.setattr(triton_plan, "PIECE_EDGES", (2, 2))
+        monkeypatch.setattr(triton_plan, "SHORT_ROW", 1)
+    pattern = ZOO["unsorted edges"]
+    generator = torch.Generator().manual_seed(0)
+    whole = lambda *shape: torch.randint(-2, 3, shape, generator=generator).to(dtype)
+    query, key, value = whole(7, 2, 4), whole(3, 2, 4)[torch.arange(7) % 3], torch.randn(7, 2, 4, generator=generator)
+    vector = whole(2, 4).float()
+    score = DotProduct(0.5) if activation is None else Additive(vector, activation, 0.5)
+    found = []
+    for power in (8, 49):
+        leaves = [x.to(dtype).requires_grad_() for x in (query * 2.0**power, key * 2.0**power, value)]
+        torch.manual_seed(0)
+        results = attention(
+            *leaves,
+            pattern,
+            score=score,
+            dropout_p=dropout_p,
+            return_weights=True,
+            return_lse="split",
+            backend="triton",
+        )
+        out, weights, lse = results
+        assert lse.shape == (7, 2, 2)
+        gradients = torch.autograd.grad([out.sum() + (weights * torch.arange(2)).sum()], leaves)
+        grown = power if activation is None else 0
+        found.append(
+            [out, weights, lse[..., 1], *(g * 2.0 ** -(grown if i < 2 else 0) for i, g in enumerate(gradients))]
+        )
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    expected = attention(*leaves, pattern, score=score, return_weights=True, backend="scatter")[1]
+    torch.testing.assert_close(found[1][1], expected)
+
+
 @pytest.mark.parametrize("options", [{}, {"return_lse": True, "return_weights": True}], ids=str)
 def test_gradients_of_sources_alone_are_the_same(options):
-    """No pass over targets runs then, so that the statistics of rows come from elsewhere."""
+    """The pass over targets runs all the same: it finds what the slopes of a row have in common."""
     pattern = ZOO["unsorted edges"]
     tensors = random_call(pattern, batch=(2,), kv_heads=1)
     sources = [tensors["key"], tensors["value"]]

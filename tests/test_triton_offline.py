@@ -14,6 +14,14 @@ triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone h
 HERE = Path(__file__).resolve().parent
 # Each Triton compiles in its own way: there is a baseline of the oldest, and of CI's.
 BASELINE = HERE / f"triton_{'.'.join(triton.__version__.split('.')[:2])}_sm90.json"
+# Of these one Triton or the other keeps up to four values for the end of the program, outside of the loop over edges,
+# and so needs 128 registers alone.
+PARKED = (
+    "forward_rows H4/4 D32 fp32 rows 16 sigmoid edges dropout",
+    "source_gradients H4/4 D32 fp64 rows 1 cut identity tanh edges dropout",
+    "source_gradients H8/2 D64 fp16 rows 1 cut relu edges",
+    "target_gradients H8/2 D64 fp16 rows 1 cut relu edges",
+)
 
 
 def compile_for(*arguments: str, cache: Path) -> dict[str, dict]:
@@ -33,22 +41,26 @@ def test_no_variant_has_become_worse_on_hopper(tmp_path):
     assert results.keys() == baseline.keys()
     for name, found in results.items():
         before = baseline[name]
-        assert found["stack"] == 0, f"{name} spills"
+        assert found["stack"] <= (16 if name in PARKED else 0), f"{name} spills"
         assert found["compiled"] == 1, f"{name} is compiled anew for graphs of another size"
         assert found["reg"] <= 1.1 * before["reg"], name
         assert 0 < found["loop"] <= 1.1 * before["loop"], name
+        assert found["sums"] == before["sums"], name
         # Rows are read in whole quarters of a cache line, or as wide as the row allows; merges read little.
         assert max(found["loads"]) >= max(before["loads"]) >= (32 if name.startswith("merge") else 64), name
 
 
-# Of these the compiler keeps one to three values for the end of the program, outside of the loop over edges, and so
-# needs 128 registers alone; on Hopper it doesn't.
-PARKED = (
-    "target_gradients H4/4 D32 fp32 rows 8 tanh edges",
-    "source_gradients H8/2 D64 fp16 rows 1 cut relu edges",
-)
+def test_scores_are_summed_in_the_same_order_in_every_pass():
+    ways: dict[str, set] = {}
+    for name, found in json.loads(BASELINE.read_text()).items():
+        if not name.startswith("merge"):
+            heads, width, dtype = name.split()[1:4]
+            ways.setdefault(f"{heads} {width} {dtype}", set()).update(map(tuple, found["sums"]))
+    assert len(ways) > 5
+    for name, found in ways.items():
+        assert len(found) == 1, f"{name}: {found}"
 
 
 def test_nothing_spills_on_ampere(tmp_path):
     for name, found in compile_for("80", cache=tmp_path).items():
-        assert found["stack"] <= (16 if name in PARKED else 0), f"{name} spills"
+        assert found["stack"] == 0, f"{name} spills"

@@ -13,7 +13,7 @@ from graphattn.kernels import triton_csr, triton_plan
 from graphattn.kernels.base import FORWARD_SHARE
 from graphattn.testing import graph_zoo, random_call
 
-WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256), (1, 32, 256)]
+WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256), (1, 32, 256), (8, 1, 8), (4, 1, 2)]
 
 
 @pytest.mark.parametrize("name", list(graph_zoo()))
@@ -49,25 +49,44 @@ def test_parallel_edges_are_counted_in_their_order():
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_a_program_holds_what_fits_into_registers(widths, itemsize, is_short, is_backward):
     kv_heads, group, width = widths
-    rows, heads, warps = triton_plan.block_of(kv_heads, group, width, itemsize, is_short, is_backward)
+    rows, heads, warps = triton_plan.block_of(kv_heads, group, (width, width), itemsize, is_short, is_backward)
     one = triton_plan.power_of_two(group) * triton_plan.power_of_two(width)
     room = triton_plan.TILE // 2 ** (is_short + is_backward + (itemsize == 8))
     # A group of heads stays together, whatever its size: it has more warps then.
     assert rows * heads * one <= max(room, one) and heads <= triton_plan.power_of_two(kv_heads)
-    assert (rows == 1 or is_short) and 1 <= warps <= triton_plan.MOST_WARPS
+    # Long rows lie beside each other only where a warp would load less than a quarter of a tile.
+    assert (rows == 1 or is_short or (rows // 2) * heads * one < 256) and 1 <= warps <= triton_plan.MOST_WARPS
     assert warps == 1 or one > room
+
+
+@pytest.mark.parametrize("itemsize", [2, 4, 8])
+@pytest.mark.parametrize("narrow", [1, 2, 8, 32, 256])
+@pytest.mark.parametrize("wide", [1, 4, 64, 256])
+def test_every_pass_sums_a_width_by_as_many_threads(wide, narrow, itemsize):
+    """A tile that has less than a warp loads at once is spread by its size: then all passes must have the same."""
+    for kv_heads, group in ((1, 1), (8, 1), (2, 4)):
+        blocks = {
+            triton_plan.block_of(kv_heads, group, (narrow, wide), itemsize, is_short, is_backward)
+            for is_short in (False, True)
+            for is_backward in (False, True)
+        }
+        smallest = min((width for width in (narrow, wide) if width > 1), default=0)
+        filled = [x.rows * x.heads * group * smallest * itemsize >= 512 * x.warps for x in blocks]
+        assert len(blocks) == 1 or all(filled) or smallest == 0
 
 
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
         # Eight heads of 64 lie in one tile, or eight rows of one head; backward has half as much room.
-        ((8, 1, 64, 4, False, False), (1, 8, 1)),
-        ((8, 1, 64, 4, True, False), (8, 1, 1)),
-        ((8, 1, 64, 4, True, True), (4, 1, 1)),
+        ((8, 1, (64, 64), 4, False, False), (1, 8, 1)),
+        ((8, 1, (64, 64), 4, True, False), (8, 1, 1)),
+        ((8, 1, (64, 64), 4, True, True), (4, 1, 1)),
         # A group of 16 heads of 64 fills the tile forward, and two warps backward.
-        ((1, 16, 64, 4, False, False), (1, 1, 1)),
-        ((1, 16, 64, 4, False, True), (1, 1, 2)),
+        ((1, 16, (64, 64), 4, False, False), (1, 1, 1)),
+        ((1, 16, (64, 64), 4, False, True), (1, 1, 2)),
+        # Eight heads of 8 are half of what a warp loads at once: two long rows in a program.
+        ((8, 1, (8, 8), 4, False, False), (2, 8, 1)),
     ],
 )
 def test_blocks_by_hand(block, expected):

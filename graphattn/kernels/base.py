@@ -17,7 +17,11 @@ FORWARD_SHARE = 0.28
 
 
 class Result(NamedTuple):
-    """out [*B, T, H, V]; weights [*B, E, H] in the caller's order and lse [*B, T, H] where the call asks for them."""
+    """out [*B, T, H, V]; weights [*B, E, H] in the caller's order and lse [*B, T, H, 2] where the call asks for them.
+
+    lse is in two parts, whose sum it is: a shift of the scores, which is a constant, and the log of the sum of the
+    shifted scores' exponentials, which alone has a derivative.
+    """
 
     out: Tensor
     weights: Tensor | None
@@ -46,6 +50,12 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, call: Call) -> Result:
         """Compute the call."""
+
+
+def in_parts(lse: Tensor) -> Tensor:
+    """Return an lse that comes as one rounded number in the two parts that `Result` has."""
+    shift = torch.where(lse == -torch.inf, 0, lse).detach()
+    return torch.stack([shift, lse - shift], -1)
 
 
 def needs_grad(call: Call) -> bool:

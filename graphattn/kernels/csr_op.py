@@ -5,6 +5,12 @@ the caller's order is the sorted one), then whatever the kernel has planned for 
 edge_index, which the kernel looks up with `compared_edges`, and after it maybe a tensor with a row for each node whose
 self-loops shall be renewed. Optional edge tensors have one
 leading batch dimension, of the batch's size or 1; query, key and value have exactly one.
+
+`sums` [B, T, 2, H] is what softmax keeps of a row: the shift of its scores, which is the largest, and the sum of
+their exponentials; the other normalizers keep nothing. Their lse, one rounded number, would not do: where scores are
+large it differs from the largest by less than its own rounding. `exact` is the output before dropout's scale and the
+rounding to a half type, empty unless it `is_exact`: its product with the output's gradient is what the slopes of a row
+have in common, and must cancel against each of them.
 """
 
 from __future__ import annotations
@@ -37,23 +43,28 @@ _SHARED += "Tensor? edge_value, Tensor? seed, "
 _MODE = "int score, int normalizer, float scale, float slope, float dropout_p"
 
 library = torch.library.Library("graphattn", "DEF")
-library.define(f"csr_forward({_SHARED}Tensor[] rows, {_MODE}) -> (Tensor, Tensor)")
-library.define(f"csr_weights({_SHARED}Tensor lse, Tensor[] rows, {_MODE}) -> Tensor")
+library.define(f"csr_forward({_SHARED}Tensor[] rows, bool is_exact, {_MODE}) -> (Tensor, Tensor, Tensor)")
+library.define(f"csr_weights({_SHARED}Tensor sums, Tensor[] rows, {_MODE}) -> Tensor")
 library.define(
-    f"csr_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, {_SHARED}Tensor out, Tensor lse, "
+    f"csr_backward(Tensor grad_out, Tensor? grad_lse, Tensor? grad_weights, {_SHARED}Tensor out, Tensor sums, "
     f"Tensor[] rows, Tensor[] columns, bool[] needs, {_MODE}) -> Tensor[]"
 )
 
 
 @torch.library.register_fake("graphattn::csr_forward", lib=library)
-def _fake_forward(query, key, value, *_):  # type: ignore[no-untyped-def]
+def _fake_forward(query, key, value, *rest):  # type: ignore[no-untyped-def]
+    is_exact, normalizer, dtype = rest[6], rest[8], accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:-1], value.size(-1))
-    return out, query.new_empty(query.shape[:-1], dtype=accumulate_dtype(query.dtype))
+    return (
+        out,
+        query.new_empty(sums_shape(query, normalizer), dtype=dtype),
+        query.new_empty(out.shape if is_exact else 0, dtype=dtype),
+    )
 
 
 @torch.library.register_fake("graphattn::csr_weights", lib=library)
-def _fake_weights(query, key, value, vector, bias, edge_key, edge_value, seed, lse, rows, *_):  # type: ignore[no-untyped-def]
-    return lse.new_empty(query.size(0), rows[0].size(1) if len(rows) == 1 else rows[1].size(0), query.size(2))
+def _fake_weights(query, key, value, vector, bias, edge_key, edge_value, seed, sums, rows, *_):  # type: ignore[no-untyped-def]
+    return sums.new_empty(query.size(0), rows[0].size(1) if len(rows) == 1 else rows[1].size(0), query.size(2))
 
 
 @torch.library.register_fake("graphattn::csr_backward", lib=library)
@@ -65,40 +76,50 @@ def _fake_backward(  # type: ignore[no-untyped-def]
     return [torch.empty_like(x) if need else query.new_empty(0) for x, need in zip(inputs, needs, strict=True)]
 
 
+def sums_shape(query: Tensor, normalizer: int) -> tuple[int, ...]:
+    """Shape of what a normalizer keeps of each row."""
+    batches, targets, heads, _ = query.shape
+    return (batches, targets, 2, heads) if normalizer == NORMALIZER_CODES[Softmax] else (0,)
+
+
 class _Attend(torch.autograd.Function):
-    """Output, lse and, if asked for, weights (else an empty tensor)."""
+    """Output, weights and lse, split; what isn't asked for is empty. And what the backward pass needs beside."""
 
     # At each call torch binds the arguments to this signature: a dozen names would cost 30 microseconds.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        *shared, rows, _, mode, return_weights = inputs
-        out, lse = torch.ops.graphattn.csr_forward(*shared, rows, *mode)
-        if not return_weights:
-            return out, lse, lse.new_empty(0)
-        return out, lse, torch.ops.graphattn.csr_weights(*shared, lse, rows, *mode)
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        *shared, rows, _, mode, is_exact, return_weights, return_lse = inputs
+        out, sums, exact = torch.ops.graphattn.csr_forward(*shared, rows, is_exact, *mode)
+        nothing = sums.new_empty(0)
+        weights = torch.ops.graphattn.csr_weights(*shared, sums, rows, *mode) if return_weights else nothing
+        lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else nothing
+        return out, weights, lse, sums, exact
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        *shared, rows, columns, mode, return_weights = inputs
-        out, lse, _ = output
-        ctx.mode, ctx.return_weights = mode, return_weights
+        *shared, rows, columns, mode, is_exact, return_weights, return_lse = inputs
+        out, _, _, sums, exact = output
+        ctx.mode, ctx.asked = mode, (return_weights, return_lse)
         ctx.splits = (len(rows), len(columns))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*shared, out, lse, *rows, *columns)
+        ctx.mark_non_differentiable(sums, exact)
+        ctx.save_for_backward(*shared, exact if is_exact else out, sums, *rows, *columns)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = ctx.saved_tensors
-        shared, (out, lse), lists = saved[:8], saved[8:10], saved[10:]
+        shared, (out, sums), lists = saved[:8], saved[8:10], saved[10:]
         rows, columns = list(lists[: ctx.splits[0]]), list(lists[ctx.splits[0] :])
         needs = list(ctx.needs_input_grad[:7])
-        grad_out, grad_lse, grad_weights = grads
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grad_weights = grad_weights if ctx.return_weights else None
+        grad_out, grad_weights, grad_lse, *_ = grads
+        grad_out = shared[0].new_zeros(out.shape) if grad_out is None else grad_out
+        grad_weights = grad_weights if ctx.asked[0] else None
+        # Of the two parts of lse, the shift is a constant.
+        grad_lse = grad_lse[..., 1] if ctx.asked[1] and grad_lse is not None else None
         # What is compiled has no second derivative anyway.
         function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
-        gradients = function(grad_out, grad_lse, grad_weights, *shared, out, lse, rows, columns, needs, ctx.mode)
-        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 5
+        gradients = function(grad_out, grad_lse, grad_weights, *shared, out, sums, rows, columns, needs, ctx.mode)
+        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 7
 
 
 class _Gradients(LastDerivative):
@@ -117,13 +138,16 @@ def why_not_fused(call: Call) -> str | None:
     return None
 
 
-def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
-    """Run a call on whichever kernel is registered for its device."""
+def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor], is_exact: bool) -> Result:
+    """Run a call on whichever kernel is registered for its device.
+
+    `is_exact` says whether the kernel's backward pass needs the output as it was before it was rounded.
+    """
     batch, dims = call.batch_shape, len(call.batch_shape)
     flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
     bias = call.edge_bias
     if isinstance(bias, OffsetBias):
-        bias = bias.of_edges(call.pattern).unsqueeze(0)
+        bias = bias.of_edges(call.pattern, call.accumulate_dtype).unsqueeze(0)
     elif bias is not None:
         bias = flat(_same_or_one(bias, batch))
     edge_key, edge_value = (x if x is None else flat(_same_or_one(x, batch)) for x in (call.edge_key, call.edge_value))
@@ -135,7 +159,9 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
     seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
     mode = (SCORE_CODES[kind], NORMALIZER_CODES[type(call.normalizer)], scale, slope, call.dropout_p)
     apply = _Attend.forward if torch.compiler.is_compiling() and not needs_grad(call) else _Attend.apply
-    out, lse, weights = apply(
+    is_rounded = call.dropout_p > 0 or call.query.dtype != call.accumulate_dtype
+    is_exact = is_exact and is_rounded and isinstance(call.normalizer, Softmax) and needs_grad(call)
+    out, weights, lse, *_ = apply(
         flat(call.query),
         flat(call.key),
         flat(call.value),
@@ -147,7 +173,9 @@ def run_fused(call: Call, rows: list[Tensor], columns: list[Tensor]) -> Result:
         rows,
         columns,
         mode,
+        is_exact,
         call.return_weights,
+        bool(call.return_lse),
     )
     return Result(
         out.view(*batch, *out.shape[1:]),

@@ -16,7 +16,7 @@ from ..normalizers import Softmax
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from ..scores import DotProduct
-from .base import Kernel, Result, share
+from .base import Kernel, Result, in_parts, share
 
 # Targets, and sources, of a block.
 BLOCK = 128
@@ -81,7 +81,7 @@ class Flex(Kernel):
             enable_gqa=key.size(1) != query.size(1),
             return_aux=AuxRequest(lse=True),
         )
-        lse = aux.lse.transpose(1, 2).unflatten(0, call.batch_shape or (1,)) if call.return_lse else None
+        lse = in_parts(aux.lse.transpose(1, 2)).unflatten(0, call.batch_shape or (1,)) if call.return_lse else None
         out = out.transpose(1, 2).unflatten(0, call.batch_shape or (1,))
         return Result(out, None, lse) if dims else Result(out[0], None, None if lse is None else lse[0])
 
@@ -170,7 +170,8 @@ def _mask_of(pattern: Pattern) -> Callable[..., Tensor]:
 def _bias_of(pattern: Pattern, bias: OffsetBias) -> Callable[..., Tensor]:
     """Add the table's number of the pair's offset."""
     assert isinstance(pattern, Box)
-    table, is_cyclic = bias.table, pattern._is_cyclic
+    # Gradients of pairs are summed in the table's dtype.
+    table, is_cyclic = bias.table.float(), pattern._is_cyclic
     axes = [(along.start, along.step, len(along)) for along in pattern._offset_ranges()]
     place, coordinate = pattern.positions()
     extent = pattern.shape.repeat_interleave(pattern.ptr.diff(), 0)

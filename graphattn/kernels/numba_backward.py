@@ -21,25 +21,21 @@ from .numba_forward import (
     edges_ahead,
     hash_source,
     hash_target,
+    invert,
     score_heads,
     weigh,
     whole_lines,
 )
 from .numba_heads import (
+    add_heads,
     axpy_heads,
     dot_heads,
     drop_heads,
+    finish_rows,
     shift_rows,
-    sum_columns,
+    sum_products,
 )
-from .numba_vector import (
-    OPTIONS,
-    accumulate,
-    exponential,
-    prefetch,
-    read,
-    store_row,
-)
+from .numba_vector import OPTIONS, accumulate, exponential, prefetch, store_row
 
 # Thirty arguments on a line each would hide the loops.
 # fmt: off
@@ -47,7 +43,10 @@ from .numba_vector import (
 
 @njit(**OPTIONS)
 def weigh_with_gradient(s, g, normalizer):
-    """Turn scores into weights, and gradients by the weights into gradients by the scores, in place."""
+    """Turn scores into weights, and gradients by the weights into gradients by the scores, in place.
+
+    Not those of softmax, which depend on their row.
+    """
     if normalizer == RELU:
         for t in range(s.size):
             g[t] = g[t] if not s[t] <= 0 else 0
@@ -55,28 +54,22 @@ def weigh_with_gradient(s, g, normalizer):
         for t in range(s.size):
             g[t] = g[t] if s[t] != -np.inf else 0
     weigh(s, normalizer)
-    if normalizer == SOFTMAX:
-        for t in range(s.size):
-            g[t] = s[t] * g[t]
-    elif normalizer == SIGMOID:
+    if normalizer == SIGMOID:
         for t in range(s.size):
             g[t] = s[t] * (1 - s[t]) * g[t]
 
 
 @njit(**OPTIONS, forceinline=True)
 def differentiate_heads(
-    s, g, f, at, one, row, value, of_edge, of_weights, state, threshold, keep_scale,
+    g, f, at, one, row, value, of_edge, of_weights, state, threshold, keep_scale,
     v, ev, grad_out, grad_weights, kv_head, heads, group, width
 ):
-    """Turn the scores of one edge into exponents, with gradients by the weights in g and dropout's factors in f."""
+    """Set g to the gradients by the weights of one edge, and f to dropout's factors."""
     dot_heads(g, at, one, grad_out, row * width, v, value, ev, of_edge, kv_head, heads, group, width)
     if threshold > 0:
         drop_heads(f, at, None, state, threshold, keep_scale, heads)
-        for h in range(heads):
-            g[at + h] *= f[at + h]
-    if grad_weights is not None:
-        for h in range(heads):
-            g[at + h] += read(grad_weights, of_weights + h)
+        drop_heads(g, at, g, state, threshold, keep_scale, heads)
+    add_heads(g, at, grad_weights, of_weights, heads)
 
 
 @njit(**OPTIONS)
@@ -87,9 +80,10 @@ def target_gradient_tasks(
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
-    tensors. Softmax also sets `stats`: of each row its lse, then delta, the sum of weights times their gradients, plus
-    `more`. A cut row has no such sum in one place, but it is grad_out * out (in half types with the output's rounding)
-    and `weighed`, the part of the returned weights.
+    tensors. Softmax also sets `stats`: of each row the shift of its scores, the inverse of the sum of their
+    exponentials, and delta, the sum of weights times their gradients, plus `more`. It is the sum of the very weights
+    that are used here, so that what cancels does so to the last bit. A cut row has no such sum in one place, but it is
+    grad_out * out, before dropout's scale, and `weighed`, the part of the returned weights.
     """
     ptr, index, perm = csr
     batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
@@ -97,14 +91,13 @@ def target_gradient_tasks(
     eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
-    grad_out, lse, stats, grad_weights = grads
+    grad_out, sums, stats, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = whole_lines(heads * width, lse), whole_lines(heads * width, lse)
+    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, lse.dtype), np.empty(size, lse.dtype), np.empty(size, lse.dtype)
-    products, total = np.empty(size, lse.dtype), np.empty(heads, lse.dtype)
-    acc = whole_lines(heads * width, lse)
+    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    total, acc = np.empty(heads, stats.dtype), whole_lines(heads * width, stats)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, key_row + value_row)
     for t in range(begin, end):
@@ -113,19 +106,20 @@ def target_gradient_tasks(
         s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
         for i in range(tasks[task, 0], tasks[task, 1]):
             row = (b * targets + i) * heads
-            if normalizer == SOFTMAX and slot >= 0:
+            if normalizer == SOFTMAX:
                 # Pieces of a cut row write the same numbers.
-                delta = 2 * row + heads
-                dot_heads(
-                    stats, delta, one, grad_out, row * value_width, out, row * value_width, None, 0, head,
-                    heads, 1, value_width
-                )
                 for h in range(heads):
-                    stats[2 * row + h] = lse[row + h]
-                    if more is not None:
-                        stats[delta + h] += more[row + h]
-                    if weighed is not None:
-                        stats[delta + h] += weighed[row + h]
+                    stats[3 * row + h] = sums[2 * row + h]
+                    stats[3 * row + heads + h] = invert(sums[2 * row + heads + h])
+                if slot >= 0:
+                    dot_heads(
+                        total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
+                        heads, 1, value_width
+                    )
+                    add_heads(total, 0, more, row, heads)
+                    add_heads(total, 0, weighed, row, heads)
+                    for h in range(heads):
+                        stats[3 * row + 2 * heads + h] = total[h]
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 soon = b * sources + np.int64(index[min(e + ahead, last)])
@@ -142,28 +136,25 @@ def target_gradient_tasks(
                     heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
-                    s, g, factors, at, one, row, j * value_row, (b * ev_stride + edge) * value_row,
+                    g, factors, at, one, row, j * value_row, (b * ev_stride + edge) * value_row,
                     (b * edge_count + edge) * heads, kept, threshold, keep_scale,
                     v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, lse, row, 0, None, 0, True, high - low, heads)
-                if slot >= 0:
-                    shift_rows(g, (low - first) * heads, stats, 2 * row + heads, 0, None, 0, False, high - low, heads)
-        if normalizer == SOFTMAX and slot < 0:
+                shift_rows(s, (low - first) * heads, stats, 3 * row, 0, None, 0, high - low, heads)
+        if normalizer == SOFTMAX:
             exponential(s)
-            for d in range(s.size):
-                products[d] = s[d] * g[d]
             for i in range(tasks[task, 0], tasks[task, 1]):
-                row, delta = (b * targets + i) * heads, 2 * (b * targets + i) * heads + heads
-                sum_columns(products, (ptr[i] - first) * heads, total, ptr[i + 1] - ptr[i], heads)
-                for h in range(heads):
-                    stats[2 * row + h] = lse[row + h]
-                    stats[delta + h] = total[h] + (more[row + h] if more is not None else 0)
-                shift_rows(g, (ptr[i] - first) * heads, stats, delta, 0, None, 0, False, ptr[i + 1] - ptr[i], heads)
-            for d in range(s.size):
-                g[d] *= s[d]
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                row, at = (b * targets + i) * heads, (low - first) * heads
+                factor = 3 * row + heads
+                if slot < 0:
+                    sum_products(s, g, at, stats, factor, total, high - low, heads)
+                    add_heads(total, 0, more, row, heads)
+                    for h in range(heads):
+                        stats[factor + heads + h] = total[h]
+                finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
         else:
             weigh_with_gradient(s, g, normalizer)
         if threshold > 0:
@@ -219,14 +210,14 @@ def source_gradient_tasks(
     eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
     kind, normalizer, slope, scale = mode
     seed, threshold, keep_scale = dropout
-    grad_out, lse, stats, grad_weights = grads
+    grad_out, _, stats, grad_weights = grads
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = whole_lines(heads * width, lse), whole_lines(heads * width, lse)
+    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, lse.dtype), np.empty(size, lse.dtype), np.empty(size, lse.dtype)
+    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
     key_row, value_row = kv_heads * width, kv_heads * value_width
-    key_acc, value_acc = whole_lines(key_row, lse), whole_lines(value_row, lse)
+    key_acc, value_acc = whole_lines(key_row, stats), whole_lines(value_row, stats)
     query_row, out_row = heads * width, heads * value_width
     ahead = edges_ahead(q, query_row + out_row)
     for t in range(begin, end):
@@ -240,7 +231,7 @@ def source_gradient_tasks(
                 prefetch(q, soon * query_row, query_row)
                 prefetch(grad_out, soon * out_row, out_row)
                 if normalizer == SOFTMAX:
-                    prefetch(stats, soon * 2 * heads, 2 * heads)
+                    prefetch(stats, soon * 3 * heads, 3 * heads)
                 edge = edge_at(perm, e)
                 i = np.int64(index[e])
                 kept = np.uint64(0)
@@ -253,15 +244,17 @@ def source_gradient_tasks(
                     heads, group, width, kind, slope, scale
                 )
                 differentiate_heads(
-                    s, g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
+                    g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
                     (b * edge_count + edge) * heads, kept, threshold, keep_scale,
                     v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
                 )
         if normalizer == SOFTMAX:
-            row, stride = b * targets * 2 * heads, 2 * heads
-            shift_rows(s, 0, stats, row, stride, index, first, True, stop - first, heads)
-            shift_rows(g, 0, stats, row + heads, stride, index, first, False, stop - first, heads)
-        weigh_with_gradient(s, g, normalizer)
+            row, stride = b * targets * 3 * heads, 3 * heads
+            shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)
+            exponential(s)
+            finish_rows(s, g, 0, stats, row + heads, stride, index, first, stop - first, heads)
+        else:
+            weigh_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
                 s[d] *= factors[d]

@@ -33,7 +33,7 @@ from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result, share
-from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, why_not_fused
+from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, sums_shape, why_not_fused
 
 # Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
 MADV_HUGEPAGE = 14
@@ -95,7 +95,10 @@ class NumbaCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        return run_fused(call, *lists_for(call, self.name, _plan))
+        rows, columns = lists_for(call, self.name, _plan)
+        # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
+        has_cut_rows = len(rows) < 5 or rows[4].numel() > 0
+        return run_fused(call, rows, columns, has_cut_rows)
 
 
 def _compiled(part: str) -> Any:
@@ -253,74 +256,74 @@ def _arrays(
     return csr, tasks.numpy(), cut.numpy(), slots
 
 
-def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`csr_forward` on the CPU."""
     compiled = _compiled("forward")
-    *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, rows, is_exact, kind, normalizer, scale, slope, dropout_p = inputs
     query, value = shared[0], shared[2]
     csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     (batches, targets, heads), width = query.shape[:3], value.size(3)
-    out = empty(query, batches, targets, heads, width, dtype=query.dtype)
-    lse = empty(query, batches, targets, heads)
-    # Only softmax has one; what an operator returns must be the same each time all the same.
-    lse = lse if normalizer == NORMALIZER_CODES[Softmax] else lse.zero_()
+    out = empty(query, batches, targets, heads, width, dtype=None if is_exact else query.dtype)
+    sums = empty(query, *sums_shape(query, normalizer))
     part_out, part_top, part_sum = (empty(query, batches * slots * heads * w) for w in (width, 1, 1))
-    results = [_flat(x) for x in (out, lse, part_out, part_top, part_sum)]
-    run_tasks(
-        compiled.forward_tasks, batches * len(tasks), tasks, slots, csr, *operands.common(), operands.dropout, *results
-    )
+    results = [_flat(x) for x in (out, sums, part_out, part_top, part_sum)]
+    seed, bound, keep = operands.dropout
+    keep = type(keep)(1) if is_exact else keep
+    dropout = (seed, bound, keep)
+    total = batches * len(tasks)
+    run_tasks(compiled.forward_tasks, total, tasks, slots, csr, *operands.common(), dropout, *results)
     if slots:
-        compiled.merge_forward(cut, slots, operands.shape, operands.mode, *results)
-    return out, lse
+        compiled.merge_forward(cut, slots, operands.shape, operands.mode, keep, *results)
+    return ((out * keep_scale(dropout_p)).to(query.dtype), sums, out) if is_exact else (out, sums, sums.new_empty(0))
 
 
 def weights(*inputs: Any) -> Tensor:
     """`csr_weights` on the CPU."""
     compiled = _compiled("forward")
-    *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, sums, rows, kind, normalizer, scale, slope, dropout_p = inputs
     csr, tasks, _, _ = _arrays(rows, "rows", *shared[:2])
     operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
     query = shared[0]
     found = empty(query, query.size(0), len(csr[1]), query.size(2))
     total = operands.batches * len(tasks)
-    run_tasks(compiled.weight_tasks, total, tasks, csr, *operands.common(), _flat(lse), _flat(found))
+    run_tasks(compiled.weight_tasks, total, tasks, csr, *operands.common(), _flat(sums), _flat(found))
     return found
 
 
 def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
     """`csr_backward` on the CPU."""
     compiled = _compiled("backward")
-    *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, out, sums, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
     query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
     csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     edges = len(csr[1])
     operands = _Operands(shared, edges, mode)
     batches, heads, width = operands.batches, query.size(2), query.size(3)
-    stats, more, weighed = lse, None, None
+    stats, more, weighed = sums, None, None
     is_softmax = normalizer == NORMALIZER_CODES[Softmax]
     if is_softmax:
-        stats = empty(query, *lse.shape[:2], 2 * heads)
+        stats = empty(query, *sums.shape[:2], 3, heads)
         more = None if grad_lse is None else -grad_lse
         # Only the sums of cut rows can't be had on the way.
         if grad_weights is not None and slots:
             ptr, index, perm = map(torch.from_numpy, csr)
-            products = weights(*shared, lse, rows, *mode) * grad_weights
+            products = weights(*shared, sums, rows, *mode) * grad_weights
             weighed = segment_sum(products, Rows(index, ptr, perm.to(torch.int64) if perm.numel() else None), -2)
-    grads = (_flat(grad_out), _flat(lse), _flat(stats), _flat(grad_weights))
+    grads = (_flat(grad_out), _flat(sums), _flat(stats), _flat(grad_weights))
     found: dict[str, Tensor] = {}
     one = operands.mode[3].dtype.type(1)
 
     # Of softmax, this pass also sets the stats that the next one needs.
     if is_softmax or needs[0] or any(needs[3:]):
         found["query"] = empty(query, *query.shape, dtype=query.dtype)
-        part_vector = query.new_zeros(batches * len(tasks), heads, width, dtype=lse.dtype) if needs[3] else None
+        part_vector = query.new_zeros(batches * len(tasks), heads, width, dtype=sums.dtype) if needs[3] else None
         part_query = empty(query, batches * slots * heads * width)
         of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
         for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
             if x is not None and need:
-                found[name] = torch.zeros_like(x, dtype=lse.dtype, memory_format=torch.contiguous_format)
+                found[name] = torch.zeros_like(x, dtype=sums.dtype, memory_format=torch.contiguous_format)
         by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in of_edges)
         results = [
             _flat(found["query"]),

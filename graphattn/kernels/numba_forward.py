@@ -15,20 +15,16 @@ from numba import njit
 
 from .numba_heads import (
     activate_row,
+    add_heads,
     axpy_heads,
     dot_heads,
     drop_heads,
+    finish_rows,
     shift_columns,
     shift_rows,
     sum_columns,
 )
-from .numba_vector import (
-    OPTIONS,
-    exponential,
-    prefetch,
-    read,
-    store_row,
-)
+from .numba_vector import OPTIONS, exponential, prefetch, store_row
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
@@ -162,6 +158,12 @@ def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, wi
         )
 
 
+@njit(**OPTIONS, forceinline=True)
+def invert(total):
+    """1 / total, or 0 for a row without edges."""
+    return 0.0 if total == 0 else 1.0 / total
+
+
 @njit(**OPTIONS)
 def weigh(s, normalizer):
     """Turn scores into weights in place; those of softmax come shifted, and leave without their row's factor."""
@@ -193,16 +195,19 @@ def score_heads(
     else:
         activate(a, None, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
         dot_heads(s, at, scale, vector, 0, a, 0, None, 0, head, heads, 1, width)
-    if eb is not None:
-        for h in range(heads):
-            s[at + h] += read(eb, of_bias + h)
+    add_heads(s, at, eb, of_bias, heads)
 
 
 @njit(**OPTIONS)
 def forward_tasks(
-    begin, end, tasks, slots, csr, shape, data, edges, mode, dropout, out, lse, part_out, part_top, part_sum
+    begin, end, tasks, slots, csr, shape, data, edges, mode, dropout, out, sums, part_out, part_top, part_sum
 ):
-    """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
+    """Outputs and `sums` of whole rows, unscaled sums of the pieces of cut ones.
+
+    Softmax leaves two numbers per row and head, each kind beside its like: the shift of the scores, which is the
+    largest or 0 in a row without any, and the sum of their exponentials. One number for both, lse, would round away
+    how they differ where scores are large.
+    """
     ptr, index, perm = csr
     _, targets, sources, heads, kv_heads, width, value_width, _ = shape
     q, k, v, vector = data
@@ -211,10 +216,10 @@ def forward_tasks(
     seed, threshold, keep_scale = dropout
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a = whole_lines(heads * width, lse)
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, lse.dtype)
-    total, top = np.empty(heads, lse.dtype), np.empty(heads, lse.dtype)
-    acc = whole_lines(heads * value_width, lse)
+    a = whole_lines(heads * width, sums)
+    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, sums.dtype)
+    total, top = np.empty(heads, sums.dtype), np.empty(heads, sums.dtype)
+    acc = whole_lines(heads * value_width, sums)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, max(key_row, value_row))
     for t in range(begin, end):
@@ -237,7 +242,7 @@ def forward_tasks(
                 shift_columns(s, (low - first) * heads, top, high - low, heads)
                 for h in range(heads):
                     if slot < 0:
-                        lse[(b * targets + i) * heads + h] = top[h]
+                        sums[2 * (b * targets + i) * heads + h] = top[h] if top[h] > -np.inf else 0
                     else:
                         part_top[(b * slots + slot) * heads + h] = top[h]
         weigh(s, normalizer)
@@ -254,36 +259,35 @@ def forward_tasks(
                 at = (e - first) * heads
                 if threshold > 0:
                     kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
-                    drop_heads(s, at, s, kept, threshold, keep_scale, heads)
+                    drop_heads(s, at, s, kept, threshold, one, heads)
                 axpy_heads(
                     acc, 0, head, s, at, v, value, ev, (b * ev_stride + edge) * value_row, kv_head,
                     heads, group, value_width
                 )
+            row = (b * targets + i) * heads
             for h in range(heads):
-                row = (b * targets + i) * heads + h
                 if slot >= 0:
-                    row = (b * slots + slot) * heads + h
-                    part_sum[row] = total[h]
-                    store_row(part_out, row * value_width, one, acc, h * value_width, value_width)
+                    part = (b * slots + slot) * heads + h
+                    part_sum[part] = total[h]
+                    store_row(part_out, part * value_width, one, acc, h * value_width, value_width)
                     continue
-                factor = scale - scale + 1
+                factor = keep_scale
                 if normalizer == SOFTMAX:
-                    is_empty = total[h] == 0
-                    factor = factor * 0 if is_empty else 1 / total[h]
-                    lse[row] = -np.inf if is_empty else lse[row] + np.log(total[h])
-                store_row(out, row * value_width, factor, acc, h * value_width, value_width)
+                    factor *= invert(total[h])
+                    sums[2 * row + heads + h] = total[h]
+                store_row(out, (row + h) * value_width, factor, acc, h * value_width, value_width)
 
 
 @njit(**OPTIONS)
-def merge_forward(cut, slots, shape, mode, out, lse, part_out, part_top, part_sum):
+def merge_forward(cut, slots, shape, mode, keep_scale, out, sums, part_out, part_top, part_sum):
     """Join the pieces of cut rows, in their order."""
     batches, targets, heads, width = shape[0], shape[1], shape[3], shape[6]
     one = mode[3] - mode[3] + 1
-    acc = np.empty(width, lse.dtype)
+    acc = np.empty(width, sums.dtype)
     for b in range(batches):
         for c in range(cut.shape[0]):
             for h in range(heads):
-                row = (b * targets + cut[c, 0]) * heads + h
+                row = (b * targets + cut[c, 0]) * heads
                 top, total, factor = -np.inf * one, one * 0, one
                 for d in range(width):
                     acc[d] = 0
@@ -300,14 +304,15 @@ def merge_forward(cut, slots, shape, mode, out, lse, part_out, part_top, part_su
                     for d in range(width):
                         acc[d] += factor * part_out[part * width + d]
                 if mode[1] == SOFTMAX:
-                    is_empty = total == 0
-                    lse[row] = -np.inf if is_empty else (top if top > -np.inf else one * 0) + np.log(total)
-                    factor = one * 0 if is_empty else 1 / total
-                store_row(out, row * width, factor, acc, 0, width)
+                    sums[2 * row + h] = top if top > -np.inf else 0
+                    sums[2 * row + heads + h] = total
+                    factor = invert(total)
+                factor *= keep_scale
+                store_row(out, (row + h) * width, factor, acc, 0, width)
 
 
 @njit(**OPTIONS)
-def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights):
+def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, sums, weights):
     """Weights of all edges, before dropout, in the caller's order."""
     ptr, index, perm = csr
     _, targets, sources, heads, kv_heads, width, _, edge_count = shape
@@ -315,8 +320,8 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
     eb, eb_stride, ek, ek_stride, _, _ = edges
     kind, normalizer, slope, scale = mode
     count, group, key_row = tasks.shape[0], heads // kv_heads, kv_heads * width
-    head, kv_head, a = np.arange(heads), np.arange(heads) // group, whole_lines(heads * width, lse)
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype)
+    head, kv_head, a = np.arange(heads), np.arange(heads) // group, whole_lines(heads * width, weights)
+    scratch, factor = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype), np.empty(heads, weights.dtype)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
@@ -333,9 +338,15 @@ def weight_tasks(begin, end, tasks, csr, shape, data, edges, mode, lse, weights)
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                row = (b * targets + i) * heads
-                shift_rows(s, (low - first) * heads, lse, row, 0, None, 0, True, high - low, heads)
+                row = 2 * (b * targets + i) * heads
+                shift_rows(s, (low - first) * heads, sums, row, 0, None, 0, high - low, heads)
         weigh(s, normalizer)
+        if normalizer == SOFTMAX:
+            for i in range(tasks[task, 0], tasks[task, 1]):
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                for h in range(heads):
+                    factor[h] = invert(sums[2 * (b * targets + i) * heads + heads + h])
+                finish_rows(s, None, (low - first) * heads, factor, 0, 0, None, 0, high - low, heads)
         for e in range(first, stop):
             edge = edge_at(perm, e)
             for h in range(heads):

@@ -1,7 +1,8 @@
 """Scores and weighted sums of all heads of an edge, in vector code.
 
 Scores and weights of a task lie edge by edge, the heads of an edge side by side. Rows of queries, keys and values are
-flat as well: their heads, each so many numbers wide, follow one another.
+flat as well: their heads, each so many numbers wide, follow one another. Arithmetic is `numba_vector`'s exact one, so
+that each pass over the edges finds the same bits.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .numba_vector import (
+    add,
     constant,
     float_of,
     integer,
     lanes_loop,
     load_lanes,
     loop,
+    multiply,
     multiply_add,
     nothing,
     pointer_at,
     splat,
     store_lanes,
+    subtract,
     tanh_lanes,
     wide,
 )
@@ -35,7 +39,7 @@ def _halve(builder: Any, vectors: list) -> Any:
     count = vectors[0].type.count * len(vectors) // 2
     even, odd = (ir.Constant(wide(ir.IntType(32), count), [2 * i + side for i in range(count)]) for side in (0, 1))
     parts = [builder.shuffle_vector(vectors[0], vectors[-1], places) for places in (even, odd)]
-    return builder.fadd(*parts)
+    return add(builder, *parts)
 
 
 def _loader(
@@ -50,7 +54,7 @@ def _loader(
         load_lanes(builder, kind.dtype, pointer(i), lanes),
         load_lanes(builder, other_kind.dtype, second(i), lanes),
     )
-    return lambda i, lanes: builder.fadd(*parts(i, lanes))
+    return lambda i, lanes: add(builder, *parts(i, lanes))
 
 
 def _dot(builder: Any, kind: ir.Type, load_x: Any, load_y: Any, n: Any) -> Any:
@@ -65,9 +69,9 @@ def _dot(builder: Any, kind: ir.Type, load_x: Any, load_y: Any, n: Any) -> Any:
 
     lanes_loop(builder, n, body)
     four = _halve(builder, [_halve(builder, [builder.load(sums[16])])])
-    two = _halve(builder, [builder.fadd(four, builder.load(sums[4]))])
+    two = _halve(builder, [add(builder, four, builder.load(sums[4]))])
     ends = [builder.extract_element(two, ir.Constant(ir.IntType(32), lane)) for lane in (0, 1)]
-    return builder.fadd(builder.fadd(*ends), builder.load(sums[1]))
+    return add(builder, add(builder, *ends), builder.load(sums[1]))
 
 
 def _grouped(builder: Any, heads: Any, width: Any, group: Any, bodies: tuple) -> None:
@@ -113,7 +117,7 @@ def dot_heads(typingctx, s, at, scale, x, of_x, y, of_y, z, of_z, y_head, heads,
         def store(head, sums):
             lanes = sums.type.count if isinstance(sums.type, ir.VectorType) else 1
             pointer = builder.bitcast(to(head), sums.type.as_pointer())
-            builder.store(builder.fmul(sums, splat(builder, scale, lanes)), pointer, align=s.dtype.bitwidth // 8)
+            builder.store(multiply(builder, sums, splat(builder, scale, lanes)), pointer, align=s.dtype.bitwidth // 8)
 
         def four(head):
             sums = [cgutils.alloca_once(builder, wide(kind, 16)) for _ in range(4)]
@@ -133,11 +137,11 @@ def dot_heads(typingctx, s, at, scale, x, of_x, y, of_y, z, of_z, y_head, heads,
         def eight(head):
             begin = builder.mul(head, width)
             places = [builder.add(begin, integer(16 * i)) for i in range(4)]
-            a, b, c, d = (builder.fmul(load_x(place, 16), load_y(place, 16)) for place in places)
+            a, b, c, d = (multiply(builder, load_x(place, 16), load_y(place, 16)) for place in places)
             store(head, _halve(builder, [_halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])]))
 
         def flat(head, lanes):
-            store(head, builder.fmul(load_x(head, lanes), load_y(head, lanes)))
+            store(head, multiply(builder, load_x(head, lanes), load_y(head, lanes)))
 
         def one(head):
             of_x, of_y = (builder.mul(width, place) for place in (head, builder.load(of_head(head))))
@@ -178,7 +182,7 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
         heads, group, width = args[10:]
         align, i32 = y.dtype.bitwidth // 8, ir.IntType(32)
 
-        def add(place, factor, new):
+        def add_to(place, factor, new):
             pointer = builder.bitcast(to(place), new.type.as_pointer())
             old = builder.load(pointer, align=align)
             builder.store(multiply_add(builder, factor, new, old), pointer, align=align)
@@ -192,7 +196,7 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
                 begin_y, begin_x = begins(head)
                 factor = splat(builder, builder.load(factors(head)), 16)
                 with loop(builder, integer(0), width, 16) as (d, _):
-                    add(builder.add(begin_y, d), factor, load_x(builder.add(begin_x, d), 16))
+                    add_to(builder.add(begin_y, d), factor, load_x(builder.add(begin_x, d), 16))
 
         def eight(head):
             begin = builder.mul(head, width)
@@ -201,11 +205,11 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
             for i in range(4):
                 lanes = ir.Constant(wide(i32, 16), [2 * i + lane // 8 for lane in range(16)])
                 place = builder.add(begin, integer(16 * i))
-                add(place, builder.shuffle_vector(all_eight, all_eight, lanes), load_x(place, 16))
+                add_to(place, builder.shuffle_vector(all_eight, all_eight, lanes), load_x(place, 16))
 
         def flat(head, lanes):
             pointer = builder.bitcast(factors(head), wide(float_of(s.dtype), lanes).as_pointer())
-            add(head, builder.load(pointer, align=align), load_x(head, lanes))
+            add_to(head, builder.load(pointer, align=align), load_x(head, lanes))
 
         def one(head):
             begin_y, begin_x = begins(head)
@@ -213,7 +217,7 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
 
             def body(d, lanes):
                 new = load_x(builder.add(begin_x, d), lanes)
-                add(builder.add(begin_y, d), splat(builder, factor, lanes), new)
+                add_to(builder.add(begin_y, d), splat(builder, factor, lanes), new)
 
             lanes_loop(builder, width, body)
 
@@ -248,20 +252,20 @@ def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, 
             if to_a is not None:
                 store_lanes(builder, vector.dtype, to_a(d), y)
             if to_u is not None:
-                slant = builder.fmul(derivative(), load_lanes(builder, vector.dtype, factor(d), lanes))
+                slant = multiply(builder, derivative(), load_lanes(builder, vector.dtype, factor(d), lanes))
                 store_lanes(builder, vector.dtype, to_u(d), slant)
 
         def by_tanh(d, lanes):
-            y, one = tanh_lanes(builder, builder.fadd(load_q(d, lanes), load_k(d, lanes))), constant(kind, lanes, 1.0)
-            finish(d, lanes, y, lambda: builder.fsub(one, builder.fmul(y, y)))
+            y, one = tanh_lanes(builder, add(builder, load_q(d, lanes), load_k(d, lanes))), constant(kind, lanes, 1.0)
+            finish(d, lanes, y, lambda: subtract(builder, one, multiply(builder, y, y)))
 
         def by_leaky_relu(d, lanes):
-            x, one = builder.fadd(load_q(d, lanes), load_k(d, lanes)), constant(kind, lanes, 1.0)
+            x, one = add(builder, load_q(d, lanes), load_k(d, lanes)), constant(kind, lanes, 1.0)
             # Where x isn't positive, or is NaN.
             slant = builder.select(
                 builder.fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one, splat(builder, slope, lanes)
             )
-            finish(d, lanes, builder.fmul(x, slant), lambda: slant)
+            finish(d, lanes, multiply(builder, x, slant), lambda: slant)
 
         with builder.if_else(is_tanh) as (then, otherwise):
             with then:
@@ -303,7 +307,7 @@ def drop_heads(typingctx, to, at, s, state, threshold, keep_scale, heads):
             is_kept = builder.and_(is_kept, splat(builder, keeps_any, lanes))
             kept, kind = splat(builder, keep_scale, lanes), float_of(to.dtype)
             if given is not None:
-                kept = builder.fmul(kept, load_lanes(builder, s.dtype, given(head), lanes))
+                kept = multiply(builder, kept, load_lanes(builder, s.dtype, given(head), lanes))
             x = builder.select(is_kept, kept, constant(kind, lanes, 0.0))
             builder.store(x, builder.bitcast(place(head), x.type.as_pointer()), align=align)
 
@@ -357,10 +361,11 @@ def shift_columns(typingctx, s, at, top, edges, heads):
             builder.store(largest, builder.bitcast(to(head), kind.as_pointer()), align=align)
             is_finite = builder.fcmp_ordered(">", largest, lowest)
             shift = builder.select(is_finite, largest, constant(float_of(s.dtype), lanes, 0.0))
-            subtract = lambda pointer: builder.store(
-                builder.fsub(builder.load(pointer, align=align), shift), pointer, align=align
+            over(
+                lambda pointer: builder.store(
+                    subtract(builder, builder.load(pointer, align=align), shift), pointer, align=align
+                )
             )
-            over(subtract)
 
         _columns(builder, place, args[3], args[4], body)
         return context.get_dummy_value()
@@ -386,7 +391,7 @@ def sum_columns(typingctx, s, at, total, edges, heads):
             builder.store(constant(float_of(s.dtype), lanes, 0.0), found)
             over(
                 lambda pointer: builder.store(
-                    builder.fadd(builder.load(found), builder.load(pointer, align=align)), found
+                    add(builder, builder.load(found), builder.load(pointer, align=align)), found
                 )
             )
             builder.store(builder.load(found), builder.bitcast(to(head), kind.as_pointer()), align=align)
@@ -398,39 +403,117 @@ def sum_columns(typingctx, s, at, total, edges, heads):
 
 
 @intrinsic
-def shift_rows(typingctx, s, at, by, of_by, stride, index, first, is_lse, edges, heads):
-    """Subtract by[of_by + index[first + e] * stride + h] from s[at + e * heads + h]; index may be None, for zeros.
-
-    Where `is_lse`, an lse of -inf makes it -inf: its row has no weights.
-    """
-    i64 = types.int64
-    signature = types.void(s, i64, by, i64, i64, index, i64, types.boolean, i64, i64)
+def add_heads(typingctx, s, at, x, of_x, heads):
+    """Add x[of_x + h] to s[at + h]; nothing where x is None."""
+    signature = types.void(s, types.int64, x, types.int64, types.int64)
+    if x == types.none:
+        return nothing(types.void, signature.args)
 
     def codegen(context, builder, sig, args):
-        of_by, stride, is_lse, edges, heads = args[3], args[4], *args[7:]
-        place, other = (
-            pointer_at(context, builder, s, args[0], args[1]),
-            pointer_at(context, builder, by, args[2], of_by),
-        )
-        rows = None if index == types.none else pointer_at(context, builder, index, args[5], args[6])
-        kind, align = float_of(s.dtype), s.dtype.bitwidth // 8
+        to = pointer_at(context, builder, s, args[0], args[1])
+        of = pointer_at(context, builder, x, args[2], args[3])
+
+        def body(head, lanes):
+            total = add(
+                builder, load_lanes(builder, s.dtype, to(head), lanes), load_lanes(builder, x.dtype, of(head), lanes)
+            )
+            store_lanes(builder, s.dtype, to(head), total)
+
+        lanes_loop(builder, args[4], body, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def sum_products(typingctx, s, g, at, factor, of_factor, total, edges, heads):
+    """Set total[h] to the sum over edges of (s * factor) * g, with one factor[of_factor + h] for all edges."""
+    i64 = types.int64
+    signature = types.void(s, g, i64, factor, i64, total, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        of_s, of_g = (pointer_at(context, builder, x, args[i], args[2]) for i, x in ((0, s), (1, g)))
+        of_factor = pointer_at(context, builder, factor, args[3], args[4])
+        to, edges, heads = pointer_at(context, builder, total, args[5], integer(0)), args[6], args[7]
 
         def chunk(head, lanes):
-            lowest = constant(kind, lanes, float("-inf"))
-            may_be_empty = splat(builder, is_lse, lanes)
+            found = cgutils.alloca_once(builder, wide(float_of(s.dtype), lanes))
+            builder.store(constant(float_of(s.dtype), lanes, 0.0), found)
+            each = load_lanes(builder, factor.dtype, of_factor(head), lanes)
             with loop(builder, integer(0), edges, 1) as (e, _):
-                begin = head
-                if rows is not None:
-                    row = builder.sext(builder.load(rows(e)), ir.IntType(64))
-                    begin = builder.add(head, builder.mul(row, stride))
-                shift = load_lanes(builder, by.dtype, other(begin), lanes)
-                pointer = place(builder.add(builder.mul(e, heads), head))
-                pointer = builder.bitcast(pointer, wide(kind, lanes).as_pointer())
-                is_empty = builder.and_(builder.fcmp_ordered("==", shift, lowest), may_be_empty)
-                shifted = builder.fsub(builder.load(pointer, align=align), shift)
-                builder.store(builder.select(is_empty, lowest, shifted), pointer, align=align)
+                place = builder.add(builder.mul(e, heads), head)
+                weight = multiply(builder, load_lanes(builder, s.dtype, of_s(place), lanes), each)
+                slope = load_lanes(builder, g.dtype, of_g(place), lanes)
+                builder.store(multiply_add(builder, weight, slope, builder.load(found)), found)
+            store_lanes(builder, total.dtype, to(head), builder.load(found))
 
         lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _over_rows(
+    context: Any, builder: Any, index: types.Type, of_index: Any, first: Any, edges: Any, heads: Any, body: Any
+) -> None:
+    """Run body(head, lanes, place, row) over edges and heads; `row` is index[first + e], or zero without an index."""
+    rows = None if index == types.none else pointer_at(context, builder, index, of_index, first)
+
+    def chunk(head, lanes):
+        with loop(builder, integer(0), edges, 1) as (e, _):
+            row = integer(0) if rows is None else builder.sext(builder.load(rows(e)), ir.IntType(64))
+            body(head, lanes, builder.add(builder.mul(e, heads), head), row)
+
+    lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+
+
+@intrinsic
+def shift_rows(typingctx, s, at, stats, of_stats, stride, index, first, edges, heads):
+    """Subtract stats[of_stats + index[first + e] * stride + h] from s[at + e * heads + h]; see `_over_rows`."""
+    i64 = types.int64
+    signature = types.void(s, i64, stats, i64, i64, index, i64, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, s, args[0], args[1])
+        of = pointer_at(context, builder, stats, args[2], args[3])
+
+        def body(head, lanes, place, row):
+            shift = of(builder.add(builder.mul(row, args[4]), head))
+            x, y = load_lanes(builder, s.dtype, to(place), lanes), load_lanes(builder, stats.dtype, shift, lanes)
+            store_lanes(builder, s.dtype, to(place), subtract(builder, x, y))
+
+        _over_rows(context, builder, index, args[5], args[6], args[7], args[8], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def finish_rows(typingctx, s, g, at, stats, of_stats, stride, index, first, edges, heads):
+    """Multiply exponentials s by their row's factor, and turn gradients g by weights into those by scores.
+
+    They become s * factor and then s * (g - delta). A row's heads have their factors at the place in `stats` of which
+    `shift_rows` speaks, and their deltas behind them. g may be None.
+    """
+    i64 = types.int64
+    signature = types.void(s, g, i64, stats, i64, i64, index, i64, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        of_s = pointer_at(context, builder, s, args[0], args[2])
+        of_g = None if g == types.none else pointer_at(context, builder, g, args[1], args[2])
+        of, heads = pointer_at(context, builder, stats, args[3], args[4]), args[9]
+
+        def body(head, lanes, place, row):
+            begin = builder.add(builder.mul(row, args[5]), head)
+            x = load_lanes(builder, s.dtype, of_s(place), lanes)
+            weight = multiply(builder, x, load_lanes(builder, stats.dtype, of(begin), lanes))
+            store_lanes(builder, s.dtype, of_s(place), weight)
+            if of_g is not None:
+                delta = load_lanes(builder, stats.dtype, of(builder.add(begin, heads)), lanes)
+                slope = subtract(builder, load_lanes(builder, g.dtype, of_g(place), lanes), delta)
+                store_lanes(builder, g.dtype, of_g(place), multiply(builder, weight, slope))
+
+        _over_rows(context, builder, index, args[6], args[7], args[8], heads, body)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -12,14 +12,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-# Reassociation lets loops vectorize; NaN and infinities keep their meaning.
-FAST = {"contract", "reassoc", "nsz", "arcp"}
+# Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
+FAST = {"contract", "reassoc", "nsz"}
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "cache": True}
-
-
-def accumulator(dtype: types.Type) -> types.Type:
-    """Type of a sum of numbers of a dtype, as Numba has it."""
-    return types.float64 if dtype == types.float64 else types.float32
 
 
 def float_of(dtype: types.Type) -> ir.Type:
@@ -118,9 +113,40 @@ def call(builder: Any, name: str, *arguments: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic(f"llvm.{name}.{lanes}{size}", fnty=signature), arguments)
 
 
+# Numba gives its fast-math flags to every operation that has none. Scores must have the same bits in each pass that
+# computes them, so what they are made of has only this flag, and no compiler may reassociate or contract it: where
+# scores are large, the rounding of one that differs from pass to pass exceeds any difference between two of them.
+EXACT = ("nsz",)
+
+
+def add(builder: Any, x: Any, y: Any) -> Any:
+    """X + y, rounded once, in every context the same."""
+    return builder.fadd(x, y, flags=EXACT)
+
+
+def subtract(builder: Any, x: Any, y: Any) -> Any:
+    """X - y, rounded once, in every context the same."""
+    return builder.fsub(x, y, flags=EXACT)
+
+
+def multiply(builder: Any, x: Any, y: Any) -> Any:
+    """X * y, rounded once, in every context the same."""
+    return builder.fmul(x, y, flags=EXACT)
+
+
+def divide(builder: Any, x: Any, y: Any) -> Any:
+    """X / y, rounded once, in every context the same."""
+    return builder.fdiv(x, y, flags=EXACT)
+
+
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """A * b + c, in one instruction where there is one."""
-    return call(builder, "fmuladd", a, b, c)
+    """A * b + c, in one instruction where there is one; in every context the same."""
+    if isinstance(a.type, ir.VectorType):
+        return call(builder, "fmuladd", a, b, c)
+    # Numba's flags go to calls that return a number, not to those that return a vector.
+    zero, empty = ir.Constant(ir.IntType(32), 0), ir.Constant(ir.VectorType(a.type, 1), ir.Undefined)
+    vectors = (builder.insert_element(empty, x, zero) for x in (a, b, c))
+    return builder.extract_element(call(builder, "fmuladd", *vectors), zero)
 
 
 @intrinsic
@@ -142,18 +168,6 @@ def store_row(typingctx, to, at, factor, x, of_x, n):
         return context.get_dummy_value()
 
     return signature, codegen
-
-
-@intrinsic
-def read(typingctx, x, i):
-    """Return x[i] in the accumulator's type; zero where x is None."""
-    if x == types.none:
-        return nothing(types.float32, (x, types.int64))
-
-    def codegen(context, builder, sig, args):
-        return load_lanes(builder, x.dtype, pointer_at(context, builder, x, *args)(ir.Constant(ir.IntType(64), 0)), 1)
-
-    return accumulator(x.dtype)(x, types.int64), codegen
 
 
 @intrinsic
@@ -195,7 +209,7 @@ def exp_of_rest(builder: Any, x: Any, n: Any, number: Any) -> Any:
     p = number(1.9875691500e-4)
     for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
         p = multiply_add(builder, p, r, number(coefficient))
-    return builder.fadd(multiply_add(builder, builder.fmul(p, r), r, r), number(1.0))
+    return add(builder, multiply_add(builder, multiply(builder, p, r), r, r), number(1.0))
 
 
 def exp_lanes(builder: Any, x: Any) -> Any:
@@ -214,7 +228,7 @@ def exp_lanes(builder: Any, x: Any) -> Any:
     bits = builder.shl(
         builder.add(builder.fptosi(n, wide(i32, lanes)), constant(i32, lanes, 127)), constant(i32, lanes, 23)
     )
-    y = builder.fmul(y, builder.bitcast(bits, x.type))
+    y = multiply(builder, y, builder.bitcast(bits, x.type))
     y = builder.select(builder.fcmp_ordered("<", x, number(-87.33654)), number(0.0), y)
     return builder.select(builder.fcmp_ordered(">", x, number(88.72283)), number(float("inf")), y)
 
@@ -225,8 +239,8 @@ def tanh_lanes(builder: Any, x: Any) -> Any:
     if isinstance(x.type, ir.VectorType):
         one = constant(x.type.element, x.type.count, 1.0)
     size = call(builder, "fabs", x)
-    small = exp_lanes(builder, builder.fneg(builder.fadd(size, size)))
-    y = builder.fdiv(builder.fsub(one, small), builder.fadd(one, small))
+    small = exp_lanes(builder, builder.fneg(add(builder, size, size)))
+    y = divide(builder, subtract(builder, one, small), add(builder, one, small))
     return call(builder, "copysign", y, x)
 
 

@@ -81,7 +81,7 @@ class Scatter(Kernel):
         score = call.score.to(dtype).edgewise(query_i, key_j, edge_key)
         bias = call.edge_bias
         if bias is not None:
-            bias = bias.of_edges(call.pattern) if isinstance(bias, OffsetBias) else bias
+            bias = bias.of_edges(call.pattern, dtype) if isinstance(bias, OffsetBias) else bias
             score = score + layout.from_caller(bias, -2).to(dtype)
         weight = call.normalizer.on_rows(score, layout.targets)
         kept = weight

@@ -96,7 +96,7 @@ class Tiles(Kernel):
             scale,
             call.dropout_p,
             call.return_weights,
-            call.return_lse,
+            bool(call.return_lse),
         )
         batch = call.batch_shape
         out = out[..., :value_width].to(dtype)

@@ -248,25 +248,25 @@ def _exp_below(builder: Any, x: Any) -> Any:
 
 
 @intrinsic
-def exponentials(typingctx, s, lane, begin, end, top, total):
-    """Set s = exp(s - top), and total to its sum; nothing is subtracted where top is -inf."""
+def exponentials(typingctx, s, lane, begin, end, top, scale, total):
+    """Set s = exp(scale * (s - top)), and total to its sum; nothing is subtracted where top is -inf."""
     i64 = types.int64
 
     def codegen(context, builder, sig, args):
         columns = _Columns(context, builder, s, args[1])
         zero, largest = columns.constant(0.0), columns.load(top, args[4])
         is_empty = builder.fcmp_ordered("==", largest, columns.constant(float("-inf")))
-        largest = builder.select(is_empty, zero, largest)
+        largest, scale = builder.select(is_empty, zero, largest), splat(builder, args[5], columns.lanes)
 
         def body(column, whole, x):
-            x = _exp_below(builder, builder.fsub(x, largest))
+            x = _exp_below(builder, builder.fmul(builder.fsub(x, largest), scale))
             return builder.fadd(whole, x), x
 
         whole = columns.run(args[2], args[3], [(s, args[0])], zero, body)
-        columns.store(total, args[5], whole)
+        columns.store(total, args[6], whole)
         return context.get_dummy_value()
 
-    return types.void(s, i64, i64, i64, top, total), codegen
+    return types.void(s, i64, i64, i64, top, s.dtype, total), codegen
 
 
 @intrinsic

@@ -183,6 +183,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
     panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
     query, key, value = data
+    sign, size = scale
     lanes, room = lanes_in(query), widest + ROWS
     scores, turned = aligned(room * PANEL, query), aligned(width * PANEL, query)
     steps, ones = steps_of(max(room, width)), np.arange(PANEL)
@@ -203,15 +204,16 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         )
         set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
         set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
-        turn_rows(turned, query, query_rows, groups, width, scale, lanes)
+        turn_rows(turned, query, query_rows, groups, width, sign, lanes)
         seen = bits[panel[BITS] :]
         multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
         for j in range(groups):
-            exponentials(scores, j * lanes, lo[j], hi[j], top, total)
+            exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
         if has_lse:
             for m in range(n):
                 place = (b * targets + rows[first + m]) * heads + h
-                lse[place] = top[m] + np.log(total[m]) if total[m] != 0 else -np.inf
+                lse[2 * place] = size * top[m] if top[m] > -np.inf else 0
+                lse[2 * place + 1] = np.log(total[m])
         invert(total, groups * lanes)
         multiply_rows(out, out_rows, n, total, scores, ones, value, value_rows, value_width, spans[:, first:], lanes)
 
@@ -223,6 +225,7 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
     targets, heads, kv_heads, width, value_width = shape
     query, key, value, grad_out = data
     grad_query, grad_key, grad_value = grads
+    sign, size = scale
     lanes, room, deepest = lanes_in(query), widest + ROWS, max(width, value_width)
     scores, slopes = aligned(room * PANEL, query), aligned(room * PANEL, query)
     turned = aligned(deepest * PANEL, query)
@@ -252,11 +255,11 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
             set_offsets(grad_key_rows, low, high, columns, panel[2:4], strides[5], b, kv)
             set_offsets(grad_value_rows, low, high, columns, panel[2:4], strides[6], b, kv)
 
-            turn_rows(turned, query, query_rows, groups, width, scale, lanes)
+            turn_rows(turned, query, query_rows, groups, width, sign, lanes)
             seen = bits[panel[BITS] :]
             multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
             for j in range(groups):
-                exponentials(scores, j * lanes, lo[j], hi[j], top, total)
+                exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
             invert(total, groups * lanes)
             turn_rows(turned, grad_out, out_rows, groups, value_width, each[0], lanes)
             multiply_columns(
@@ -268,7 +271,7 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
                 for m in range(n):
                     delta[m] -= grad_lse[(b * targets + rows[first + m]) * heads + h]
             for j in range(groups):
-                differentiate(scores, slopes, j * lanes, lo[j], hi[j], delta, scale)
+                differentiate(scores, slopes, j * lanes, lo[j], hi[j], delta, sign * size)
             if has_grads[0]:
                 multiply_rows(
                     grad_query, grad_rows, n, each, slopes, ones, key, key_rows, width, spans[:, first:], lanes

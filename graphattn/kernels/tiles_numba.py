@@ -54,7 +54,7 @@ def forward(
     """`tiles_forward` for a plan of panels."""
     data = (query, key, value)
     out = empty(query, *query.shape[:3], value.size(3))
-    lse = query.new_empty(query.shape[:3] if return_lse else 0)
+    lse = query.new_empty((*query.shape[:3], 2) if return_lse else 0)
     tasks = query.size(0) * query.size(2) * len(plan[0])
     results = (_flat(out), _flat(lse), return_lse)
     least = _least(_seconds(data, numbers))
@@ -80,15 +80,16 @@ def backward(
     grads = [empty(x, *x.shape) if need else x.new_empty(0, 0, 0, 0) for x, need in zip(data[:3], needs, strict=False)]
     if not len(plan[5]):
         grads = [grad.zero_() for grad in grads]
-    panels, shape, factor, arrays, strides = _operands(data, plan, numbers, scale)
+    panels, shape, parts, arrays, strides = _operands(data, plan, numbers, scale)
     strides += tuple(grad.stride()[:3] for grad in grads)
-    of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse.contiguous())
+    # Of the two parts of lse, the shift is a constant.
+    of_lse = _flat(grad_out.new_empty(0) if grad_lse is None else grad_lse[..., 1].contiguous())
     results = (of_lse, grad_lse is not None, tuple(_flat(grad) for grad in grads), tuple(needs[:3]))
     begin, least = 0, _least(_seconds(data, numbers) / FORWARD_SHARE * max(len(plan[0]), 1) / max(len(plan[5]), 1))
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
-        arguments = (panels, shape, factor, arrays, strides, chunks, plan[6].numpy(), *results)
+        arguments = (panels, shape, parts, arrays, strides, chunks, plan[6].numpy(), *results)
         run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=least)
         begin = end
     return [
@@ -109,12 +110,17 @@ def _least(seconds: float) -> int:
 
 
 def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple[Any, ...]:
-    """What both passes take: plan, shape, scale, data and their strides."""
+    """What both passes take: plan, shape, scale, data and their strides.
+
+    The scale comes in two parts: the sign is the query's, so that the largest product is the largest score; the size
+    multiplies differences of products, as a query times it would be rounded once more.
+    """
     query, key, value, *_ = data
     shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
-    number = (np.float64 if query.dtype == torch.float64 else np.float32)(scale)
+    number = np.float64 if query.dtype == torch.float64 else np.float32
+    parts = (number(math.copysign(1.0, scale)), number(abs(scale))) if scale else (number(0), number(1))
     panels = (*(x.numpy() for x in plan[:5]), numbers[0])
-    return panels, shape, number, tuple(_flat(x) for x in data), tuple(x.stride()[:3] for x in data)
+    return panels, shape, parts, tuple(_flat(x) for x in data), tuple(x.stride()[:3] for x in data)
 
 
 def _flat(x: Tensor) -> np.ndarray:

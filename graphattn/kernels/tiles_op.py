@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..call import accumulate_dtype
-from ..normalizers import Normalizer, as_normalizer
+from ..normalizers import Normalizer, Softmax, as_normalizer
 from ..random import keep_edges, keep_scale
 from ..scores import repeat_heads
 from ..segments import Rows, gather, segment_sum
@@ -99,6 +99,10 @@ class _Call:
             added = self.from_pairs(added, part)
         elif added is not None and added.size(0) > 1:
             added = self.from_pairs(added[None, ..., None].expand(-1, -1, -1, -1, self.heads), part)
+        if self.query.dtype != query.dtype:
+            # Products of half types are nearly exact before they are scaled.
+            score = torch.bmm(query, key.mT).mul_(self.scale)
+            return score if added is None else score.add_(added)
         if added is None:
             return torch.baddbmm(query.new_empty(()), query, key.mT, beta=0, alpha=self.scale)
         return torch.baddbmm(added, query, key.mT, alpha=self.scale)
@@ -143,7 +147,7 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     sums = accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:3], value.size(3))
     weights = query.new_zeros(query.size(0), int(call.plan[0][-1]), call.heads, dtype=sums) if return_weights else None
-    lse = query.new_empty(query.shape[:3], dtype=sums) if return_lse else None
+    lse = query.new_empty(*query.shape[:3], 2, dtype=sums) if return_lse else None
     with torch.autocast(query.device.type, enabled=False):
         if weights is None and lse is None and _is_plain(call):
             for part in call.parts(MOST_SCORES):
@@ -183,7 +187,7 @@ def _attend_by_products(call: _Call, part: Part, out: Tensor, weights: Tensor | 
     score = call.scores(part, query, key)
     weight = call.weights(score)
     if lse is not None:
-        part.put(lse, call.by_row(score.logsumexp(-1, keepdim=True), call.heads).squeeze(-1))
+        part.put(lse, call.by_row(Softmax().lse_dense(score, score.new_ones((), dtype=torch.bool)), call.heads))
     if weights is not None:
         pairs = part.pairs()
         weights[:, part.edges(call.plan[0])[pairs]] = call.by_pair(weight, part)[:, pairs]
@@ -240,7 +244,7 @@ def _add_gradients(
         slope += call.from_pairs(of_edges.masked_fill(~part.pairs()[..., None], 0), part)
     slope = SLOPES[call.normalizer.name](score, weight, slope)
     if grad_lse is not None:
-        slope += weight * call.by_head(part.rows_once(grad_lse.unsqueeze(-1)))
+        slope += weight * call.by_head(part.rows_once(grad_lse[..., 1:]))
     if grad_bias is not None:
         pairs = part.pairs()
         of_edges = call.by_pair(slope, part)[:, pairs]
@@ -310,7 +314,7 @@ def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalize
     return (
         out,
         query.new_empty((query.size(0), edges, query.size(2)) if weights else 0, dtype=sums),
-        query.new_empty(query.shape[:3] if lse else 0, dtype=sums),
+        query.new_empty((*query.shape[:3], 2) if lse else 0, dtype=sums),
     )
 
 

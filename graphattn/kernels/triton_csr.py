@@ -19,7 +19,7 @@ from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result
-from .csr_op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, why_not_fused
+from .csr_op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, sums_shape, why_not_fused
 from .triton_plan import WIDEST, Block, block_of, estimate, merge_block, plan, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -56,7 +56,7 @@ class TritonCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        return run_fused(call, *lists_for(call, self.name, plan))
+        return run_fused(call, *lists_for(call, self.name, plan), is_exact=True)
 
 
 class _Side:
@@ -95,8 +95,8 @@ class _Operands:
 
     def block(self, is_short: bool, is_backward: bool) -> Block:
         """What a program takes."""
-        width, itemsize = max(self.width, self.value_width), accumulate_dtype(self.query.dtype).itemsize
-        return block_of(self.kv_heads, self.heads // self.kv_heads, width, itemsize, is_short, is_backward)
+        widths, itemsize = (self.width, self.value_width), self.query.dtype.itemsize
+        return block_of(self.kv_heads, self.heads // self.kv_heads, widths, itemsize, is_short, is_backward)
 
     def launch(
         self,
@@ -152,22 +152,21 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_on_its_device
-def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`csr_forward` on the GPU."""
     from .triton_rows import forward_rows, merge_forward
 
-    *shared, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, rows, is_exact, kind, normalizer, scale, slope, dropout_p = inputs
     side = _Side(rows, "rows", shared)
     operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
     (batches, targets, heads), width = operands.query.shape[:3], operands.value_width
     out = operands.query.new_empty(batches, targets, heads, width)
-    lse = operands.empty(batches, targets, heads)
-    # Only softmax has one; what an operator returns must be the same each time all the same.
-    lse = lse if normalizer == NORMALIZER_CODES[Softmax] else lse.zero_()
+    sums = operands.empty(*sums_shape(operands.query, normalizer))
+    exact = operands.empty(*out.shape) if is_exact else None
     parts = [operands.empty(batches * side.slots * heads * n) if side.slots else None for n in (width, 1, 1)]
     numbers = (side.slots, targets, operands.sources, *operands.numbers)
     for items, is_short in side.items:
-        results = (out, lse, *([None] * 3 if is_short else parts))
+        results = (out, sums, exact, *([None] * 3 if is_short else parts))
         operands.launch(
             forward_rows, items, is_short, (*operands.tensors, *side.lists, *results), numbers, **operands.values()
         )
@@ -176,11 +175,13 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
         merge_forward[(batches * side.cut.size(0) * -(-heads // heads_block),)](
             side.cut,
             out,
-            lse,
+            sums,
+            exact,
             *parts,
             side.cut.size(0),
             side.slots,
             targets,
+            keep_scale(dropout_p),
             NORMALIZER=normalizer,
             PIECES=pieces,
             num_warps=8,
@@ -189,7 +190,7 @@ def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
             NUMBER=_number(operands.query),
             **operands.values(),
         )
-    return out, lse
+    return out, sums, sums.new_empty(0) if exact is None else exact
 
 
 @_on_its_device
@@ -197,7 +198,7 @@ def weights(*inputs: Any) -> Tensor:
     """`csr_weights` on the GPU."""
     from .triton_rows import weigh_rows
 
-    *shared, lse, rows, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, sums, rows, kind, normalizer, scale, slope, dropout_p = inputs
     side = _Side(rows, "rows", shared)
     operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
     found = operands.empty(operands.batches, side.edges, operands.heads)
@@ -207,7 +208,7 @@ def weights(*inputs: Any) -> Tensor:
             weigh_rows,
             items,
             is_short,
-            (*tensors, lse.contiguous(), *side.lists[:2], found),
+            (*tensors, sums.contiguous(), *side.lists[:2], found),
             (operands.targets, operands.sources, side.edges, *numbers),
         )
     return found
@@ -216,33 +217,29 @@ def weights(*inputs: Any) -> Tensor:
 @_on_its_device
 def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
     """`csr_backward` on the GPU."""
-    *shared, out, lse, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
+    *shared, out, sums, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
     side = _Side(rows, "rows", shared)
     operands = _Operands(shared, mode, side.edges)
     grad_out = grad_out.contiguous()
-    statistics = shift = None
+    stats = more = None
     if normalizer == NORMALIZER_CODES[Softmax]:
-        statistics = operands.empty(operands.batches, operands.targets, 2, operands.heads)
-        shift = None if grad_lse is None else -grad_lse
+        stats = operands.empty(operands.batches, operands.targets, 3, operands.heads)
+        more = None if grad_lse is None else -grad_lse
         if grad_weights is not None:
-            products = weights(*shared, lse, rows, *mode) * grad_weights
+            products = weights(*shared, sums, rows, *mode) * grad_weights
             index, perm, _ = side.lists
             rows_of = Rows(index, side.ptr, None if perm is None else perm.to(torch.int64))
-            sums = segment_sum(products, rows_of, -2)
-            shift = sums if shift is None else sums + shift
+            weighed = segment_sum(products, rows_of, -2)
+            more = weighed if more is None else weighed + more
     grads = (grad_out, None if grad_weights is None else grad_weights.contiguous())
     found: dict[str, Tensor] = {}
-    if needs[0] or any(needs[3:]):
-        given = [None if x is None else x.contiguous() for x in (out, lse, shift)]
-        found |= _target_gradients(operands, side, (statistics, *grads, *given), needs)
-    elif statistics is not None:
-        # What that pass would have left behind.
-        delta = (grad_out.to(lse.dtype) * out.to(lse.dtype)).sum(-1)
-        statistics[:, :, 0] = lse.masked_fill(lse == -math.inf, 0)
-        statistics[:, :, 1] = delta if shift is None else delta + shift
+    # Of softmax, this pass also sets the stats that the next one needs.
+    if stats is not None or needs[0] or any(needs[3:]):
+        given = [None if x is None else x.contiguous() for x in (out, sums, more)]
+        found |= _target_gradients(operands, side, (stats, *grads, *given), needs)
     if needs[1] or needs[2]:
-        found |= _source_gradients(operands, _Side(columns, "columns", shared), (statistics, *grads))
+        found |= _source_gradients(operands, _Side(columns, "columns", shared), (stats, *grads))
     names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
     return [
         found[name].to(x.dtype) if need else operands.query.new_empty(0)

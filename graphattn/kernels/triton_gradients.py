@@ -20,7 +20,8 @@ from .triton_rows import (
     edge_at,
     exists,
     hash_target,
-    keep_heads,
+    invert,
+    is_kept,
     locate,
     locate_cut,
     number_of,
@@ -41,10 +42,10 @@ from .triton_rows import (
 
 
 @triton.jit
-def slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER: tl.constexpr):
+def slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER: tl.constexpr):
     """Weight of a pair, and the gradient by its score where `grad` is that by its weight."""
     if NORMALIZER == SOFTMAX:
-        p = tl.where(pairs, tl.exp(s - lse), 0.0)
+        p = tl.exp(tl.where(pairs, s - shift, float("-inf"))) * factor
         ds = p * (grad - delta)
     else:
         p = tl.where(pairs, weigh(s, NORMALIZER), 0.0)
@@ -56,6 +57,16 @@ def slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER: tl.constexpr):
             ds = tl.where(s == float("-inf"), 0.0, grad)
         ds = tl.where(pairs, ds, 0.0)
     return p, ds
+
+
+@triton.jit
+def slope_of_value(g, x, kept, more):
+    """The gradient [ROWS, HEADS] by the weight of a value, which dropout has kept with this factor.
+
+    Of the output in place of a value, what the slopes of a row have in common. Where one weight is 1 and the others are
+    0, both have the same bits and cancel: hence one explicit multiply-add at the end, see `score_heads`.
+    """
+    return tl.fma(tl.sum(g * x, 2), kept, more)
 
 
 @triton.jit
@@ -71,7 +82,7 @@ def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.co
 def target_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
-    index_ptr, perm_ptr, occurrence_ptr, statistics_ptr, grad_out_ptr, grad_weights_ptr, out_ptr, lse_ptr, shift_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, stats_ptr, grad_out_ptr, grad_weights_ptr, out_ptr, sums_ptr, more_ptr,
     grad_query_ptr, part_query_ptr, part_vector_ptr, grad_bias_ptr, grad_edge_key_ptr, grad_edge_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
     scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
@@ -82,8 +93,9 @@ def target_gradients(
 ):
     """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets.
 
-    For the other pass, the statistics of a row: its lse, and what its slopes have in common, beside each other, as both
-    are read for each edge. All pieces of a cut row write the same.
+    For the other pass, the statistics of a row beside each other, as all are read for each edge: the shift of its
+    scores, the inverse of the sum of their exponentials, and what its slopes have in common. All pieces of a cut row
+    write the same.
     """
     HEADS: tl.constexpr = KV_HEADS * GROUP
     b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(
@@ -101,17 +113,21 @@ def target_gradients(
         vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
     if seed_ptr is not None:
         state = hash_target(seed_ptr, b, row)
-    lse = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
-    delta = lse
+    shift = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
+    factor = shift
+    delta = shift
     if NORMALIZER == SOFTMAX:
-        lse = read_pairs(lse_ptr, at, head, of_item, HEADS, NUMBER)
-        lse = tl.where(lse == float("-inf"), 0.0, lse)
+        shift = read_pairs(sums_ptr, at, head, of_item, 2 * HEADS, NUMBER)
+        factor = invert(read_pairs(sums_ptr + HEADS, at, head, of_item, 2 * HEADS, NUMBER))
         mask = tile_mask(is_item, is_head, v, VALUE, IS_EVEN)
-        delta = tl.sum(g * read_tile(out_ptr, at, head, v, mask, HEADS, VALUE, NUMBER), 2)
-        if shift_ptr is not None:
-            delta += read_pairs(shift_ptr, at, head, of_item, HEADS, NUMBER)
-        write_pairs(statistics_ptr, lse, at, head, of_item, 2 * HEADS)
-        write_pairs(statistics_ptr + HEADS, delta, at, head, of_item, 2 * HEADS)
+        out = read_tile(out_ptr, at, head, v, mask, HEADS, VALUE, NUMBER)
+        more = tl.zeros_like(shift)
+        if more_ptr is not None:
+            more = read_pairs(more_ptr, at, head, of_item, HEADS, NUMBER)
+        delta = slope_of_value(g, out, more * 0 + keep_scale, more)
+        write_pairs(stats_ptr, shift, at, head, of_item, 3 * HEADS)
+        write_pairs(stats_ptr + HEADS, factor, at, head, of_item, 3 * HEADS)
+        write_pairs(stats_ptr + 2 * HEADS, delta, at, head, of_item, 3 * HEADS)
     acc = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK, WIDTH_BLOCK], NUMBER)
     of_vector = acc
 
@@ -127,17 +143,16 @@ def target_gradients(
         x = read_tile(value_ptr, b * sources + j, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
         k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
         x = add_tile(x, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
-        s = score_heads(q, k, vector, scale, slope, SCORE)
-        if bias_ptr is not None:
-            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
-        grad = tl.sum(g * x, 2)
+        s = score_heads(
+            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
+        kept, more = tl.zeros_like(s) + 1, tl.zeros_like(s)
         if seed_ptr is not None:
             occurrence = occurrence_at(occurrence_ptr, e, is_live)
-            kept = keep_heads(state, j, occurrence, head, threshold, keep_scale)
-            grad *= kept
+            kept = tl.where(is_kept(state, j, occurrence, head, threshold), keep_scale, 0.0)
         if grad_weights_ptr is not None:
-            grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
-        p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
+            more = read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
+        grad = slope_of_value(g, x, kept, more)
+        p, ds = slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER)
         if grad_bias_ptr is not None:
             write_pairs(grad_bias_ptr, ds, b * edges + edge, head, pairs, HEADS)
         if SCORE == DOT_PRODUCT:
@@ -175,7 +190,7 @@ def target_gradients(
 def source_gradients(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
-    index_ptr, perm_ptr, occurrence_ptr, statistics_ptr, grad_out_ptr, grad_weights_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, stats_ptr, grad_out_ptr, grad_weights_ptr,
     grad_key_ptr, grad_value_ptr, part_key_ptr, part_value_ptr,
     slots, targets, sources, edges, bias_batch, edge_key_batch, edge_value_batch,
     scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
@@ -217,22 +232,23 @@ def source_gradients(
         x = add_tile(
             node_value, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER
         )
-        s = score_heads(q, k, vector, scale, slope, SCORE)
-        if bias_ptr is not None:
-            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
-        grad = tl.sum(g * x, 2)
+        s = score_heads(
+            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
+        kept, more = tl.zeros_like(s) + 1, tl.zeros_like(s)
         if seed_ptr is not None:
             occurrence = occurrence_at(occurrence_ptr, e, is_live)
-            kept = keep_heads(hash_target(seed_ptr, b, i), row, occurrence, head, threshold, keep_scale)
-            grad *= kept
+            kept = tl.where(is_kept(hash_target(seed_ptr, b, i), row, occurrence, head, threshold), keep_scale, 0.0)
         if grad_weights_ptr is not None:
-            grad += read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
-        lse = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
-        delta = lse
+            more = read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
+        grad = slope_of_value(g, x, kept, more)
+        shift = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
+        factor = shift
+        delta = shift
         if NORMALIZER == SOFTMAX:
-            lse = read_pairs(statistics_ptr, b * targets + i, head, pairs, 2 * HEADS, NUMBER)
-            delta = read_pairs(statistics_ptr + HEADS, b * targets + i, head, pairs, 2 * HEADS, NUMBER)
-        p, ds = slope_of_weight(s, lse, delta, grad, pairs, NORMALIZER)
+            shift = read_pairs(stats_ptr, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
+            factor = read_pairs(stats_ptr + HEADS, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
+            delta = read_pairs(stats_ptr + 2 * HEADS, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
+        p, ds = slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER)
         if seed_ptr is not None:
             p *= kept
         of_value += p[:, :, None] * g

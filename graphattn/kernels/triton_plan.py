@@ -27,6 +27,8 @@ PIECE_EDGES = (128, 4096)
 TILE = 1024
 MOST_WARPS = 8
 WIDEST = 256
+# What a thread loads at once, at most.
+LOAD_BYTES = 16
 # Pieces of a cut row that are joined at a time, and numbers of each, at most. A hub of 100,000 edges has some hundred
 # pieces, and each step waits for the memory once.
 MERGED_PIECES, MERGED_NUMBERS = 16, 128
@@ -53,27 +55,52 @@ class Block(NamedTuple):
 
 
 @functools.cache
-def block_of(kv_heads: int, group: int, width: int, itemsize: int, is_short: bool, is_backward: bool) -> Block:
+def block_of(
+    kv_heads: int, group: int, widths: tuple[int, int], itemsize: int, is_short: bool, is_backward: bool
+) -> Block:
     """Choose by widths, dtype and class of degree alone, so that a graph of another size compiles nothing new.
 
     Args:
         kv_heads: heads of key and value.
         group: query heads of each.
-        width: the larger of a head's two widths.
-        itemsize: bytes of a number that is accumulated.
+        widths: of a head's key and value.
+        itemsize: bytes of a number in memory.
         is_short: whether rows are short and lie beside each other in a tile. Else the heads of one row do.
         is_backward: of both passes.
+
+    A table, not a race at run time: what runs doesn't depend on what ran before.
+
+    A score must have the same bits in each pass. Threads share a row's width in the same way whatever the tile, if it
+    holds as many numbers as a warp loads at once, so long rows lie beside each other too where they are that narrow.
+    Where no tile of some pass can hold so many, all passes have the same tile.
+    """
+    narrow = power_of_two(group) * power_of_two(min((n for n in widths if n > 1), default=1))
+    filling = 32 * LOAD_BYTES // itemsize
+    blocks = {
+        (short, backward): _block_of(kv_heads, group, max(widths), itemsize, short, backward, filling // narrow)
+        for short in (False, True)
+        for backward in (False, True)
+    }
+    is_filled = max(widths) == 1 or all(x.rows * x.heads * narrow >= x.warps * filling for x in blocks.values())
+    return blocks[is_short, is_backward] if is_filled else blocks[True, True]
+
+
+def _block_of(
+    kv_heads: int, group: int, width: int, itemsize: int, is_short: bool, is_backward: bool, filling: int
+) -> Block:
+    """What fits into registers; `filling` heads are wanted in a tile.
 
     Three things halve the tile, so that it stays in registers: short rows keep indices and masks for each of them,
     backward holds twice as many tiles, and float64 has numbers twice as long. Without, variants compiled for sm_90 take
     up to all 255 registers, and spill. One warp where that is enough: no reduction leaves it then, and nothing waits
-    for another. A table, not a race at run time: what runs doesn't depend on what ran before.
+    for another.
     """
     head = power_of_two(group) * power_of_two(width)
     whole = TILE >> is_backward + (itemsize > 4)
     room = whole >> is_short
     heads = min(power_of_two(kv_heads), max(room // (MOST_ROWS if is_short else 1) // head, 1))
-    rows = min(MOST_ROWS, max(room // (heads * head), 1)) if is_short else 1
+    rows = MOST_ROWS if is_short else min(MOST_ROWS, max(filling // heads, 1))
+    rows = max(min(rows, room // (heads * head)), 1)
     return Block(rows, heads, min(max(rows * heads * head // whole, 1), MOST_WARPS))
 
 

@@ -56,11 +56,11 @@ def hash_target(seed_ptr, batch, target):
 
 
 @triton.jit
-def keep_heads(state, source, occurrence, head, threshold, keep_scale):
-    """Factor [ROWS, HEADS] of dropout on the weights of one edge per row: 0, or the scale of what is kept."""
+def is_kept(state, source, occurrence, head, threshold):
+    """Whether dropout keeps the weights [ROWS, HEADS] of one edge per row."""
     state = mix(state ^ (fold(source) + occurrence.to(tl.uint32) * 0x9E3779B9))
     bits = mix(state[:, None] ^ head.to(tl.uint32)[None, :])
-    return tl.where(bits.to(tl.int64) >= threshold, keep_scale, 0.0)
+    return bits.to(tl.int64) >= threshold
 
 
 @triton.jit
@@ -137,12 +137,23 @@ def activate(x, slope, SCORE: tl.constexpr):
 
 
 @triton.jit
-def score_heads(q, k, vector, scale, slope, SCORE: tl.constexpr):
-    """Scores [ROWS, HEADS] of one edge per row."""
-    if SCORE == DOT_PRODUCT:
-        return tl.sum(q * k, 2) * scale
+def score_heads(
+    q, k, vector, scale, slope, bias_ptr, row, head, mask, SCORE: tl.constexpr, HEADS: tl.constexpr,
+    NUMBER: tl.constexpr
+):
+    """Scores [ROWS, HEADS] of one edge per row, with its bias.
+
+    Every kernel must find the same bits: where scores are large, a rounding that differs exceeds any difference between
+    two of them. Hence the explicit multiply-add at the end, which no compiler contracts with what follows.
+    """
+    if bias_ptr is not None:
+        bias = read_pairs(bias_ptr, row, head, mask, HEADS, NUMBER)
     else:
-        return tl.sum(activate(q + k, slope, SCORE) * vector, 2)
+        bias = tl.zeros([q.shape[0], q.shape[1]], NUMBER)
+    if SCORE == DOT_PRODUCT:
+        return tl.fma(tl.sum(q * k, 2), tl.zeros_like(bias) + scale, bias)
+    else:
+        return tl.fma(tl.sum(activate(q + k, slope, SCORE) * vector, 2), tl.zeros_like(bias) + 1, bias)
 
 
 @triton.jit
@@ -240,7 +251,7 @@ def occurrence_at(occurrence_ptr, position, is_live):
 def forward_rows(
     items_ptr, total, blocks,
     query_ptr, key_ptr, value_ptr, vector_ptr, bias_ptr, edge_key_ptr, edge_value_ptr, seed_ptr,
-    index_ptr, perm_ptr, occurrence_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr,
+    index_ptr, perm_ptr, occurrence_ptr, out_ptr, sums_ptr, exact_ptr, part_out_ptr, part_top_ptr, part_sum_ptr,
     slots, targets, sources, bias_batch, edge_key_batch, edge_value_batch,
     scale: tl.float64, slope: tl.float64, threshold: tl.int64, keep_scale: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
@@ -248,7 +259,7 @@ def forward_rows(
     IS_EVEN: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
     VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
-    """Outputs and lse of whole rows, unscaled sums of the pieces of cut ones."""
+    """Outputs and `sums` of whole rows, unscaled sums of the pieces of cut ones."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     b, _, row, begin, end, slot, is_item, head, kv_head, is_head, _, _ = locate(
         items_ptr, total, blocks, ROWS, KV_HEADS, GROUP, KV_BLOCK, GROUP_BLOCK)
@@ -280,9 +291,8 @@ def forward_rows(
         x = read_tile(value_ptr, b * sources + j, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
         k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
         x = add_tile(x, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
-        s = score_heads(q, k, vector, scale, slope, SCORE)
-        if bias_ptr is not None:
-            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        s = score_heads(
+            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
         if NORMALIZER == SOFTMAX:
             s = tl.where(pairs, s, float("-inf"))
             new_top = tl.maximum(top, s)
@@ -294,18 +304,26 @@ def forward_rows(
         else:
             p = tl.where(pairs, weigh(s, NORMALIZER), 0.0)
         if seed_ptr is not None:
-            p *= keep_heads(state, j, occurrence_at(occurrence_ptr, e, is_live), head, threshold, keep_scale)
+            p = tl.where(
+                is_kept(state, j, occurrence_at(occurrence_ptr, e, is_live), head, threshold), p, 0.0)
         acc += p[:, :, None] * x
 
     is_whole = is_item & (slot < 0)
     at = b * targets + row
     if NORMALIZER == SOFTMAX:
-        factor, lse = finish(top, norm)
-        write_pairs(lse_ptr, lse, at, head, is_whole[:, None] & is_head[None, :], HEADS)
+        factor, shift = finish(top, norm)
+        pairs = is_whole[:, None] & is_head[None, :]
+        write_pairs(sums_ptr, shift, at, head, pairs, 2 * HEADS)
+        write_pairs(sums_ptr + HEADS, norm, at, head, pairs, 2 * HEADS)
     else:
         factor = norm + 1
     mask = tile_mask(is_whole, is_head, v, VALUE, IS_EVEN)
-    write_tile(out_ptr, acc * factor[:, :, None], at, head, v, mask, HEADS, VALUE)
+    y = acc * factor[:, :, None]
+    if exact_ptr is not None:
+        write_tile(exact_ptr, y, at, head, v, mask, HEADS, VALUE)
+    if seed_ptr is not None:
+        y *= keep_scale[:, :, None]
+    write_tile(out_ptr, y, at, head, v, mask, HEADS, VALUE)
     if part_out_ptr is not None:
         is_part = is_item & (slot >= 0)
         pairs = is_part[:, None] & is_head[None, :]
@@ -318,11 +336,15 @@ def forward_rows(
 
 @triton.jit
 def finish(top, norm):
-    """The factor that makes sums of softmax weights, and lse; a row without edges has zeros, and -inf."""
+    """The factor that makes sums of softmax weights, and the shift of their scores: both 0 in a row without edges."""
+    return invert(norm), tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
+def invert(norm):
+    """1 / norm, or 0 in a row without edges."""
     is_empty = norm == 0
-    factor = tl.where(is_empty, 0.0, 1 / tl.where(is_empty, 1.0, norm))
-    shift = tl.where(top == float("-inf"), 0.0, top)
-    return factor, tl.where(is_empty, float("-inf"), shift + tl.log(tl.where(is_empty, 1.0, norm)))
+    return tl.where(is_empty, 0.0, 1 / tl.where(is_empty, 1.0, norm))
 
 
 @triton.jit
@@ -337,7 +359,8 @@ def locate_cut(cut_ptr, cuts, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_forward(
-    cut_ptr, out_ptr, lse_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
+    cut_ptr, out_ptr, sums_ptr, exact_ptr, part_out_ptr, part_top_ptr, part_sum_ptr, cuts, slots, targets,
+    keep_scale: tl.float64,
     NORMALIZER: tl.constexpr, PIECES: tl.constexpr, HEADS: tl.constexpr, HEADS_BLOCK: tl.constexpr,
     VALUE: tl.constexpr, VALUE_BLOCK: tl.constexpr, NUMBER: tl.constexpr,
 ):
@@ -376,17 +399,24 @@ def merge_forward(
     at = (b * targets + row) * HEADS + h
     y = tl.sum(acc, 0)
     if NORMALIZER == SOFTMAX:
-        factor, lse = finish(top, tl.sum(sums, 0))
+        norm = tl.sum(sums, 0)
+        factor, shift = finish(top, norm)
         y *= factor[:, None]
-        tl.store(lse_ptr + at, lse, mask=h < HEADS)
+        of_sums = sums_ptr + (b * targets + row) * 2 * HEADS + h
+        tl.store(of_sums, shift, mask=h < HEADS)
+        tl.store(of_sums + HEADS, norm, mask=h < HEADS)
     mask = (h < HEADS)[:, None] & (v < VALUE)[None, :]
-    tl.store(out_ptr + at[:, None] * VALUE + v[None, :], y.to(out_ptr.dtype.element_ty), mask=mask)
+    at = at[:, None] * VALUE + v[None, :]
+    if exact_ptr is not None:
+        tl.store(exact_ptr + at, y, mask=mask)
+    y *= number_of(keep_scale, NUMBER)
+    tl.store(out_ptr + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def weigh_rows(
     items_ptr, total, blocks,
-    query_ptr, key_ptr, vector_ptr, bias_ptr, edge_key_ptr, lse_ptr, index_ptr, perm_ptr, weights_ptr,
+    query_ptr, key_ptr, vector_ptr, bias_ptr, edge_key_ptr, sums_ptr, index_ptr, perm_ptr, weights_ptr,
     targets, sources, edges, bias_batch, edge_key_batch,
     scale: tl.float64, slope: tl.float64,
     SCORE: tl.constexpr, NORMALIZER: tl.constexpr, ROWS: tl.constexpr,
@@ -406,8 +436,9 @@ def weigh_rows(
     if SCORE != DOT_PRODUCT:
         vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
     if NORMALIZER == SOFTMAX:
-        lse = read_pairs(lse_ptr, b * targets + row, head, is_item[:, None] & is_head[None, :], HEADS, NUMBER)
-        lse = tl.where(lse == float("-inf"), 0.0, lse)
+        pairs, at = is_item[:, None] & is_head[None, :], b * targets + row
+        shift = read_pairs(sums_ptr, at, head, pairs, 2 * HEADS, NUMBER)
+        factor = invert(read_pairs(sums_ptr + HEADS, at, head, pairs, 2 * HEADS, NUMBER))
     for step in tl.range(0, tl.max(end - begin, 0).to(tl.int32), loop_unroll_factor=unroll(ROWS)):
         e = begin + step
         is_live = exists(e, end, ROWS)
@@ -417,11 +448,10 @@ def weigh_rows(
         edge = edge_at(perm_ptr, e, is_live)
         k = read_tile(key_ptr, b * sources + j, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
         k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
-        s = score_heads(q, k, vector, scale, slope, SCORE)
-        if bias_ptr is not None:
-            s += read_pairs(bias_ptr, b * bias_batch + edge, head, pairs, HEADS, NUMBER)
+        s = score_heads(
+            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
         if NORMALIZER == SOFTMAX:
-            p = tl.exp(s - lse)
+            p = tl.exp(tl.where(pairs, s - shift, float("-inf"))) * factor
         else:
             p = weigh(s, NORMALIZER)
         write_pairs(weights_ptr, p, b * edges + edge, head, pairs, HEADS)
