@@ -7,6 +7,7 @@ no self-loops to it and passes it on unread to `edge_updater` and `propagate`, w
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -107,40 +108,43 @@ class Fused(MessagePassing):
     # PyG's class; a subclass that names one is ours of it.
     theirs: type[Any]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        _generate(self.theirs)
-
     def __init_subclass__(cls) -> None:
-        if "theirs" in vars(cls):
-            FUSED[cls.theirs] = cls
-        # PyG replaces what a class doesn't define itself by generated code, and goes back and forth between that and
-        # the original when an explainer comes and goes.
-        for name in ("propagate", "edge_updater"):
-            for prefix in ("", "_orig_", "_jinja_"):
-                setattr(cls, prefix + name, getattr(Fused, name))
+        if "theirs" not in vars(cls):
+            return
+        FUSED[cls.theirs] = cls
+        # PyG's tools read arguments and documentation off the class: its cheat sheet, the inspector, `help`.
+        own: Any = cls.forward
+        own.__signature__ = inspect.signature(cls.theirs.forward)
+        if cls.__doc__ is not None and cls.theirs.__doc__ is not None:
+            cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
+
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """Let PyG generate its code for its own class, when a first layer is made or loaded; ours needs none."""
+        if "_jinja_propagate" not in vars(self.theirs):
+            with torch.random.fork_rng(devices=[]):
+                self.theirs(1, 1)
 
     def edge_updater(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
         """PyG's for edges that it reads itself; for ours, what the fused kernel needs, or PyG's if someone watches."""
         if not isinstance(edge_index, Graph):
-            return self.theirs.edge_updater(self, edge_index, size=size, **kwargs)
+            return self._of_pyg("edge_updater")(self, edge_index, size=size, **kwargs)
         edge_index.given = kwargs
         if not edge_index.by_messages:
             return None
         given = {**kwargs, "edge_attr": edge_index.to_messages(kwargs.get("edge_attr"))}
-        return self.theirs.edge_updater(self, edge_index.edge_index, size=size, **given)
+        return self._of_pyg("edge_updater")(self, edge_index.edge_index, size=size, **given)
 
     def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
         """PyG's for edges that it reads itself; for ours, fused attention, or PyG's if someone watches."""
         if not isinstance(edge_index, Graph):
-            return self._pass_messages(edge_index, size, kwargs)
+            return self._of_pyg("propagate")(self, edge_index, size=size, **kwargs)
         graph, bias = edge_index, None
         if not graph.by_messages:
             bias = self._mask_bias(graph)
             return self._attend(graph, {**kwargs, **graph.given}, bias)
         if "edge_attr" in kwargs:
             kwargs["edge_attr"] = graph.to_messages(kwargs["edge_attr"])
-        out = self._pass_messages(graph.edge_index, size, kwargs)
+        out = self._of_pyg("propagate")(self, graph.edge_index, size=size, **kwargs)
         if graph.return_weights:
             alpha: Tensor = kwargs["alpha"] if "alpha" in kwargs else self._alpha
             if "alpha" in kwargs and self.training and self.dropout > 0 and not self.returns_dropped_weights:
@@ -149,11 +153,15 @@ class Fused(MessagePassing):
                 graph.weights = graph.from_messages(alpha)
         return out
 
-    def _pass_messages(self, edge_index: Any, size: Any, kwargs: dict[str, Any]) -> Tensor:
-        # The code that PyG generates knows nothing of explainers.
-        is_plain = not self.explain and self.decomposed_layers == 1
-        propagate = self.theirs.propagate if is_plain else self.theirs._orig_propagate
-        return propagate(self, edge_index, size=size, **kwargs)
+    # PyG goes back and forth between these when an explainer comes and goes.
+    _orig_propagate = _jinja_propagate = propagate
+    _orig_edge_updater = _jinja_edge_updater = edge_updater
+
+    def _of_pyg(self, name: str) -> Any:
+        """PyG's `propagate` or `edge_updater`: the code generated for its class, or what serves every class."""
+        # Generated code knows nothing of explainers, nor of what a subclass's methods take.
+        is_plain = not self.explain and self.decomposed_layers == 1 and own_class(self) is FUSED[self.theirs]
+        return getattr(self.theirs if is_plain else MessagePassing, name)
 
     def _attend(self, graph: Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -245,13 +253,19 @@ class Fused(MessagePassing):
         return bias.unsqueeze(-1).expand(-1, self.heads)
 
 
+def own_class(layer: torch.nn.Module) -> type[Any]:
+    """A layer's class, without those that torch makes over it for parametrizations and for sharded parameters."""
+    return next(cls for cls in type(layer).__mro__ if not cls.__module__.startswith("torch."))
+
+
 def why_not_fused(layer: Any) -> str | None:
     """Why a layer's messages can't be fused, whatever its input; None if they can."""
     theirs = next((cls for cls in FUSED if isinstance(layer, cls)), None)
     if theirs is None:
-        return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
-    if type(layer) is not theirs and type(layer) is not FUSED[theirs]:
-        return f"{type(layer).__name__} is a subclass of {theirs.__name__}, and may mean something else"
+        return f"{own_class(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+    own = own_class(layer)
+    if own is not theirs and own is not FUSED[theirs]:
+        return f"{own.__name__} is a subclass of {theirs.__name__}, and may mean something else"
     if not isinstance(layer.aggr_module, SumAggregation):
         return f"aggr={layer.aggr!r} is not 'add'"
     if layer.flow != "source_to_target":
@@ -262,10 +276,3 @@ def why_not_fused(layer: Any) -> str | None:
     if replaced:
         return f"its {replaced[0]} was replaced"
     return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"
-
-
-def _generate(theirs: Any) -> None:
-    """Let PyG generate its code for a class, as it does when a first layer is made."""
-    if "_jinja_propagate" not in vars(theirs):
-        with torch.random.fork_rng(devices=[]):
-            theirs(1, 1)
