@@ -12,6 +12,7 @@ from .bias import OffsetBias
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
+from .patterns.base import OF_ATTENTION, Sides
 from .patterns.known import known_edges
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
 
@@ -57,8 +58,16 @@ def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int, *, may_trace: bool = False) -> Pattern:
-    """Return the pattern of a call whose key and query have these numbers of rows, built where it isn't one yet.
+def as_pattern(
+    where: str,
+    pattern: Any,
+    num_sources: int,
+    num_targets: int,
+    *,
+    sides: Sides = OF_ATTENTION,
+    may_trace: bool = False,
+) -> Pattern:
+    """Return the pattern of a call whose `sides` have these numbers of rows, built where it isn't one yet.
 
     With `may_trace`, a tensor in a graph that torch.compile is tracing stays unread: for calls that fused kernels run.
     """
@@ -71,16 +80,15 @@ def as_pattern(where: str, pattern: Any, num_sources: int, num_targets: int, *, 
     if not isinstance(pattern, Pattern):
         is_traced = may_trace and torch.compiler.is_compiling()
         if is_traced and isinstance(pattern, Tensor) and pattern.layout == torch.strided:
-            return Edges.traced(where, pattern, num_sources, num_targets)
-        return _read_pattern(where, pattern, num_sources, num_targets)
-    sides = (
-        ("sources", "key", pattern.num_sources, num_sources),
-        ("targets", "query", pattern.num_targets, num_targets),
-    )
-    for side, argument, has, rows in sides:
+            return Edges.traced(where, pattern, num_sources, num_targets, sides=sides)
+        return _read_pattern(where, pattern, num_sources, num_targets, sides)
+    for kind, argument, has, rows in (
+        ("sources", sides.source, pattern.num_sources, num_sources),
+        ("targets", sides.target, pattern.num_targets, num_targets),
+    ):
         if has != rows:
-            rule = f"must have as many {side} as {argument} has rows, {rows}"
-            raise ValueError(message(where, "pattern", rule, f"{has} in {pattern}"))
+            rule = f"must have as many {kind} as {argument} has rows, {rows}"
+            raise ValueError(message(where, "pattern", rule, f"{has} in {pattern}", sides.fix))
     return pattern
 
 
@@ -97,7 +105,7 @@ def can_be_fused(score: Score, normalizer: Normalizer) -> bool:
 
 
 @torch.compiler.disable(reason="what is read from edges depends on them, which no compiled graph can hold")
-def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int) -> Edges:
+def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int, sides: Sides) -> Edges:
     """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
     if isinstance(container, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(container):
         rule = "must be the same for all that torch.func maps over"
@@ -107,8 +115,8 @@ def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int
     # Edges take no part in a transform of torch.func, and are kept beyond it.
     with torch._C._DisableFuncTorch():
         if isinstance(container, Tensor):
-            return known_edges(where, container, num_sources, num_targets)
-        return Edges.between(where, container, num_sources, num_targets)
+            return known_edges(where, container, num_sources, num_targets, sides)
+        return Edges.between(where, container, num_sources, num_targets, sides)
 
 
 def prepare(
@@ -132,7 +140,8 @@ def prepare(
     _check_tensors(where, query, key, value)
     score, normalizer = as_score(where, score), as_normalizer(where, normalizer)
     may_trace = can_be_fused(score, normalizer)
-    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3), may_trace=may_trace)
+    sides = Sides(fix=_layout_hint(query))
+    pattern = as_pattern(where, pattern, key.size(-3), query.size(-3), sides=sides, may_trace=may_trace)
     check_device(where, "pattern", pattern.device, query)
     score.check(where, query, key)
     check_probability(where, "dropout_p", dropout_p)
@@ -172,6 +181,12 @@ def _autocast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device))
 
 
+def _layout_hint(x: Tensor) -> str:
+    """What to try where rows or heads don't fit; nothing for tensors without batch dimensions."""
+    dim = x.dim()
+    return f"Rows come before heads: from SDPA's layout, use transpose({dim - 3}, {dim - 2})." if dim > 3 else ""
+
+
 def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
     for argument, x in (("query", query), ("key", key), ("value", value)):
         check_float_tensor(where, argument, x)
@@ -183,15 +198,18 @@ def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> Non
         if x.shape[:-3] != query.shape[:-3]:
             rule = f"must have query's batch dimensions, {list(query.shape[:-3])}"
             raise ValueError(message(where, argument, rule, f"{list(x.shape[:-3])} in shape {shape_of(x)}"))
+    hint = _layout_hint(query)
     if value.shape[-3] != key.shape[-3]:
-        raise ValueError(message(where, "value", f"must have as many rows as key, {key.size(-3)}", value.size(-3)))
+        rule = f"must have as many rows as key, {key.size(-3)}"
+        raise ValueError(message(where, "value", rule, value.size(-3), hint))
     if value.shape[-2] != key.shape[-2]:
-        raise ValueError(message(where, "value", f"must have as many heads as key, {key.size(-2)}", value.size(-2)))
+        rule = f"must have as many heads as key, {key.size(-2)}"
+        raise ValueError(message(where, "value", rule, value.size(-2), hint))
     if query.size(-2) == 0:
         raise ValueError(message(where, "query", "must have at least 1 head", shape_of(query)))
     if key.size(-2) == 0 or query.size(-2) % key.size(-2):
         rule = f"must divide the {query.size(-2)} heads of query"
-        raise ValueError(message(where, "key's number of heads", rule, key.size(-2)))
+        raise ValueError(message(where, "key's number of heads", rule, key.size(-2), hint))
 
 
 def _check_edge_bias(

@@ -42,10 +42,25 @@ def check_choice(where: str, argument: str, value: object, choices: Iterable[str
     choices = list(choices)
     if value in choices:
         return
-    lower = {choice.lower(): choice for choice in choices}
-    near = [lower[match] for match in difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.6)]
-    fix = f"Did you mean {near[0]!r}?" if near else ""
+    near = _nearest(str(value), choices)
+    fix = "" if near is None else f"Did you mean {near!r}?"
     raise ValueError(message(where, argument, f"must be one of {', '.join(map(repr, choices))}", repr(value), fix))
+
+
+def check_keywords(where: str, options: Iterable[str], *functions: Callable[..., Any]) -> None:
+    """Raise TypeError that names the nearest argument unless each option is one of these functions' arguments."""
+    names = [name for function in functions for name in inspect.signature(function).parameters]
+    for option in options:
+        if option not in names:
+            near = _nearest(option, names)
+            rule = f"must be an argument of {', '.join(function.__name__ for function in functions)}"
+            raise TypeError(message(where, option, rule, fix="" if near is None else f"Did you mean {near}?"))
+
+
+def _nearest(value: str, choices: Iterable[str]) -> str | None:
+    lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(value.lower(), lower, n=1, cutoff=0.6)
+    return lower[near[0]] if near else None
 
 
 def check_int(where: str, argument: str, value: object, minimum: int) -> int:
@@ -93,6 +108,16 @@ def check_float_tensor(where: str, argument: str, value: object) -> None:
         raise TypeError(message(where, argument, "must be a dense tensor", value.layout, f"Use {argument}.to_dense()."))
 
 
+def check_no_batch(where: str, edge_attr: object, num_nodes: int) -> None:
+    """Raise TypeError if PyG's `batch`, one integer per node, stands where features of edges belong."""
+    if not isinstance(edge_attr, Tensor) or edge_attr.shape != (num_nodes,):
+        return
+    if not (edge_attr.is_floating_point() or edge_attr.is_complex() or edge_attr.dtype == torch.bool):
+        got = f"{edge_attr.dtype} of shape {shape_of(edge_attr)}, one integer per node like batch"
+        fix = "Leave batch out, edges never join two graphs; Full.from_batch(batch) is the pattern of whole graphs."
+        raise TypeError(message(where, "edge_attr", "must hold features of edges", got, fix))
+
+
 def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float32: bool = False) -> None:
     """Raise unless `x` has the dtype and device of `query`; beside a half type, float32 may be allowed too."""
     is_wider = or_float32 and x.dtype == torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
@@ -102,11 +127,11 @@ def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float3
     check_device(where, argument, x.device, query)
 
 
-def check_device(where: str, argument: str, device: torch.device, query: Tensor) -> None:
-    """Raise ValueError unless `device` is that of `query`."""
+def check_device(where: str, argument: str, device: torch.device, query: Tensor, name: str = "query") -> None:
+    """Raise ValueError unless `device` is that of `query`, which the caller may know by another name."""
     if device != query.device:
         fix = f"Use {argument}.to('{query.device}')."
-        raise ValueError(message(where, argument, f"must be on query's device, {query.device}", device, fix))
+        raise ValueError(message(where, argument, f"must be on {name}'s device, {query.device}", device, fix))
 
 
 def check_takes(where: str, argument: str, function: Callable[..., Any], names: Sequence[str], fix: str = "") -> None:

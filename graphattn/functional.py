@@ -35,7 +35,10 @@ def attention(
     return_lse: bool | Literal["split"] = False,
     backend: str = "auto",
 ) -> Any:
-    """Attend from every target to the sources that the pattern gives it.
+    """Attend from every target to its sources. Rows before heads: [*B, T, H, D]; SDPA's layout: transpose(1, 2).
+
+    Tensors [B, H, T, D] of scaled_dot_product_attention come in by `query.transpose(1, 2)` and go back by the same.
+    Where H equals T, no shape could tell the two layouts apart.
 
         score_ij  = score(query_i, key_j + edge_key_ij) + edge_bias_ij
         weight_ij = normalizer(score_ij over all j -> i)

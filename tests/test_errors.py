@@ -20,7 +20,15 @@ from graphattn import (
 )
 from graphattn.compare import compare
 from graphattn.kernels import KERNELS, Call, Kernel, Result
-from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
+from graphattn.nn import (
+    AttentionReadout,
+    DenseGraphAttention,
+    Encoding,
+    GraphAttention,
+    GraphTransformer,
+    Seq2Seq,
+    TransformerBlock,
+)
 from graphattn.patterns import receptive_field
 from graphattn.testing import graph_zoo
 
@@ -157,6 +165,30 @@ BAD_CALLS = {
         lambda: call(value=torch.randn(5, 1, 4)),
         ValueError,
         "attention: value must have as many heads as key, 2, got 1.",
+    ),
+    "layout of SDPA": (
+        lambda: call(*[torch.randn(2, 4, 10, 8)] * 3, Full(10)),
+        ValueError,
+        "attention: pattern must have as many sources as key has rows, 4, got 10 in Full(10). "
+        "Rows come before heads: from SDPA's layout, use transpose(1, 2).",
+    ),
+    "layout of SDPA with edges": (
+        lambda: call(*[torch.randn(2, 4, 10, 8)] * 3, 9 - EDGES),
+        ValueError,
+        "attention: edge_index[0] must lie in [0, 4) because key has 4 rows, got 9 at edge 0. "
+        "Rows come before heads: from SDPA's layout, use transpose(1, 2).",
+    ),
+    "layout of SDPA with an adjacency": (
+        lambda: call(*[torch.randn(2, 4, 10, 8)] * 3, torch.eye(10).to_sparse()),
+        ValueError,
+        "attention: edge_index must have as many sources as key has rows, 4, got a container with 10. "
+        "Rows come before heads: from SDPA's layout, use transpose(1, 2).",
+    ),
+    "layout of SDPA with another memory": (
+        lambda: call(torch.randn(2, 4, 10, 8), *[torch.randn(2, 4, 12, 8)] * 2, Full(10, 12)),
+        ValueError,
+        "attention: key's number of heads must divide the 10 heads of query, got 12. "
+        "Rows come before heads: from SDPA's layout, use transpose(1, 2).",
     ),
     "heads that don't divide": (
         lambda: call(query=torch.randn(5, 3, 4)),
@@ -464,11 +496,23 @@ def forward(layer, x=None, edge_index=EDGES, *args):
     return layer(torch.randn(5, 4) if x is None else x, edge_index, *args)
 
 
+def explained(layer, mask):
+    layer.explain, layer._edge_mask = True, mask
+    return layer
+
+
 BAD_LAYERS = {
     "heads that don't divide": (
         lambda: GraphAttention(4, 10, heads=4),
         ValueError,
-        "GraphAttention: heads must divide out_channels, 10, got 4.",
+        "GraphAttention: heads must divide out_channels, 10, got 4. "
+        "Use out_channels=12, or head_channels=3 to keep out_channels.",
+    ),
+    "more heads than channels": (
+        lambda: GraphAttention(4, 7, heads=8),
+        ValueError,
+        "GraphAttention: heads must divide out_channels, 7, got 8. "
+        "Use out_channels=8, or head_channels=1 to keep out_channels.",
     ),
     "kv_heads that don't divide": (
         lambda: GraphAttention(4, 12, heads=4, kv_heads=3),
@@ -531,7 +575,95 @@ BAD_LAYERS = {
     "edges out of range": (
         lambda: forward(GraphAttention(4, 8), torch.randn(3, 4)),
         ValueError,
-        "GraphAttention: edge_index[0] must lie in [0, 3) because key has 3 rows, got 4 at edge 2.",
+        "GraphAttention: edge_index[0] must lie in [0, 3) because x has 3 rows, got 4 at edge 2.",
+    ),
+    "edges out of range of one side": (
+        lambda: forward(GraphAttention((4, 4), 8), (torch.randn(3, 4), torch.randn(5, 4))),
+        ValueError,
+        "GraphAttention: edge_index[0] must lie in [0, 3) because x[0] has 3 rows, got 4 at edge 2. "
+        "Were the rows swapped?",
+    ),
+    "pattern of another size": (
+        lambda: forward(GraphAttention(4, 8), None, Window(4, radius=1)),
+        ValueError,
+        "GraphAttention: pattern must have as many sources as x has rows, 5, got 4 in Window(4, radius=1).",
+    ),
+    "adjacency of another size": (
+        lambda: forward(GraphAttention(4, 8), None, torch.eye(6).to_sparse()),
+        ValueError,
+        "GraphAttention: edge_index must have as many sources as x has rows, 5, got a container with 6.",
+    ),
+    "edges on another device": (
+        lambda: forward(GraphAttention(4, 8), None, EDGES.to("meta")),
+        ValueError,
+        "GraphAttention: edge_index must be on x's device, cpu, got meta. Use edge_index.to('cpu').",
+    ),
+    "edge_attr on another device": (
+        lambda: forward(GraphAttention(4, 8, edge_dim=2), None, EDGES, torch.randn(3, 2, device="meta")),
+        ValueError,
+        "GraphAttention: edge_attr must be on x's device, cpu, got meta. Use edge_attr.to('cpu').",
+    ),
+    "pair of other batches": (
+        lambda: forward(GraphAttention((4, 4), 8), (torch.randn(5, 4), torch.randn(2, 5, 4))),
+        ValueError,
+        "GraphAttention: x must be a pair of the same batch dimensions *B, got [5, 4] and [2, 5, 4].",
+    ),
+    "batch in place of edge_attr": (
+        lambda: forward(GraphAttention(4, 8, edge_dim=1), None, EDGES, torch.tensor([0, 0, 0, 1, 1])),
+        TypeError,
+        "GraphAttention: edge_attr must hold features of edges, got torch.int64 of shape [5], one integer per node "
+        "like batch. Leave batch out, edges never join two graphs; Full.from_batch(batch) is the pattern of whole "
+        "graphs.",
+    ),
+    "mask of an explainer": (
+        lambda: forward(explained(GraphAttention(4, 8, add_self_loops=True), torch.ones(2))),
+        ValueError,
+        "GraphAttention: _edge_mask must have shape [3], one number per edge, got [2].",
+    ),
+    "misspelt option of a stack": (
+        lambda: GraphTransformer(4, 8, 3, 2, feedforward=2),
+        TypeError,
+        "GraphTransformer: feedforward must be an argument of GraphTransformer, TransformerBlock, GraphAttention. "
+        "Did you mean feed_forward?",
+    ),
+    "misspelt option of a block": (
+        lambda: TransformerBlock(8, num_heads=2, layer=DenseGraphAttention),
+        TypeError,
+        "TransformerBlock: num_heads must be an argument of TransformerBlock, DenseGraphAttention. Did you mean heads?",
+    ),
+    "option that the dense twin lacks": (
+        lambda: GraphTransformer(4, 8, 3, 2, backend="numba", layer=DenseGraphAttention),
+        TypeError,
+        "GraphTransformer: backend must be an argument of GraphTransformer, TransformerBlock, DenseGraphAttention.",
+    ),
+    "misspelt option of a sequence model": (
+        lambda: Seq2Seq(7, 5, 8, 2, normaliser="relu"),
+        TypeError,
+        "Seq2Seq: normaliser must be an argument of Seq2Seq, TransformerBlock, GraphAttention. "
+        "Did you mean normalizer?",
+    ),
+    "misspelt option of a readout": (
+        lambda: AttentionReadout(4, 8, headchannels=3),
+        TypeError,
+        "AttentionReadout: headchannels must be an argument of AttentionReadout, GraphAttention. "
+        "Did you mean head_channels?",
+    ),
+    "misspelt option beside weights": (
+        lambda: GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 4), normaliser="relu"),
+        TypeError,
+        "GraphAttention.from_multihead_attention: normaliser must be an argument of GraphAttention. "
+        "Did you mean normalizer?",
+    ),
+    "heads of a readout": (
+        lambda: AttentionReadout(4, 7, heads=8),
+        ValueError,
+        "AttentionReadout: heads must divide out_channels, 7, got 8. "
+        "Use out_channels=8, or head_channels=1 to keep out_channels.",
+    ),
+    "heads of a sequence model": (
+        lambda: Seq2Seq(7, 5, 6, 2, heads=4),
+        ValueError,
+        "Seq2Seq: heads must divide channels, 6, got 4. Use channels=8, or head_channels=2 to keep channels.",
     ),
     "loops on a bipartite graph": (
         lambda: forward(GraphAttention((4, 4), 8, add_self_loops=True), (torch.randn(5, 4), torch.randn(3, 4)), EDGES),

@@ -446,14 +446,62 @@ def test_layers_under_autocast(name):
 def test_bad_edges_are_refused_by_pygs_error_type(name):
     layer = getattr(ours, name)(6, 4)
     x = torch.randn(5, 6)
-    with pytest.raises(IndexError, match=rf"^{name}: edge_index\[0\] must lie in \[0, 5\)"):
+    with pytest.raises(IndexError, match=rf"^{name}: edge_index\[0\] must lie in \[0, 5\) because x has 5 rows"):
         layer(x, torch.tensor([[9], [0]]))
+    bipartite = getattr(ours, name)((6, 6), 4)
+    with pytest.raises(IndexError, match=rf"^{name}: edge_index\[1\] must lie in \[0, 3\) because x\[1\] has 3 rows"):
+        bipartite((x, x[:3]), torch.tensor([[4], [3]]))
     with pytest.raises(IndexError, match=rf"^{name}: edge_index\[1\] must lie in \[0, 5\)"):
         layer(x, torch.tensor([[0], [-1]]))
     with pytest.raises(ValueError, match=f"^{name}: edge_index must have an integer dtype"):
         layer(x, torch.zeros(2, 3))
     with pytest.raises(ValueError, match=f"^{name}: edge_index must have shape"):
         layer(x, torch.zeros(3, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("loops", [True, False])
+@pytest.mark.parametrize("edges", [EDGES, EDGES[:, EDGES[0] != EDGES[1]]], ids=["loops given", "none given"])
+def test_features_of_another_number_of_edges_are_refused(name, loops, edges):
+    options = {} if name == "TransformerConv" else {"add_self_loops": loops}
+    x, count = torch.randn(5, 6), edges.size(1)
+    # Between the edges given and those with renewed loops, and beyond, nothing may be padded, cut or indexed.
+    for rows in (0, 1, count - 1, count + 1, count + 3, count + 5):
+        text = rf"^{name}: edge_attr must have shape \[{count}, 3\], one row per edge, got \[{rows}, 3\]\.$"
+        with pytest.raises(ValueError, match=text):
+            getattr(ours, name)(6, 4, edge_dim=3, **options)(x, edges, torch.randn(rows, 3))
+    layer = getattr(ours, name)(6, 4, edge_dim=3, **options)
+    with pytest.raises(ValueError, match=rf"edge_attr must have shape \[{count}, 3\], one row per edge, got \[{count}"):
+        layer(x, edges, torch.randn(count))
+    layer.register_message_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="edge_attr must have shape"):
+        layer(x, edges, torch.randn(count - 1, 3))
+    with pytest.raises(TypeError, match=f"{name}: edge_attr must be a tensor, got list"):
+        layer(x, edges, [[1.0, 2.0, 3.0]] * count)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_of_more_dimensions_are_read_as_pygs(name):
+    theirs, mine = pair(name, 6, 4, heads=2, edge_dim=3)
+    x, attr = torch.randn(5, 6, dtype=torch.float64), edge_attr_for({"edge_dim": 3}).unsqueeze(1)
+    torch.testing.assert_close(mine(x, EDGES, attr), theirs(x, EDGES, attr))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("edge_dim", [None, 1])
+def test_batch_in_place_of_features_of_edges_is_recognized(name, edge_dim):
+    layer, batch = getattr(ours, name)(6, 4, edge_dim=edge_dim), torch.tensor([0, 0, 0, 1, 1])
+    with pytest.raises(TypeError, match=f"^{name}: edge_attr must hold features of edges, .* like batch. Leave batch"):
+        layer(torch.randn(5, 6), EDGES, batch)
+
+
+def test_an_explainers_mask_of_another_length_is_refused():
+    layer = ours.GATConv(6, 4)
+    layer.explain, layer.mask_removes_edges = True, True
+    for count in (8, 10, 14):
+        layer._edge_mask = torch.ones(count)
+        with pytest.raises(ValueError, match=rf"GATConv: _edge_mask must have shape \[9\], .* got \[{count}\]"):
+            layer(torch.randn(5, 6), EDGES)
 
 
 def test_bad_features_are_refused_by_pygs_error_type():
@@ -464,6 +512,19 @@ def test_bad_features_are_refused_by_pygs_error_type():
         ours.GATv2Conv(6, 4)(x, EDGES, torch.randn(9, 3))
     with pytest.raises(AssertionError, match=r"GATv2Conv: x must be a tensor, or a pair of tensors"):
         ours.GATv2Conv(6, 4)((x, None), EDGES)
+    for name in ("GATConv", "GATv2Conv"):
+        layer = getattr(ours, name)(6, 4)
+        with pytest.raises(
+            AssertionError, match=rf"^{name}: x must have shape \[N, F\], got \[1, 5, 6\]. Use x.squeeze"
+        ):
+            layer(x[None], EDGES)
+        with pytest.raises(AssertionError, match=r"got \[2, 5, 6\]. Use GraphAttention for x of \[\*B, N, F\]"):
+            layer((x, torch.stack([x, x])), EDGES)
+    for name in NAMES:
+        with pytest.raises(TypeError, match=rf"^{name}: x must be a tensor or a pair \(x_source, x_target\), got None"):
+            getattr(ours, name)(6, 4)(None, EDGES)
+        with pytest.raises(TypeError, match=r"got \(NoneType, Tensor\)"):
+            getattr(ours, name)(6, 4)((None, x), EDGES)
     with pytest.raises(ValueError, match=r"GATConv: size must be \(5, 5\) like x, got \(4, 5\)"):
         ours.GATConv(6, 4)(x, EDGES, size=(4, 5))
 

@@ -265,7 +265,7 @@ ENDS = {"begin": 0, "end": 1, "max_length": 3}
         (
             lambda: small()(SOURCE, 9, TARGET, 10, source_pattern=Full(8)),
             ValueError,
-            "pattern must have as many sources as key has rows, 9, got 8",
+            "Seq2Seq: pattern must have as many sources as source has rows, 9, got 8",
         ),
     ],
 )

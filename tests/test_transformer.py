@@ -262,11 +262,15 @@ def decode(pattern, memory=X):
             r"memory must have shape \[\*B, N, 4\], got \[5, 2\]. Use memory_ch",
         ),
         (lambda: decode(Full(5), X.tolist()), TypeError, "TransformerBlock: memory must be a tensor, got list"),
-        (lambda: decode(Full(5, 3)), ValueError, "must have as many sources as key has rows, 5, got 3"),
+        (
+            lambda: decode(Full(5, 3)),
+            ValueError,
+            "TransformerBlock: pattern must have as many sources as memory has rows, 5, got 3",
+        ),
         (
             lambda: GraphTransformer(4, 4, 2, 1)(X, Full(5, 3)),
             ValueError,
-            "must have as many sources as key has rows, 5",
+            "must have as many sources as x has rows, 5",
         ),
         (lambda: GraphTransformer(4, 4, 2, 1, dropout=2), ValueError, "GraphTransformer: dropout must lie in"),
         (lambda: GraphTransformer(4, 4, 2, 1, encoding="rotary"), TypeError, "encoding must be an Encoding, got str"),
@@ -286,3 +290,10 @@ def decode(pattern, memory=X):
 def test_bad_input_is_named(call, error, text):
     with pytest.raises(error, match=text):
         call()
+
+
+def test_heads_need_not_divide_the_channels_where_their_width_is_given():
+    block = TransformerBlock(6, heads=4, head_channels=2, memory_channels=3)
+    out = block(torch.randn(5, 6), Full(5), memory=torch.randn(7, 3), memory_pattern=Full(5, 7))
+    assert out.shape == (5, 6)
+    assert block.attention.lin_value.out_channels == block.cross_attention.lin_value.out_channels == 8

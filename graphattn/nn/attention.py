@@ -11,11 +11,12 @@ from torch_geometric.typing import OptTensor
 
 from ..bias import OffsetBias
 from ..call import as_pattern, can_be_fused
-from ..errors import check_choice, message
+from ..errors import check_choice, check_device, message, shape_of
 from ..functional import attention
 from ..kernels import KERNELS
 from ..normalizers import UserNormalizer
 from ..patterns import Pattern
+from ..patterns.base import Sides
 from ..patterns.edges import read_edges
 from ..patterns.remote import check_at_hand
 from ..random import draw_seed, keep_edges_of_heads, keep_scale
@@ -120,8 +121,12 @@ class GraphAttention(Projections, MessagePassing):
         fused = can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
         # Both look at the edges of a pattern that they can recognize.
         fused = fused and not self.add_self_loops and self.encoding is None
-        pattern = as_pattern("GraphAttention", edge_index, x_source.size(-2), x_target.size(-2), may_trace=fused)
-        edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target.shape[:-2])
+        rows = (x_source.size(-2), x_target.size(-2))
+        if isinstance(edge_index, Tensor | Pattern):
+            check_device("GraphAttention", "edge_index", edge_index.device, x_target, "x")
+        pattern = as_pattern("GraphAttention", edge_index, *rows, sides=Sides.of(x), may_trace=fused)
+        edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target)
+        self._check_mask(pattern.num_edges)
         if self.add_self_loops:
             if pattern.num_sources != pattern.num_targets:
                 got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
@@ -241,6 +246,13 @@ class GraphAttention(Projections, MessagePassing):
         mask = mask.sigmoid() if self._apply_sigmoid else mask
         mask = torch.cat([mask, mask.new_ones(inputs.size(-3) - mask.size(0))])
         return inputs * mask.view(-1, 1, 1)
+
+    def _check_mask(self, num_edges: int) -> None:
+        """Raise unless an explainer's mask, where there is one, has a number for each edge given."""
+        mask: Any = self._edge_mask if self.explain else None
+        if mask is not None and mask.shape != (num_edges,):
+            rule = f"must have shape [{num_edges}], one number per edge"
+            raise ValueError(message("GraphAttention", "_edge_mask", rule, shape_of(mask)))
 
     def _is_observed(self) -> bool:
         """Whether someone watches PyG's route: a hook on one of its steps, or an explainer."""

@@ -79,9 +79,10 @@ class DenseGraphAttention(Projections):
         pattern = mask if isinstance(mask, Pattern) else None
         mask = self._check_mask(mask, x_source, x_target)
         if pattern is not None:
-            edge_attr = self._to_matrix(self._check_edge_dim(edge_attr, (pattern.num_edges,), ()), pattern)
+            edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target, may_have_batch=False)
+            edge_attr = self._to_matrix(edge_attr, pattern)
         else:
-            edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)), x_target.shape[:-2])
+            edge_attr = self._check_edge_dim(edge_attr, (x_target.size(-2), x_source.size(-2)), x_target)
         if self.encoding is not None and pattern is None:
             rule = "must be a pattern because the layer has an encoding"
             raise TypeError(message("DenseGraphAttention", "mask", rule, "a tensor"))

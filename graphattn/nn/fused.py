@@ -17,14 +17,16 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import SumAggregation
 
 from ..call import as_pattern, is_transformed
-from ..errors import message
+from ..errors import check_device, message, shape_of
 from ..functional import attention
 from ..kernels import KERNELS
 from ..patterns import Edges, Pattern
+from ..patterns.base import Sides
 from ..patterns.edges import Loops
 from ..patterns.known import known_edges, remember_edges
 from ..patterns.remote import RemotePattern
 from ..scores import Additive, Score
+from .pyg_edges import check_edge_attr
 
 HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 
@@ -35,9 +37,12 @@ FUSED: dict[type[Any], type[Fused]] = {}
 class Graph:
     """The edges of one call, in the order in which PyG has them: renewed self-loops last."""
 
-    def __init__(self, pattern: Pattern, renewed: Loops | None, by_messages: bool, return_weights: bool) -> None:
+    def __init__(
+        self, pattern: Pattern, renewed: Loops | None, num_given: int, by_messages: bool, return_weights: bool
+    ) -> None:
         self.pattern = pattern
         self.renewed = renewed
+        self.num_given = num_given
         self.by_messages = by_messages
         self.return_weights = return_weights
         # In messages, where each edge stands, if not in that order.
@@ -175,7 +180,7 @@ class Fused(MessagePassing):
             return edge_index
         source, target = (x, x) if isinstance(x, Tensor) else x
         num_targets = edge_index.num_targets if target is None else target.size(0)
-        as_pattern(type(self).__name__, edge_index, source.size(0), num_targets)
+        as_pattern(type(self).__name__, edge_index, source.size(0), num_targets, sides=Sides.of(x))
         # Another tensor of the same memory: the pattern keeps its own, and would be remembered for ever by that.
         listed = edge_index.edge_index.detach()
         if isinstance(edge_index, Edges):
@@ -214,26 +219,30 @@ class Fused(MessagePassing):
         return any(hooks) or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
-        self, edge_index: Any, num_sources: int, num_targets: int, loops: int | None, return_weights: bool
+        self, x: Any, edge_index: Any, edge_attr: Any, num_targets: int, loops: int | None, return_weights: bool
     ) -> Graph:
         """Read the edges of a call; with `loops`, those between different nodes and one loop for each so many nodes."""
-        where = type(self).__name__
+        where, sides = type(self).__name__, Sides.of(x)
+        source = x if isinstance(x, Tensor) else x[0]
+        rows = (source.size(0), num_targets)
+        check_device(where, "edge_index", edge_index.device, source, sides.source)
+        pattern: Edges | RemotePattern
+        is_remote = isinstance(edge_index, RemotePattern)
+        is_traced = not is_remote and torch.compiler.is_compiling() and edge_index.layout == torch.strided
         if isinstance(edge_index, RemotePattern):
-            as_pattern(where, edge_index, num_sources, num_targets)
-            renewed = None if loops is None else edge_index.renew_self_loops(loops)
-            return Graph(edge_index if renewed is None else renewed.pattern, renewed, False, return_weights)
-        if torch.compiler.is_compiling() and edge_index.layout == torch.strided:
+            pattern = edge_index
+            as_pattern(where, pattern, *rows, sides=sides)
+        elif is_traced:
             plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
-            return Graph(Edges.traced(where, plain, num_sources, num_targets, loops), None, False, return_weights)
-        pattern = known_edges(where, edge_index, num_sources, num_targets)
-        renewed = None if loops is None else pattern.renew_self_loops(loops)
+            pattern = Edges.traced(where, plain, *rows, loops, sides)
+        else:
+            pattern = known_edges(where, edge_index, *rows, sides)
+        check_edge_attr(where, edge_attr, self.lin_edge, pattern.num_edges, num_targets)
+        renewed = None if loops is None or is_traced else pattern.renew_self_loops(loops)
         wants_dropped = self.returns_dropped_weights and return_weights and self._drops() > 0
-        graph = Graph(
-            pattern if renewed is None else renewed.pattern,
-            renewed,
-            self._is_watched() or wants_dropped,
-            return_weights,
-        )
+        by_messages = not (is_remote or is_traced) and (self._is_watched() or wants_dropped)
+        attended = pattern if renewed is None else renewed.pattern
+        graph = Graph(attended, renewed, pattern.num_edges, by_messages, return_weights)
         # An explainer's mask has PyG's order. What watches the weights has the caller's, as far as his edges go.
         if graph.by_messages and renewed is not None and not self.explain:
             graph.order = renewed.order
@@ -246,6 +255,9 @@ class Fused(MessagePassing):
         mask = self._edge_mask
         if mask is None:
             raise ValueError(message(type(self).__name__, "_edge_mask", "must be set to explain the layer", None))
+        if mask.shape != (graph.num_given,):
+            rule = f"must have shape [{graph.num_given}], one number per edge"
+            raise ValueError(message(type(self).__name__, "_edge_mask", rule, shape_of(mask)))
         bias = torch.nn.functional.logsigmoid(mask) if self._apply_sigmoid else mask.log()
         if graph.renewed is not None:
             bias = bias if graph.renewed.kept is None else bias[graph.renewed.kept]

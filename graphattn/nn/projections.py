@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import torch
@@ -11,7 +12,17 @@ from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot
 
 from ..bias import OffsetBias
-from ..errors import check_choice, check_float_tensor, check_int, check_probability, message, shape_of
+from ..errors import (
+    check_choice,
+    check_device,
+    check_float_tensor,
+    check_int,
+    check_keywords,
+    check_no_batch,
+    check_probability,
+    message,
+    shape_of,
+)
 from ..normalizers import as_normalizer
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
@@ -56,8 +67,7 @@ class Projections(torch.nn.Module):
         self.edge_dim = None if edge_dim is None else check_int(where, "edge_dim", edge_dim, 1)
         check_probability(where, "dropout", dropout)
         self.dropout = float(dropout)
-        if self.head_channels is None and self.out_channels % self.heads:
-            raise ValueError(message(where, "heads", f"must divide out_channels, {out_channels}", heads))
+        check_heads(where, "out_channels", self.out_channels, self.heads, self.head_channels)
         if self.heads % self.kv_heads:
             raise ValueError(message(where, "kv_heads", f"must divide heads, {heads}", kv_heads))
         if isinstance(score, str):
@@ -124,6 +134,7 @@ class Projections(torch.nn.Module):
             rule = "can't choose what the weights decide"
             raise ValueError(message(where, "options", rule, ", ".join(sorted(fixed)), "Leave them out."))
         in_channels = width if attention.kdim == width else (attention.kdim, width)
+        check_keywords(where, options, cls)
         options = {"heads": attention.num_heads, "dropout": attention.dropout, **options}
         layer = cls(in_channels, width, bias=attention.in_proj_bias is not None, **options)
         if attention.in_proj_weight is not None:
@@ -199,6 +210,9 @@ class Projections(torch.nn.Module):
                 rule = f"must have shape [*B, N, {linear.in_channels}]"
                 raise ValueError(message(where, "x", rule.replace("-1", "C"), shape_of(side)))
             self._check_dtype("x", side)
+        if pair[0].shape[:-2] != pair[1].shape[:-2]:
+            got = f"{shape_of(pair[0])} and {shape_of(pair[1])}"
+            raise ValueError(message(where, "x", "must be a pair of the same batch dimensions *B", got))
         return pair
 
     def _check_dtype(self, argument: str, x: Tensor) -> None:
@@ -211,12 +225,14 @@ class Projections(torch.nn.Module):
             )
 
     def _check_edge_dim(
-        self, edge_attr: Tensor | None, leading: tuple[int, ...], batch: tuple[int, ...]
+        self, edge_attr: Tensor | None, leading: tuple[int, ...], x: Tensor, *, may_have_batch: bool = True
     ) -> Tensor | None:
         """Check edge features against `edge_dim`; one-dimensional ones of an edge_dim of 1 get their last dimension."""
-        where = type(self).__name__
+        where, batch = type(self).__name__, x.shape[:-2] if may_have_batch else ()
         if edge_attr is not None:
+            check_no_batch(where, edge_attr, x.size(-2))
             check_float_tensor(where, "edge_attr", edge_attr)
+            check_device(where, "edge_attr", edge_attr.device, x, "x")
         if self.edge_dim is None and edge_attr is not None:
             fix = f"Use {where}(..., edge_dim={edge_attr.size(-1) if edge_attr.dim() > 1 else 1})."
             raise ValueError(message(where, "edge_attr", "needs a layer with edge_dim", shape_of(edge_attr), fix))
@@ -240,6 +256,14 @@ class Projections(torch.nn.Module):
         kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
         width = f", head_channels={self.head_channels}" if self.head_channels is not None else ""
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads}{kv_heads}{width})"
+
+
+def check_heads(where: str, argument: str, channels: int, heads: int, head_channels: int | None = None) -> None:
+    """Raise ValueError, in the caller's words, unless heads divide the channels that they share."""
+    if head_channels is None and channels % check_int(where, "heads", heads, 1):
+        width = math.ceil(channels / heads)
+        fix = f"Use {argument}={width * heads}, or head_channels={width} to keep {argument}."
+        raise ValueError(message(where, "heads", f"must divide {argument}, {channels}", heads, fix))
 
 
 def _read_channels(where: str, in_channels: int | tuple[int, int]) -> tuple[int, int]:

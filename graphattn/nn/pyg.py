@@ -11,11 +11,11 @@ from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.typing import Adj, OptPairTensor, OptTensor, PairTensor, Size
 
-from ..errors import message
+from ..errors import check_no_batch, message
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct
 from .fused import Fused, Graph
-from .pyg_edges import edge_values, rows_of_nothing, with_loops
+from .pyg_edges import check_one_graph, edge_values, rows_of_nothing, sides_of, with_loops
 
 
 class TransformerConv(Fused, conv.TransformerConv):
@@ -51,6 +51,7 @@ class TransformerConv(Fused, conv.TransformerConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        source, target = sides_of("TransformerConv", x)
         edge_index = self._plain(x, edge_index)
         return_weights = isinstance(return_attention_weights, bool)
         theirs = (x, edge_index, edge_attr, return_attention_weights)
@@ -61,12 +62,12 @@ class TransformerConv(Fused, conv.TransformerConv):
             if edge_attr is None:
                 fix = "Pass edge_attr, or make the layer without edge_dim."
                 raise AssertionError(message("TransformerConv", "edge_attr", "must be given with edge_dim", None, fix))
+            check_no_batch("TransformerConv", edge_attr, source.size(0))
             return conv.TransformerConv.forward(self, *theirs)
+        if target is None or source.dim() != 2:
+            return conv.TransformerConv.forward(self, *theirs)
+        graph = self._read(x, edge_index, edge_attr, target.size(0), None, return_weights)
         edge_attr = edge_attr.view(-1, 1) if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
-        source, target = (x, x) if isinstance(x, Tensor) else x
-        if source is None or target is None or source.dim() != 2:
-            return conv.TransformerConv.forward(self, *theirs)
-        graph = self._read(edge_index, source.size(0), target.size(0), None, return_weights)
         out = conv.TransformerConv.forward(self, x, graph, edge_attr)
         out = _writable(out, self.concat and not self.root_weight)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
@@ -109,12 +110,13 @@ class GATConv(Fused, conv.GATConv):
         """See PyG."""
         if size is None and isinstance(edge_index, Pattern):
             size = (edge_index.num_sources, edge_index.num_targets)
+        source, target = sides_of("GATConv", x)
+        check_one_graph("GATConv", source, target)
         edge_index = self._plain(x, edge_index)
         return_weights = bool(return_attention_weights)
         has_edge_attr = self.lin_edge is not None and (edge_attr is not None or edge_values(edge_index) is not None)
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
             return conv.GATConv.forward(self, x, edge_index, edge_attr, size, return_attention_weights)
-        source, target = (x, x) if isinstance(x, Tensor) else x
         num_sources = source.size(0)
         num_targets = rows_of_nothing(edge_index, size, num_sources) if target is None else target.size(0)
         if size is not None and any(
@@ -123,7 +125,7 @@ class GATConv(Fused, conv.GATConv):
             rule = f"must be ({num_sources}, {num_targets}) like x"
             raise ValueError(message("GATConv", "size", rule, tuple(size)))
         loops = min(num_sources, num_targets) if self.add_self_loops else None
-        graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
+        graph = self._read(x, edge_index, edge_attr, num_targets, loops, return_weights)
         edge_attr = (
             with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         )
@@ -139,7 +141,7 @@ class GATConv(Fused, conv.GATConv):
         score = Additive(by_source.new_ones(self.heads, 1), "leaky_relu", self.negative_slope)
         edge = given["edge_attr"]
         if edge is not None:
-            edge = self._score_edges(edge.view(-1, 1) if edge.dim() == 1 else edge).unsqueeze(-1)
+            edge = self._score_edges(edge.view(-1, 1) if edge.dim() == 1 else edge).view(-1, self.heads, 1)
         return graph.attend(
             by_target.unsqueeze(-1),
             by_source.unsqueeze(-1),
@@ -190,24 +192,26 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        source, target = sides_of("GATv2Conv", x)
+        check_one_graph("GATv2Conv", source, target)
         edge_index = self._plain(x, edge_index)
         return_weights = bool(return_attention_weights)
         has_edge_attr = edge_attr is not None or edge_values(edge_index) is not None
         if self._is_theirs(edge_index, return_weights, self.add_self_loops, has_edge_attr):
             return conv.GATv2Conv.forward(self, x, edge_index, edge_attr, return_attention_weights)
         if has_edge_attr and self.lin_edge is None:
+            check_no_batch("GATv2Conv", edge_attr, source.size(0))
             fix = "Make the layer with edge_dim, or leave edge_attr out."
             got = "a tensor" if edge_attr is None else list(edge_attr.shape)
             raise AssertionError(message("GATv2Conv", "edge_attr", "needs a layer with edge_dim", got, fix))
-        source, target = (x, x) if isinstance(x, Tensor) else x
         if target is None:
             rule = "must be a tensor, or a pair of tensors"
             raise AssertionError(
                 message("GATv2Conv", "x", rule, "(x, None)", "Use GATConv for targets without features.")
             )
-        num_sources, num_targets = source.size(0), target.size(0)
-        loops = min(num_sources, num_targets) if self.add_self_loops else None
-        graph = self._read(edge_index, num_sources, num_targets, loops, return_weights)
+        num_targets = target.size(0)
+        loops = min(source.size(0), num_targets) if self.add_self_loops else None
+        graph = self._read(x, edge_index, edge_attr, num_targets, loops, return_weights)
         edge_attr = (
             with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         )

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch_geometric.nn.aggr import Aggregation
 
-from ..errors import check_float_tensor, check_int, message, shape_of
+from ..errors import check_float_tensor, check_int, check_keywords, message, shape_of
 from ..patterns import Full, Pattern
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
+from .projections import check_heads
 
 # What an attention layer can have, and a readout can't: edges from nodes to queries carry nothing.
 WITHOUT_MEANING = ("edge_dim", "add_self_loops", "encoding")
@@ -74,6 +75,8 @@ class AttentionReadout(Aggregation):
         for name in WITHOUT_MEANING:
             if name in options:
                 raise TypeError(message(where, name, "has no meaning in a readout", fix="Leave it out."))
+        check_keywords(where, options, AttentionReadout, layer)
+        check_heads(where, "out_channels", self.out_channels, heads, options.get("head_channels"))
         sides = (in_channels, out_channels)
         options = {"score": score, "normalizer": normalizer, "dropout": dropout, **options}
         self.attention = layer(sides, out_channels, heads, **options)

@@ -11,11 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Embedding
 
-from ..errors import check_int, message, shape_of
-from ..patterns import Full
+from ..call import as_pattern
+from ..errors import check_int, check_keywords, message, shape_of
+from ..patterns import Full, Pattern
+from ..patterns.base import Sides
 from ..patterns.box import parse_sizes
+from .attention import GraphAttention
 from .encodings import Encoding, Sinusoidal
-from .transformer import GraphTransformer
+from .projections import check_heads
+from .transformer import GraphTransformer, TransformerBlock
 
 Sizes = int | Sequence[int] | Tensor
 
@@ -72,6 +76,8 @@ class Seq2Seq(torch.nn.Module):
         self.source_tokens = check_int("Seq2Seq", "source_tokens", source_tokens, 1)
         self.target_tokens = check_int("Seq2Seq", "target_tokens", target_tokens, 1)
         self.channels = check_int("Seq2Seq", "channels", channels, 1)
+        check_keywords("Seq2Seq", options, Seq2Seq, TransformerBlock, options.get("layer", GraphAttention))
+        check_heads("Seq2Seq", "channels", self.channels, heads, options.get("head_channels"))
         encoding = Sinusoidal(channels) if encoding is None else encoding
         pair = encoding if isinstance(encoding, tuple) else (encoding, copy.deepcopy(encoding))
         if len(pair) != 2:
@@ -125,6 +131,9 @@ class Seq2Seq(torch.nn.Module):
         """Return the memory [S, channels]; arguments as in `forward`."""
         sizes = _check_tokens("source", source, self.source_tokens, source_sizes)
         pattern = Full(sizes) if source_pattern is None else source_pattern
+        if isinstance(pattern, Pattern):
+            rows = source.size(0)
+            as_pattern("Seq2Seq", pattern, rows, rows, sides=Sides("source", "source"))
         return self.encoder(self.source_embedding(source), pattern)
 
     def decode(

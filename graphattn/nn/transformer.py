@@ -12,10 +12,22 @@ from torch.nn import Dropout, LayerNorm
 from torch_geometric.nn.dense.linear import Linear
 
 from ..call import as_pattern
-from ..errors import check_choice, check_finite, check_float_tensor, check_int, check_probability, message, shape_of
+from ..errors import (
+    check_choice,
+    check_finite,
+    check_float_tensor,
+    check_int,
+    check_keywords,
+    check_probability,
+    message,
+    shape_of,
+)
+from ..patterns import Pattern
+from ..patterns.base import Sides
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
 from .encodings import Encoding
+from .projections import check_heads
 
 # How a node's own features reach the feed-forward network beside those that attention has gathered.
 EGO = ("add", "concat", "none")
@@ -40,8 +52,8 @@ class TransformerBlock(torch.nn.Module):
         memory_channels: features of the memory, -1 to be found at the first call; no cross-attention where left out.
         layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
         options: for the attention along the pattern, as in `GraphAttention`: `score`, `normalizer`, `encoding`,
-            `edge_dim`, `kv_heads`, `add_self_loops`, `backend`. Of these, cross-attention has the normalizer, the
-            backend and a score that is named.
+            `edge_dim`, `kv_heads`, `head_channels`, `add_self_loops`, `backend`. Of these, cross-attention has the
+            normalizer, the width of heads, the backend and a score that is named.
 
     Raises:
         TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
@@ -77,7 +89,8 @@ class TransformerBlock(torch.nn.Module):
         super().__init__()
         where = "TransformerBlock"
         self.channels = check_int(where, "channels", channels, 1)
-        _check_heads(where, "channels", self.channels, heads, options)
+        check_keywords(where, options, TransformerBlock, layer)
+        check_heads(where, "channels", self.channels, heads, options.get("head_channels"))
         check_choice(where, "ego", ego, EGO)
         check_probability(where, "dropout", dropout)
         check_finite(where, "feed_forward", feed_forward)
@@ -93,7 +106,8 @@ class TransformerBlock(torch.nn.Module):
         self.attention = layer(self.channels, self.channels, heads, dropout=attention_dropout, **options)
         self.cross_norm = self.cross_attention = None
         if memory_channels is not None:
-            shared = {name: options[name] for name in ("score", "normalizer", "backend") if name in options}
+            names = ("score", "normalizer", "head_channels", "backend")
+            shared = {name: options[name] for name in names if name in options}
             if not isinstance(shared.get("score"), str):
                 shared.pop("score", None)
             sides = (memory_channels, self.channels)
@@ -139,7 +153,7 @@ class TransformerBlock(torch.nn.Module):
             TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
         """
         _check_features("TransformerBlock", "x", x, self.channels, "channels")
-        self._check_memory(memory, memory_pattern)
+        self._check_memory(memory, memory_pattern, x)
         h = self.norm(x)
         gathered, weights = _attend(self.attention, h, edge_index, edge_attr, return_attention_weights)
         across: tuple[Any, ...] = ()
@@ -155,7 +169,7 @@ class TransformerBlock(torch.nn.Module):
         x = x + self.drop(self.feed_out(self.drop(torch.nn.functional.gelu(self.feed_in(h)))))
         return (x, *weights, *across) if return_attention_weights else x
 
-    def _check_memory(self, memory: object, pattern: object) -> None:
+    def _check_memory(self, memory: Tensor | None, pattern: object, x: Tensor) -> None:
         """Raise unless both are there, or neither where the block has no cross-attention."""
         for argument, value in (("memory", memory), ("memory_pattern", pattern)):
             if (value is None) != (self.cross_attention is None):
@@ -165,6 +179,9 @@ class TransformerBlock(torch.nn.Module):
         if self.cross_attention is not None:
             channels = self.cross_attention.lin_key.in_channels
             _check_features("TransformerBlock", "memory", memory, channels, "memory_channels")
+            if isinstance(pattern, Pattern) and memory is not None:
+                sides = Sides("memory", "x")
+                as_pattern("TransformerBlock", pattern, memory.size(-2), x.size(-2), sides=sides)
 
     def extra_repr(self) -> str:
         """Arguments of the constructor."""
@@ -228,7 +245,8 @@ class GraphTransformer(torch.nn.Module):
         self.num_layers = check_int(where, "num_layers", num_layers, 1)
         self.out_channels = None if out_channels is None else check_int(where, "out_channels", out_channels, 1)
         check_probability(where, "dropout", dropout)
-        _check_heads(where, "hidden_channels", self.hidden_channels, heads, options)
+        check_keywords(where, options, GraphTransformer, TransformerBlock, options.get("layer", GraphAttention))
+        check_heads(where, "hidden_channels", self.hidden_channels, heads, options.get("head_channels"))
         kind: Any = type(encoding)
         enters_once = isinstance(encoding, Encoding) and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
         self.encoding = encoding if enters_once else None
@@ -280,10 +298,11 @@ class GraphTransformer(torch.nn.Module):
             _check_features("GraphTransformer", "x", x, self.lin_in.in_channels, "in_channels")
             x = self.lin_in(x)
         if isinstance(edge_index, list | tuple):
-            edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2))
+            edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2), sides=Sides.of(x))
         if self.encoding is not None:
             # The layers take the edges as given: those of a sparse adjacency may have values.
-            x = self.encoding.input(x, as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2)))
+            pattern = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2), sides=Sides.of(x))
+            x = self.encoding.input(x, pattern)
         x = self.drop(x)
         weights: list[Any] = []
         across = {"memory": memory, "memory_pattern": memory_pattern}
@@ -306,12 +325,6 @@ def _attend(
         return layer(x, pattern, edge_attr), ()
     out, weights = layer(x, pattern, edge_attr, return_attention_weights=True)
     return out, (weights,)
-
-
-def _check_heads(where: str, argument: str, channels: int, heads: int, options: dict[str, Any]) -> None:
-    """Raise ValueError in the caller's words where heads wouldn't divide what the layer is made of."""
-    if options.get("head_channels") is None and channels % check_int(where, "heads", heads, 1):
-        raise ValueError(message(where, "heads", f"must divide {argument}, {channels}", heads))
 
 
 def _check_channels(where: str, argument: str, channels: int) -> int:

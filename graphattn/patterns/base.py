@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,27 @@ if TYPE_CHECKING:
     from .reorder import NodeOrder
 
 T = TypeVar("T")
+
+
+class Sides(NamedTuple):
+    """What a caller calls the tensors with a row per source and per target, and what to try where rows don't fit."""
+
+    source: str = "key"
+    target: str = "query"
+    fix: str = ""
+
+    @classmethod
+    def of(cls, x: object) -> Sides:
+        """Those of a layer's x, which is one tensor for both or a pair."""
+        return cls("x[0]", "x[1]") if isinstance(x, tuple | list) else cls("x", "x")
+
+    @property
+    def reasons(self) -> tuple[str, str]:
+        """Why indices must lie in their ranges."""
+        return f"{self.source} has {{}} rows", f"{self.target} has {{}} rows"
+
+
+OF_ATTENTION = Sides()
 
 
 class Pattern(ABC):

@@ -11,10 +11,7 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from ..errors import EdgeDtypeError, EdgeRangeError, check_int, message, shape_of
-from .base import Pattern, check_square
-
-# Why an index of a call must lie in its range.
-_ROWS = ("key has {} rows", "query has {} rows")
+from .base import OF_ATTENTION, Pattern, Sides, check_square
 
 
 class Edges(Pattern):
@@ -117,23 +114,31 @@ class Edges(Pattern):
         return cls(torch.stack([source, target]), num_sources=mask.size(1), num_targets=mask.size(0))
 
     @classmethod
-    def between(cls, where: str, edge_index: Any, num_sources: int, num_targets: int) -> Self:
-        """Read a container as the pattern of a call of `where`, whose key and query have these numbers of rows."""
+    def between(
+        cls, where: str, edge_index: Any, num_sources: int, num_targets: int, sides: Sides = OF_ATTENTION
+    ) -> Self:
+        """Read a container as the pattern of a call of `where`, whose `sides` have these numbers of rows."""
         listed = read_edges(where, edge_index)
-        for side, has, rows in (
-            ("sources", listed.num_sources, num_sources),
-            ("targets", listed.num_targets, num_targets),
+        for kind, argument, has, rows in (
+            ("sources", sides.source, listed.num_sources, num_sources),
+            ("targets", sides.target, listed.num_targets, num_targets),
         ):
             if has is not None and has != rows:
-                rule = f"must have as many {side} as {'key' if side == 'sources' else 'query'} has rows, {rows}"
-                raise ValueError(message(where, "edge_index", rule, f"a container with {has}"))
+                rule = f"must have as many {kind} as {argument} has rows, {rows}"
+                raise ValueError(message(where, "edge_index", rule, f"a container with {has}", sides.fix))
         pattern = cls.__new__(cls)
-        pattern._set(where, listed.edge_index, num_sources, num_targets, _ROWS)
+        pattern._set(where, listed.edge_index, num_sources, num_targets, sides.reasons, sides.fix)
         return pattern
 
     @classmethod
     def traced(
-        cls, where: str, edge_index: Tensor, num_sources: int, num_targets: int, loops: int | None = None
+        cls,
+        where: str,
+        edge_index: Tensor,
+        num_sources: int,
+        num_targets: int,
+        loops: int | None = None,
+        sides: Sides = OF_ATTENTION,
     ) -> Self:
         """Take the edges of a graph that torch.compile is tracing, where no index can be looked at, as they are.
 
@@ -145,13 +150,21 @@ class Edges(Pattern):
         Pattern.__init__(pattern, num_sources, num_targets)
         pattern._kept["edge_index"] = edge_index
         pattern.traced_loops = loops
-        pattern._late_check = lambda: _check_indices(where, edge_index, num_sources, num_targets, _ROWS)
+        pattern._late_check = lambda: _check_indices(
+            where, edge_index, num_sources, num_targets, sides.reasons, sides.fix
+        )
         return pattern
 
     def _set(
-        self, where: str, edge_index: Tensor, num_sources: int, num_targets: int, reasons: tuple[str, str]
+        self,
+        where: str,
+        edge_index: Tensor,
+        num_sources: int,
+        num_targets: int,
+        reasons: tuple[str, str],
+        fix: str = "",
     ) -> None:
-        _check_indices(where, edge_index, num_sources, num_targets, reasons)
+        _check_indices(where, edge_index, num_sources, num_targets, reasons, fix)
         super().__init__(num_sources, num_targets)
         self._kept["edge_index"] = edge_index
 
@@ -304,7 +317,7 @@ def no_coordinates(where: str, pattern: object) -> NotImplementedError:
 
 
 def _check_indices(
-    where: str, edge_index: Tensor, num_sources: int, num_targets: int, reasons: tuple[str, str]
+    where: str, edge_index: Tensor, num_sources: int, num_targets: int, reasons: tuple[str, str], fix: str
 ) -> None:
     """Raise ValueError at the first index that lies outside of its range; `reasons` say why the range is what it is."""
     if edge_index.numel() == 0:
@@ -318,7 +331,7 @@ def _check_indices(
         edge = int(outside.nonzero()[0])
         would_fit = min(lowest) >= 0 and highest[0] < num_targets and highest[1] < num_sources
         rule = f"must lie in [0, {size}) because {reasons[row].format(size)}"
-        fix = "Were the rows swapped?" if would_fit else ""
+        fix = "Were the rows swapped?" if would_fit else fix
         raise EdgeRangeError(
             message(where, f"edge_index[{row}]", rule, f"{int(edge_index[row, edge])} at edge {edge}", fix)
         )

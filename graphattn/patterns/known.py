@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from .base import OF_ATTENTION, Sides
 from .edges import Edges
 
 
@@ -23,7 +24,9 @@ _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
 
 
-def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Edges:
+def known_edges(
+    where: str, edge_index: Tensor, num_sources: int, num_targets: int, sides: Sides = OF_ATTENTION
+) -> Edges:
     """Return the pattern of an edge_index between these numbers of rows: the one made before, if nobody wrote to it.
 
     Writes that torch doesn't count, through numpy, `.data` or in-place collectives, go unseen. Tensors of inference
@@ -36,12 +39,12 @@ def known_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: i
         tensor = edge_index.as_tensor()
         state = (*state, edge_index.sort_order, *edge_index.sparse_size())
     if type(tensor) is not Tensor or tensor.is_inference():
-        return Edges.between(where, edge_index, num_sources, num_targets)
+        return Edges.between(where, edge_index, num_sources, num_targets, sides)
     state = (*state, tensor._version)
     known = _known.get(id(tensor))
     if known is not None and known.tensor() is tensor and known.state == state:
         return known.pattern
-    pattern = Edges.between(where, edge_index, num_sources, num_targets)
+    pattern = Edges.between(where, edge_index, num_sources, num_targets, sides)
     # The same memory by another tensor: else the pattern would keep its own key alive.
     pattern._kept["edge_index"] = pattern.edge_index.detach()
     _remember(_known, tensor, state, pattern)
