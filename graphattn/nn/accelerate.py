@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch_geometric.nn import MessagePassing
 
 from ..errors import message
-from .fused import FUSED, Fused, why_not_fused
+from .fused import FUSED, Fused, own_class, why_not_fused
 
 _MARK = "_was_accelerated"
 
@@ -26,8 +26,9 @@ class AccelerateReport:
 
     Attributes:
         changed: the layers that are ours now.
-        left: PyG's other layers of attention, and those of these three that could not be changed, with the reason.
-        before: how many layers were ours before.
+        left: every other attention in the model, with the reason: further layers of PyG, those of the three that could
+            not be changed, `torch.nn.MultiheadAttention`, and modules that call themselves attention.
+        before: how many layers were ours before, `GraphAttention` included.
     """
 
     def __init__(self, changed: list[Change], left: list[Change], before: int) -> None:
@@ -74,21 +75,18 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
         2
     """
     changed, left, before = [], [], 0
-    for name, layer in _layers("accelerate", model):
-        if isinstance(layer, Fused):
+    for name, layer in _attentions("accelerate", model):
+        if isinstance(layer, Fused) or own_class(layer).__module__.startswith("graphattn."):
             before += 1
             continue
-        reason = why_not_fused(layer)
-        kind = type(layer).__name__
+        reason = _why_left(layer)
         if reason is not None:
-            left.append(Change(name, kind, reason))
+            left.append(Change(name, type(layer).__name__, reason))
             continue
-        # PyG sets these on a layer when an explainer leaves it; they are its class's.
-        for method in ("propagate", "edge_updater"):
-            layer.__dict__.pop(method, None)
-        layer.__class__ = FUSED[type(layer)]
+        own = own_class(layer)
+        _change_class(layer, own, FUSED[own])
         layer.__dict__[_MARK] = True
-        changed.append(Change(name, kind, None))
+        changed.append(Change(name, own.__name__, None))
     return AccelerateReport(changed, left, before)
 
 
@@ -105,23 +103,54 @@ def restore(model: torch.nn.Module) -> int:
         >>> restore(layer), type(layer) is GATConv
         (1, True)
     """
-    theirs = {ours: cls for cls, ours in FUSED.items()}
     count = 0
-    for _, layer in _layers("restore", model):
-        if layer.__dict__.pop(_MARK, False):
-            for method in ("propagate", "edge_updater"):
-                layer.__dict__.pop(method, None)
-            layer.__class__ = theirs[type(layer)]
+    for _, layer in _attentions("restore", model):
+        if isinstance(layer, Fused) and layer.__dict__.get(_MARK, False):
+            _change_class(layer, FUSED[layer.theirs], layer.theirs)
+            del layer.__dict__[_MARK]
             if layer.explain:
                 # As PyG does when an explainer comes: the code that it generates knows nothing of masks.
-                layer.propagate = type(layer)._orig_propagate.__get__(layer)
+                layer.__dict__["propagate"] = type(layer)._orig_propagate.__get__(layer)
             count += 1
     return count
 
 
-def _layers(where: str, model: torch.nn.Module) -> list[tuple[str, MessagePassing]]:
+def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(message(where, "model", "must be a torch.nn.Module", type(model).__name__))
-    attention = ("alpha", "heads", "attention")
-    found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MessagePassing)]
-    return [(name, layer) for name, layer in found if any(hasattr(layer, word) for word in attention)]
+    return [(name, layer) for name, layer in model.named_modules() if _attends(layer)]
+
+
+def _attends(module: torch.nn.Module) -> bool:
+    """Whether a module is a layer of attention, as far as its names tell, and no mere frame around others."""
+    if isinstance(module, MessagePassing):
+        # Other layers of PyG have an alpha, too, that is no weight.
+        steps = (getattr(step, "__code__", None) for step in (module.message, module.edge_update))
+        has_softmax = any(code is not None and "softmax" in code.co_names for code in steps)
+        return has_softmax or hasattr(module, "heads") or hasattr(module, "attention")
+    if not any("Attention" in cls.__name__ for cls in type(module).__mro__):
+        return False
+    return not any(_attends(inner) for inner in module.modules() if inner is not module)
+
+
+def _why_left(layer: torch.nn.Module) -> str | None:
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        rest = "GraphAttention.from_multihead_attention(layer) with Full.from_batch(batch) needs no padding"
+        return f"{type(layer).__name__} attends within padded batches; {rest}"
+    return why_not_fused(layer)
+
+
+def _change_class(layer: Any, old: type[Any], new: type[Any]) -> None:
+    """Give a layer another class, below those that torch may have made over it."""
+    # PyG sets these on a layer when an explainer leaves it; they are its class's.
+    for method in ("propagate", "edge_updater"):
+        layer.__dict__.pop(method, None)
+    layer.__class__ = _remade(type(layer), old, new)
+
+
+def _remade(kind: type[Any], old: type[Any], new: type[Any]) -> type[Any]:
+    """Make a class anew with another one below it; copies of a layer share theirs, so that it can't be changed."""
+    if kind is old or not issubclass(kind, old):
+        return new if kind is old else kind
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, tuple(_remade(base, old, new) for base in kind.__bases__), own)

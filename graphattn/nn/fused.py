@@ -274,7 +274,7 @@ def why_not_fused(layer: Any) -> str | None:
     """Why a layer's messages can't be fused, whatever its input; None if they can."""
     theirs = next((cls for cls in FUSED if isinstance(layer, cls)), None)
     if theirs is None:
-        return f"{own_class(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+        return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
     own = own_class(layer)
     if own is not theirs and own is not FUSED[theirs]:
         return f"{own.__name__} is a subclass of {theirs.__name__}, and may mean something else"

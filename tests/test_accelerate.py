@@ -1,0 +1,152 @@
+"""What `accelerate` sees, leaves and says, and what `restore` undoes whatever happened in between."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch_geometric.nn as pyg
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+import graphattn
+from graphattn import nn as ours
+from graphattn.nn.fused import FUSED, why_not_fused
+
+EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+PAIRS = pytest.mark.parametrize(("theirs", "mine"), FUSED.items(), ids=[cls.__name__ for cls in FUSED])
+DENSE = (
+    "MultiheadAttention attends within padded batches; GraphAttention.from_multihead_attention(layer) with "
+    "Full.from_batch(batch) needs no padding"
+)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def own_parameter(layer):
+    """The name of a parameter that lies in the layer itself, whose parametrization changes the layer's class."""
+    return next(name for name, _ in layer.named_parameters() if "." not in name)
+
+
+@PAIRS
+def test_layers_that_were_parametrized_meanwhile_are_restored(theirs, mine):
+    layer = theirs(6, 4, heads=2, bias=True)
+    layer.register_parameter("own", torch.nn.Parameter(torch.ones(3)))
+    graphattn.accelerate(layer)
+    name = "own" if theirs is pyg.TransformerConv else own_parameter(layer)
+    parametrize.register_parametrization(layer, name, Doubled())
+    copied, expected = copy.deepcopy(layer), layer(X, EDGES)
+    assert why_not_fused(layer) is None
+    assert graphattn.restore(layer) == 1 and graphattn.restore(layer) == 0
+    assert isinstance(layer, theirs) and not isinstance(layer, mine) and isinstance(copied, mine)
+    torch.testing.assert_close(layer(X, EDGES), expected)
+    torch.testing.assert_close(copied(X, EDGES), expected)
+    parametrize.remove_parametrizations(layer, name)
+    assert type(layer) is theirs
+    torch.testing.assert_close(layer(X, EDGES), expected)
+    assert graphattn.restore(copied) == 1 and not isinstance(copied, mine)
+
+
+@PAIRS
+def test_parametrized_layers_are_accelerated(theirs, mine):
+    layer = theirs(6, 4, heads=2)
+    layer.register_parameter("own", torch.nn.Parameter(torch.ones(3)))
+    parametrize.register_parametrization(layer, "own", Doubled())
+    for inner in [module for module in layer.children() if hasattr(module, "weight")]:
+        weight_norm(inner)
+    expected = layer(X, EDGES)
+    report = graphattn.accelerate(layer)
+    assert [change.kind for change in report.changed] == [theirs.__name__] and not report.left
+    assert isinstance(layer, mine) and why_not_fused(layer) is None
+    torch.testing.assert_close(layer(X, EDGES), expected)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(X, EDGES), expected)
+    parametrize.remove_parametrizations(layer, "own")
+    assert type(layer) is mine
+    assert graphattn.restore(layer) == 1 and type(layer) is theirs
+
+
+def test_sharded_layers_are_accelerated_and_restored():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layer = pyg.GATConv(6, 4, heads=2)
+        expected = layer(X, EDGES)
+        fully_shard(layer, mesh=init_device_mesh("cpu", (1,)))
+        for _ in range(2):
+            assert len(graphattn.accelerate(layer).changed) == 1
+            assert isinstance(layer, ours.GATConv) and why_not_fused(layer) is None
+            torch.testing.assert_close(layer(X, EDGES), expected)
+            assert graphattn.restore(layer) == 1
+            assert not isinstance(layer, ours.GATConv)
+            torch.testing.assert_close(layer(X, EDGES), expected)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_a_layer_whose_class_was_given_back_by_hand_is_no_longer_ours_to_restore():
+    layer = pyg.GATConv(6, 4)
+    graphattn.accelerate(layer)
+    layer.__class__ = pyg.GATConv
+    assert graphattn.restore(layer) == 0
+
+
+def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
+    model = pyg.GPSConv(6, pyg.TransformerConv(6, 3, heads=2), heads=2)
+    assert str(graphattn.accelerate(model)) == (
+        f"1 layer accelerated, 1 left\n  conv: TransformerConv\n  attn: left, {DENSE}"
+    )
+    performer = pyg.GPSConv(6, pyg.GATConv(6, 3, heads=2), heads=2, attn_type="performer")
+    assert str(graphattn.accelerate(performer)) == (
+        "1 layer accelerated, 1 left\n  conv: GATConv\n"
+        "  attn: left, PerformerAttention is not one of TransformerConv, GATConv, GATv2Conv"
+    )
+
+
+class Gated(pyg.MessagePassing):
+    """A user's own layer, whose weights have no name that others share."""
+
+    def message(self, x_j, index):
+        return torch.softmax(x_j, -1)
+
+
+class SelfAttention(torch.nn.Module):
+    """A user's own layer outside of message passing."""
+
+
+SEEN = {
+    "one of torch's own": (torch.nn.TransformerEncoderLayer(8, 2), ["self_attn"]),
+    "innermost alone": (pyg.aggr.SetTransformerAggregation(4), ["encoders.0.mab.attn", "pma.mab.attn", "decoders.0"]),
+    "weights without heads": (pyg.AGNNConv(), [""]),
+    "weights in edge_update": (pyg.models.AttentiveFP(4, 4, 4, 1, 2, 2), ["gate_conv"]),
+    "inside of a layer": (pyg.DNAConv(4), ["multi_head"]),
+    "a user's own messages": (Gated(), [""]),
+    "a user's own module": (torch.nn.Sequential(SelfAttention()), ["0"]),
+    "an alpha that is no weight": (torch.nn.ModuleList([pyg.APPNP(2, 0.1), pyg.GCN2Conv(4, 0.1)]), []),
+    "no attention": (pyg.GCN(4, 4, 2), []),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_attention_is_seen_where_it_is(name):
+    model, names = SEEN[name]
+    left = [change.name for change in graphattn.accelerate(model).left]
+    assert len(left) == len(names) and all(map(str.startswith, left, names))
+
+
+def test_layers_that_are_ours_already_are_counted():
+    layers = [
+        ours.GraphAttention(4, 8),
+        ours.DenseGraphAttention(4, 8),
+        ours.GATConv(4, 2),
+        ours.AttentionReadout(4, 8),
+    ]
+    report = graphattn.accelerate(torch.nn.ModuleList(layers))
+    assert str(report) == "0 layers accelerated, 0 left, 4 ours before"
