@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from graphattn import Full, Grid, OffsetBias, Pattern, Window, random_edges
+from graphattn import Full, Grid, OffsetBias, Pattern, Window, attention, random_edges, random_regular
 from graphattn.patterns.grid import BORDERS
 
 
@@ -77,9 +77,6 @@ dilations = st.integers(1, 3)
 
 @given(sizes, radii, dilations, st.booleans(), st.lists(st.integers(0, 4), unique=True, max_size=3))
 def test_windows_are_what_the_loops_say(sizes, radius, dilation, causal, tokens):
-    longest = max(sizes)
-    assume(longest > dilation or radius == 0 or dilation == 1)
-    assume(not tokens or longest > max(tokens))
     options = dict(dilation=dilation, causal=causal, global_tokens=tuple(tokens))
     pattern = Window(sizes, radius, **options)
     pairs = window_pairs(sizes, radius, dilation, causal, tokens)
@@ -100,7 +97,7 @@ def grids(draw):
     least = []
     for r, d, is_causal in zip(radius, dilation, causal, strict=True):
         whole = {"shift": (2 * r + 1) * d, "wrap": 2 * r * d + 1}.get(border, 0)
-        least.append((d + 1 if r > 0 and d > 1 else 1) if border == "clip" or is_causal else whole)
+        least.append(1 if border == "clip" or is_causal else whole)
     widest = {1: 6, 2: 3, 3: 1}[axes]
     shapes = [tuple(draw(st.integers(low, low + widest)) for low in least) for _ in range(draw(st.integers(1, 2)))]
     assume(max(torch.tensor(shapes).prod(1).tolist()) <= 300)
@@ -213,6 +210,59 @@ def test_boxes_whose_sources_are_other_components_gain_the_loops_they_lack():
     assert looped.edge_index.tolist() == [[0, 0, 1, 2, 1], [0, 1, 2, 2, 1]]
 
 
+def is_accepted(make, sizes):
+    try:
+        make(sizes)
+    except ValueError:
+        return False
+    return True
+
+
+def assert_rules_are_those_of_items(make, sizes):
+    """A batch is accepted exactly where each of its items is."""
+    assert is_accepted(make, sizes) == all(is_accepted(make, [size]) for size in sizes)
+
+
+few = st.lists(st.integers(0, 12), min_size=1, max_size=3)
+
+
+@given(few, st.integers(-1, 3), st.integers(0, 14), st.booleans(), st.lists(st.integers(-1, 14), max_size=3))
+@settings(max_examples=300)
+def test_a_sequence_is_accepted_where_a_batch_of_it_is(sizes, radius, dilation, causal, tokens):
+    options = dict(dilation=dilation, causal=causal, global_tokens=tokens)
+    assert_rules_are_those_of_items(lambda sizes: Window(sizes, radius, **options), sizes)
+    assert_rules_are_those_of_items(lambda sizes: Full(sizes, sizes[::-1], causal=causal), sizes)
+    assert_rules_are_those_of_items(lambda sizes: random_edges(sizes, radius), sizes)
+    assert_rules_are_those_of_items(lambda sizes: random_regular(sizes, radius), sizes)
+
+
+@given(st.data(), st.integers(1, 3), st.sampled_from(BORDERS))
+@settings(max_examples=300)
+def test_an_array_is_accepted_where_a_batch_of_it_is(data, axes, border):
+    per_axis = lambda values: tuple(data.draw(values) for _ in range(axes))
+    shapes = [per_axis(st.integers(0, 12)) for _ in range(data.draw(st.integers(1, 3)))]
+    radius, dilation = per_axis(st.integers(-1, 2)), per_axis(st.integers(0, 14))
+    options = dict(dilation=dilation, causal=per_axis(st.booleans()), border=border)
+    assert_rules_are_those_of_items(lambda shapes: Grid(shapes, radius, **options), shapes)
+
+
+def test_steps_longer_than_a_sequence_leave_each_position_itself():
+    assert torch.equal(Window(3, 2, dilation=3, causal=True).mask(), torch.eye(3).bool())
+    assert Grid((3, 2), 1, dilation=2).mask().int().tolist() == [
+        *([1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1], [0, 0, 1, 0, 0, 0]),
+        *([0, 0, 0, 1, 0, 0], [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, 1]),
+    ]
+    assert Window(3, 1, global_tokens=(7,)).edge_index.tolist() == Window(3, 1).edge_index.tolist()
+
+
+@pytest.mark.parametrize("radius", [0, 1])
+def test_a_dilation_beyond_all_sizes_costs_nothing(radius):
+    x = torch.randn(6, 1, 4)
+    for pattern in (Window([4, 2], radius, dilation=10**12), Grid((2, 3), radius, dilation=10**12)):
+        for backend in ("auto", "tiles"):
+            assert torch.equal(attention(x, x, x, pattern, backend=backend), x)
+
+
 def test_nothing_is_wrong_where_there_is_nothing():
     assert Window([], 1, dilation=9, global_tokens=(3,)).num_edges == 0
     assert Window([0, 0], 1, dilation=9, global_tokens=(3,)).edge_index.shape == (2, 0)
@@ -224,21 +274,6 @@ BAD = {
     "negative radius": (lambda: Grid((4,), -1), "Grid: radius must be at least 0, got -1."),
     "no dilation": (lambda: Window(4, 1, dilation=0), "Window: dilation must be at least 1, got 0."),
     "negative dilation": (lambda: Grid((4, 4), 1, dilation=(1, -2)), "Grid: dilation must be at least 1, got -2."),
-    "dilation that leaves the sequence": (
-        lambda: Window([3, 4], 1, dilation=4),
-        "Window: dilation must be less than the longest extent, 4, or no neighbor is ever reached, got 4. "
-        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
-    ),
-    "dilation that leaves the image": (
-        lambda: Grid([(9, 2), (9, 3)], 1, dilation=3),
-        "Grid: dilation must be less than the longest extent, 3, or no neighbor is ever reached, got 3. "
-        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
-    ),
-    "dilation that leaves the image along a causal axis": (
-        lambda: Grid((9, 3), 1, dilation=3, causal=(False, True), border="shift"),
-        "Grid: dilation must be less than the longest extent, 3, or no neighbor is ever reached, got 3. "
-        "Use dilation=1; if this is one of a batch, make one pattern of all its sizes.",
-    ),
     "shift into too little room": (
         lambda: Grid([(9, 9), (9, 5)], 1, dilation=2, border="shift"),
         "Grid: radius must have (2 * radius + 1) * dilation <= 5, the shortest extent of axis 1, with border='shift', "
@@ -279,10 +314,13 @@ BAD = {
         lambda: Window(4, 1, global_tokens=(0, 2, 0)),
         "Window: global_tokens must be distinct, got (0, 2, 0). Use (0, 2).",
     ),
-    "token in no sequence": (
-        lambda: Window([4, 2], 1, global_tokens=(3, 4)),
-        "Window: global_tokens must lie in [0, 4) because no sequence is longer, got 4. If this is one of a batch, "
-        "make one pattern of all its sizes.",
+    "dilation beyond integers": (
+        lambda: Grid((5, 5), 0, dilation=(1, 2**62)),
+        f"Grid: dilation must be less than 2^62, got {2**62}. Use the longest extent: none reaches further.",
+    ),
+    "token beyond integers": (
+        lambda: Window(5, 1, global_tokens=(0, 2**64)),
+        f"Window: global_tokens must be less than 2^62, got {2**64}.",
     ),
     "radius beyond integers": (
         lambda: Window(5, 10**30),

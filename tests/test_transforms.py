@@ -80,13 +80,14 @@ def test_another_attribute_may_hold_the_image():
     assert data.x.shape == (16, 1) and data.num_nodes == 16
 
 
-@pytest.mark.parametrize("radius", [1, None])
-def test_a_batch_of_images_equals_separate_runs(radius):
-    transform = ImageToGraph(radius=radius)
+@pytest.mark.parametrize("options", [{}, {"dilation": 2}, {"dilation": (1, 5), "causal": True}, {"radius": None}])
+def test_a_batch_of_images_equals_separate_runs(options):
+    transform = ImageToGraph(**options)
     graphs = [transform(Data(image=image(3, *shape))) for shape in ((4, 5), (6, 3), (2, 2))]
     (batch,) = DataLoader(graphs, batch_size=3)
     torch.manual_seed(0)
-    layer = GraphAttention(3, 8, heads=2, encoding=RelativeBias(2, (1, 1)) if radius else None).double()
+    encoding = None if transform.radius is None else RelativeBias(2, (1, 1))
+    layer = GraphAttention(3, 8, heads=2, encoding=encoding).double()
     separate = [layer(graph.x.double(), graph.pattern) for graph in graphs]
     torch.testing.assert_close(layer(batch.x.double(), batch.pattern), torch.cat(separate))
     assert batch.pos.shape == (42, 2)
@@ -151,11 +152,22 @@ def test_a_sequence_gets_a_pattern_of_its_length(options, pattern, shape):
     assert data.x is given.x and "pattern" not in given
 
 
-@pytest.mark.parametrize("options", [{}, {"causal": True}, {"radius": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True},
+        {"radius": 1},
+        {"radius": 1, "dilation": 2},
+        {"radius": 1, "dilation": 5, "causal": True},
+        {"radius": 1, "global_tokens": (0, 2)},
+        {"radius": 0, "dilation": 3, "global_tokens": (9,)},
+    ],
+)
 def test_a_batch_of_sequences_equals_separate_runs(options):
     transform = SequenceToGraph(**options)
-    graphs = [transform(Data(x=image(length, 4).double())) for length in (5, 1, 3)]
-    (batch,) = DataLoader(graphs, batch_size=3)
+    graphs = [transform(Data(x=image(length, 4).double())) for length in (5, 1, 3, 0, 2)]
+    (batch,) = DataLoader(graphs, batch_size=5)
     torch.manual_seed(0)
     layer = GraphAttention(4, 8, heads=2).double()
     torch.testing.assert_close(layer(batch.x, batch.pattern), torch.cat([layer(g.x, g.pattern) for g in graphs]))

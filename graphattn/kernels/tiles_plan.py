@@ -154,17 +154,19 @@ def tile_shapes(pattern: Pattern) -> list[tuple[int, int, int]]:
         rounded = torch.where(sizes > LARGE, sizes, -(-sizes // 8) * 8)
         pairs, counts = rounded.unique(dim=0, return_counts=True)
         return [(count, *pair) for count, pair in zip(counts.tolist(), pairs.tolist(), strict=True)]
+    if not pattern.num_targets:
+        return []
     radius, dilation, causal = options_of(pattern)
-    extents = -(-pattern.shape // torch.tensor(dilation, device=pattern.device))
+    # From the longest extent on, every residue has a pixel at most.
+    step = torch.minimum(torch.tensor(dilation, device=pattern.device), pattern.shape.amax(0))
+    extents = -(-pattern.shape // step)
     if isinstance(pattern, Window) and pattern.dilation == 1:
         extents = extents.sum(0, keepdim=True)
-    if not extents.numel():
-        return []
     longest = extents.amax(0).tolist()
     height = best_height(radius, causal, longest)[3 - len(longest) :]
     reaches = [(1 if only_before else 2) * reach for reach, only_before in zip(radius, causal, strict=True)]
     box = [min(h + reach, max(e, 1)) for h, reach, e in zip(height, reaches, longest, strict=True)]
-    tiles = int((-(-extents // torch.tensor(height, device=pattern.device))).prod(1).sum()) * math.prod(dilation)
+    tiles = int((-(-extents // torch.tensor(height, device=pattern.device))).prod(1).sum() * step.prod())
     return [(tiles, math.prod(height), math.prod(box))]
 
 
@@ -281,13 +283,13 @@ def _strips(pattern: Window, heights: tuple[int, int, int] | None) -> list[Group
 
 def _patches(pattern: Window | Grid, heights: tuple[int, int, int] | None) -> list[Group]:
     """Blocks of an array's nodes, each beside the smallest box that holds what they see."""
+    if not pattern.num_targets:
+        return []
     axes, device = pattern.shape.size(1), pattern.device
     radius, dilation, causal = options_of(pattern)
     is_wrapped = isinstance(pattern, Grid) and pattern.border == "wrap"
     step = torch.tensor([*[1] * (3 - axes), *dilation], device=device)
     arrays = _residue_classes(torch.nn.functional.pad(pattern.shape, (3 - axes, 0), value=1), pattern.ptr, step)
-    if not len(arrays.extent):
-        return []
     longest = arrays.extent.amax(0)
     heights = heights or best_height(radius, causal, longest.tolist()[3 - axes :])
     height = torch.minimum(torch.tensor(heights, device=device), longest)
@@ -350,7 +352,8 @@ def _residue_classes(shape: Tensor, ptr: Tensor, dilation: Tensor) -> _Arrays:
     """Cut each component into the arrays in which the pattern isn't dilated; empty ones are left out."""
     stride = torch.stack([shape[:, 1] * shape[:, 2], shape[:, 2], torch.ones_like(ptr[:-1])], 1)
     found = []
-    for listed in itertools.product(*(range(step) for step in dilation.tolist())):
+    # A residue beyond the longest extent has no pixel, however large the dilation is.
+    for listed in itertools.product(*map(range, torch.minimum(dilation, shape.amax(0)).tolist())):
         residue = torch.tensor(listed, device=shape.device)
         extent = (shape - residue + dilation - 1) // dilation
         base = ptr[:-1] + (residue * stride).sum(1)

@@ -108,7 +108,7 @@ class ConvAttention(torch.nn.Module):
 
     def pattern(self, shape: Sequence[int]) -> Grid:
         """Return who attends to whom in an image of this shape, with the zeros that `forward` puts around it."""
-        sizes = [before + extent + after for extent, (before, after) in zip(shape, self._margins(shape), strict=True)]
+        sizes = [extent + 2 * zeros for extent, zeros in zip(shape, self._margins(), strict=True)]
         return Grid(sizes, self.radius, dilation=self.dilation)
 
     def forward(self, x: Tensor, return_attention_weights: bool | None = None) -> Any:
@@ -133,7 +133,7 @@ class ConvAttention(torch.nn.Module):
             # One at a time, for the edges of a large image take memory.
             self._patterns = {key: self.pattern(shape).to(x.device)}
         pattern = self._patterns[key]
-        x = torch.nn.functional.pad(x, [zeros for margin in reversed(self._margins(shape)) for zeros in margin])
+        x = torch.nn.functional.pad(x, [zeros for margin in reversed(self._margins()) for zeros in (margin, margin)])
         result = self.layer(x.flatten(-axes).transpose(-1, -2), pattern, None, return_attention_weights)
         out, observed = result if return_attention_weights else (result, None)
         out = out.transpose(-1, -2).unflatten(-1, x.shape[-axes:])
@@ -145,15 +145,9 @@ class ConvAttention(torch.nn.Module):
         """Reach of the kernel along each axis, in pixels."""
         return [radius * step for radius, step in zip(self.radius, self.dilation, strict=True)]
 
-    def _margins(self, shape: Sequence[int]) -> list[tuple[int, int]]:
-        """Zeros put before and after each axis of an image."""
-        margins = []
-        for extent, reach, step, padding in zip(shape, self._reach(), self.dilation, self.padding, strict=True):
-            more = max(padding - reach, 0)
-            # A step longer than the image reaches nothing, which is no `Grid`: zeros behind it give it a place to land.
-            missing = step + 1 - extent - more if reach and step > 1 else 0
-            margins.append((more, max(more, missing)))
-        return margins
+    def _margins(self) -> list[int]:
+        """Zeros put on either side of each axis of an image."""
+        return [max(padding - reach, 0) for reach, padding in zip(self._reach(), self.padding, strict=True)]
 
     def _check_input(self, x: Tensor) -> None:
         check_float_tensor("ConvAttention", "x", x)

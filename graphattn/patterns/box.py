@@ -211,22 +211,13 @@ def clipped_span(position: Tensor, extent: Tensor, ranges: Sequence[range]) -> t
     return position - before * step, before + after + 1
 
 
-_ONE_FOR_ALL = "Use dilation=1; if this is one of a batch, make one pattern of all its sizes."
-
-
-def check_dilation(where: str, radius: int, dilation: int, extents: Tensor) -> None:
-    """Raise ValueError if no neighbor is ever reached: `extents` [components] are those of arrays with nodes."""
-    if dilation == 1 or radius == 0 or extents.numel() == 0 or dilation < int(extents.max()):
-        return
-    rule = f"must be less than the longest extent, {int(extents.max())}, or no neighbor is ever reached"
-    raise ValueError(message(where, "dilation", rule, dilation, _ONE_FOR_ALL))
-
-
 def check_reach(where: str, radius: int, dilation: int) -> None:
     """Raise ValueError if the offsets of a box are too large for an integer of 64 bits."""
+    fix = "Use the longest extent: none reaches further."
+    if dilation >= 2**62:
+        raise ValueError(message(where, "dilation", "must be less than 2^62", dilation, fix))
     if radius * dilation >= 2**62:
-        rule = "times dilation must be less than 2^62"
-        raise ValueError(message(where, "radius", rule, radius, "Use the longest extent: none reaches further."))
+        raise ValueError(message(where, "radius", "times dilation must be less than 2^62", radius, fix))
 
 
 def check_bool(where: str, argument: str, value: object, rule: str = "must be a bool") -> bool:

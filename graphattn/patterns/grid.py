@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, check_int, message
-from .box import Box, check_bool, check_dilation, check_reach, check_same, clipped_span, is_within, reach, write_sizes
+from .box import Box, check_bool, check_reach, check_same, clipped_span, is_within, reach, write_sizes
 
 BORDERS = ("clip", "shift", "wrap")
 
@@ -37,9 +37,9 @@ class Grid(Box):
         TypeError: an extent, a radius or a dilation is not an integer, or `causal` not a bool.
         ValueError: there are no axes or more than three, arrays have different numbers of axes, an option has one
             value per axis for another number of axes, an extent or a radius is negative, or a dilation less than 1;
-            no array is longer than the dilation, so that it would leave them all; the border is unknown, or "wrap"
-            along a causal axis; an array that isn't empty has an extent below (2 * radius + 1) * dilation under
-            "shift", or below 2 * radius * dilation + 1 under "wrap", where sources would repeat.
+            the border is unknown, or "wrap" along a causal axis; an array that isn't empty has an extent below
+            (2 * radius + 1) * dilation under "shift", or below 2 * radius * dilation + 1 under "wrap", where sources
+            would repeat.
 
     Example:
         >>> grid = Grid((3, 3), radius=1)
@@ -88,9 +88,7 @@ class Grid(Box):
         shapes = shapes[(shapes > 0).all(1)]
         for axis, (radius, dilation, causal) in enumerate(zip(self.radius, self.dilation, self.causal, strict=True)):
             check_reach("Grid", radius, dilation)
-            if self.border == "clip" or causal:
-                check_dilation("Grid", radius, dilation, shapes[:, axis])
-            elif shapes.numel():
+            if self.border != "clip" and not causal and shapes.numel():
                 self._check_whole(axis, radius, dilation, int(shapes[:, axis].min()))
 
     def _check_whole(self, axis: int, radius: int, dilation: int, extent: int) -> None:

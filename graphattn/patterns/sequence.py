@@ -12,7 +12,6 @@ from ..errors import check_int, message
 from .box import (
     Box,
     check_bool,
-    check_dilation,
     check_reach,
     check_same,
     clipped_span,
@@ -112,15 +111,14 @@ class Window(Box):
         sizes: length of the sequence, or one length per sequence of a ragged batch.
         radius: reach to either side, at least 0.
         dilation: positions from one step to the next, at least 1: the sources lie at the offsets k * dilation with
-            |k| <= radius.
+            |k| <= radius. In a sequence no longer than the dilation every position has itself alone.
         causal: attend only to the position itself and those before it; this binds global tokens too.
         global_tokens: their positions in each sequence. One that is too short to have a position lacks that token.
 
     Raises:
         TypeError: a size, the radius, the dilation or a global token is not an integer.
-        ValueError: a size or the radius is negative, or the dilation less than 1; no sequence is longer than the
-            dilation, so that it would leave them all; a global token is negative, named twice, or in no sequence.
-            (A pattern without nodes may have any dilation and tokens.)
+        ValueError: a size, the radius or a global token is negative, or the dilation less than 1; a global token is
+            named twice.
 
     Example:
         >>> Window([3, 2], radius=1).mask().int()
@@ -157,8 +155,7 @@ class Window(Box):
         self.dilation = check_int("Window", "dilation", dilation, 1)
         self.causal = check_bool("Window", "causal", causal)
         check_reach("Window", self.radius, self.dilation)
-        check_dilation("Window", self.radius, self.dilation, shape[shape > 0])
-        self.global_tokens = parse_tokens("Window", global_tokens, shape)
+        self.global_tokens = parse_tokens("Window", global_tokens)
         super().__init__(shape, tokens=GlobalTokens(self.global_tokens, causal) if self.global_tokens else None)
 
     @classmethod

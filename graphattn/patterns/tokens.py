@@ -33,19 +33,16 @@ class GlobalTokens(NamedTuple):
         return component, positions[place]
 
 
-def parse_tokens(where: str, global_tokens: Sequence[int], shape: Tensor) -> tuple[int, ...]:
-    """Read the positions of global tokens in sequences of these sizes, [components, 1]."""
+def parse_tokens(where: str, global_tokens: Sequence[int]) -> tuple[int, ...]:
+    """Read the positions of global tokens. How long a sequence is can't matter: beside longer ones it may lack them."""
     if not isinstance(global_tokens, Sequence) or isinstance(global_tokens, str):
         fix = "Use global_tokens=(0,)."
         raise TypeError(message(where, "global_tokens", "must be a tuple of positions", repr(global_tokens), fix))
     positions = tuple(check_int(where, "global_tokens", position, 0) for position in global_tokens)
     if len(set(positions)) < len(positions):
         raise ValueError(message(where, "global_tokens", "must be distinct", positions, f"Use {_distinct(positions)}."))
-    longest = int(shape.max()) if shape.numel() else 0
-    if positions and 0 < longest <= max(positions):
-        rule = f"must lie in [0, {longest}) because no sequence is longer"
-        fix = "If this is one of a batch, make one pattern of all its sizes."
-        raise ValueError(message(where, "global_tokens", rule, max(positions), fix))
+    if any(position >= 2**62 for position in positions):
+        raise ValueError(message(where, "global_tokens", "must be less than 2^62", max(positions)))
     return positions
 
 
