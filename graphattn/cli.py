@@ -234,6 +234,11 @@ def _partition(arguments: argparse.Namespace) -> int:
     num_parts = check_int("partition", "--parts", arguments.parts, 1)
     data = read_graph(arguments.graph)
     pattern = Edges(data.edge_index, data.num_nodes)
+    if num_parts > pattern.num_targets:
+        rule = f"must be at most {pattern.num_targets}, the number of nodes"
+        raise ValueError(message("partition", "--parts", rule, num_parts, "Use one for each process."))
+    # METIS doesn't say how far it is.
+    print(f"partition: cutting {pattern} into {num_parts} parts ...", file=sys.stderr)
     if arguments.assignment is not None:
         assignment = _read_assignment(arguments.assignment)
     elif method == "metis":
@@ -241,16 +246,21 @@ def _partition(arguments: argparse.Namespace) -> int:
     else:
         order = pattern.reorder("rcm")[1].perm if method == "rcm" else None
         assignment = block_parts(pattern, num_parts, order)
-    parts = split_graph(pattern, assignment, num_parts)
+    parts = split_graph(pattern, assignment, num_parts, progress=True)
     tensors = {name: x for name, x in data.to_dict().items() if isinstance(x, torch.Tensor) and name != "edge_index"}
     of_nodes = {name: x for name, x in tensors.items() if data.is_node_attr(name)}
     of_edges = {name: x for name, x in tensors.items() if data.is_edge_attr(name)}
-    save_parts(arguments.output, parts, of_nodes, of_edges)
+    save_parts(arguments.output, parts, of_nodes, of_edges, progress=True)
     print("| part | nodes | edges | rows from others |\n|---|---|---|---|")
     for part in parts:
         print(f"| {part.rank} | {part.nodes.numel():,} | {part.edges.numel():,} | {part.halo.numel():,} |")
     beside = f"their rows of {', '.join([*of_nodes, *of_edges])}" if of_nodes or of_edges else "no features or labels"
     print(f"Wrote {len(parts)} parts of {pattern} to {arguments.output}, with {beside}.")
+    empty = [part.rank for part in parts if not part.nodes.numel()]
+    if empty:
+        listed = f"{', '.join(map(str, empty[:6]))}{', ...' if len(empty) > 6 else ''}"
+        rule, got = "should leave no part without nodes", f"{len(empty)} of {num_parts}: {listed}"
+        print(message("partition", "--parts", rule, got, f"Use --parts {num_parts - len(empty)}."), file=sys.stderr)
     left = sorted(set(tensors) - set(of_nodes) - set(of_edges))
     if left:
         print(f"Left out, neither of nodes nor of edges: {', '.join(left)}")

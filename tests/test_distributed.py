@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,15 @@ from filelock import FileLock
 from torch_geometric.data import Data
 
 from graphattn import Edges, cli
-from graphattn.distributed import DistributedPattern, block_parts, load_part, read_graph, read_part, split_graph
+from graphattn.distributed import (
+    DistributedPattern,
+    block_parts,
+    load_part,
+    read_graph,
+    read_part,
+    save_parts,
+    split_graph,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (2, 3, 4)
@@ -114,6 +124,29 @@ def test_every_kind_of_file_is_the_same_graph(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == allowed, "other files could be read before, and not now"
 
 
+@pytest.mark.parametrize(
+    ("name", "begin", "separator", "end"),
+    [
+        ("edges.txt", "", ", ", ""),
+        ("edges.txt", "# from, to\n\n", " , ", "  # a note"),
+        ("edges.txt", "FromNodeId ToNodeId\n", " ", " 0.5,a"),
+        ("edges.csv", "source,target\n", ",", ""),
+        ("edges.csv", '\ufeff"id, from","id, to",weight\n', ",", ",0.5"),
+        ("edges.csv", "\ufeff", ",", ""),
+        ("edges.csv", "", "\t", ""),
+        ("edges.tsv", "source node\ttarget node\tweight\n", "\t", "\tmuch"),
+        ("edges.csv.gz", "# a graph\nsource,target\n", ",", ",,"),
+        ("edges.gz", "", "  ", ""),
+    ],
+)
+def test_lists_of_edges_are_read_as_they_are_written(name, begin, separator, end, tmp_path):
+    text = begin + "".join(f"{a}{separator}{b}{end}\n" for a, b in PATH.t().tolist())
+    text = text.encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    data = read_graph(str(tmp_path / name))
+    assert torch.equal(data.edge_index, PATH) and data.num_nodes == 5
+
+
 def test_a_file_without_the_number_of_nodes_ends_with_the_last_edge_or_asks_for_it(tmp_path):
     path = tmp_path / "graph.pt"
     torch.save({"edge_index": PATH, "y": torch.zeros(5), "edge_attr": torch.zeros(8)}, path)
@@ -145,6 +178,42 @@ def test_the_command_writes_parts(method, tmp_path, capsys):
         )
 
 
+def test_the_command_warns_of_empty_parts_and_shows_how_far_it_is(tmp_path, capsys):
+    write_graphs(tmp_path)
+    (tmp_path / "own.txt").write_text("0\n0\n2\n2\n2\n")
+    command = ["partition", str(tmp_path / "data.pt"), "--parts", "4", "--output", str(tmp_path / "parts")]
+    assert cli.main([*command, "--assignment", str(tmp_path / "own.txt")]) == 0
+    out, progress = capsys.readouterr()
+    assert "| 1 | 0 | 0 | 0 |" in out
+    assert "partition: cutting Edges(num_nodes=5, num_edges=8) into 4 parts ...\n" in progress
+    assert "cut:" in progress and "write:" in progress
+    text = "partition: --parts should leave no part without nodes, got 2 of 4: 1, 3. Use --parts 2.\n"
+    assert progress.endswith(text)
+
+
+def test_parts_can_be_read_by_whoever_can_read_the_manifest(tmp_path):
+    for mask, permissions in ((0o022, 0o644), (0o027, 0o640)):
+        earlier = os.umask(mask)
+        try:
+            save_parts(tmp_path, split_graph(PATH, block_parts(PATH, 2)))
+        finally:
+            os.umask(earlier)
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {permissions}
+
+
+def test_many_parts_take_no_object_for_each_pair_of_them():
+    path = torch.stack([torch.arange(499), torch.arange(1, 500)])
+    tracemalloc.start()
+    try:
+        parts = split_graph(path, torch.arange(500))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12e6, "250,000 tensors alone take more than 20 MB of Python's memory"
+    for rank, part in enumerate(parts):
+        assert part.halo.tolist() == [rank - 1] * (rank > 0) and part.send.tolist() == [0] * (rank < 499)
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -166,7 +235,13 @@ def test_the_command_writes_parts(method, tmp_path, capsys):
         (["edges.txt", "--parts", "2", "--assignment", "none.txt"], "must have a part for each of the 5 nodes, got 0"),
         (["edges.txt", "--parts", "2", "--seed", "99999999999"], "metis_parts: seed must be less than 2^31"),
         (["far.txt", "--parts", "2"], "must use most numbers of nodes, got node 3000000000 in 2 edges. Number the"),
-        (["head.csv", "--parts", "2"], "Begin lines that aren't edges with #."),
+        (
+            ["named.csv", "--parts", "2"],
+            "got could not convert string 'carol' to int64 at row 0, column 1. Write the n",
+        ),
+        (["indexed.csv", "--parts", "2"], "Write the numbers of two nodes on each line, such as 0,1."),
+        (["none.txt", "--parts", "2"], "must be a graph of its kind, got no edge. Write the numbers of two nodes"),
+        (["edges.txt", "--parts", "6"], "--parts must be at most 5, the number of nodes, got 6. Use one for each proc"),
         (
             ["edges.txt", "--parts", "2", "--assignment", "short.txt", "--method", "rcm"],
             "does not apply to --assignment",
@@ -185,7 +260,8 @@ def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monke
     (tmp_path / "bad.gz").write_text("0 1")
     (tmp_path / "none.txt").write_text("")
     (tmp_path / "far.txt").write_text("0 3000000000\n1 2\n")
-    (tmp_path / "head.csv").write_text("source,target\n0,1\n")
+    (tmp_path / "named.csv").write_text("alice,bob\ncarol,dave\n")
+    (tmp_path / "indexed.csv").write_text(",source,target\n0,1,2\n1,2,3\n")
     np.savez(tmp_path / "empty.npz", x=np.zeros(3))
     np.savez(tmp_path / "halves.npz", edge_index=np.full((2, 3), 0.5))
     np.savez(tmp_path / "words.npz", edge_index=np.array([["a"], ["b"]]))

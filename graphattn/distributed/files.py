@@ -13,6 +13,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 from torch_geometric.data import Data
+from tqdm import tqdm
 
 from ..errors import message, shape_of
 from .exchange import raise_together
@@ -30,6 +31,8 @@ def save_parts(
     parts: Sequence[Part],
     node: Mapping[str, Tensor] | None = None,
     edge: Mapping[str, Tensor] | None = None,
+    *,
+    progress: bool = False,
 ) -> None:
     """Write one safetensors file for each part, and a manifest with their checksums.
 
@@ -41,6 +44,7 @@ def save_parts(
         parts: from `split_graph`.
         node: by name, tensors of N rows, such as x, y and masks.
         edge: by name, tensors of E rows, such as edge_attr.
+        progress: show a progress bar on stderr.
 
     Raises:
         ImportError: safetensors isn't installed.
@@ -73,15 +77,19 @@ def save_parts(
         for earlier in (folder / MANIFEST, *folder.glob("part-*-of-*.safetensors")):
             earlier.unlink()
     files = []
-    for part in parts:
+    for part in tqdm(parts, desc="write", unit="part", disable=not progress, leave=False):
         tensors = {name: getattr(part, name) for name in TENSORS}
         tensors |= {name: x.cpu()[part.nodes] for name, x in node.items()}
         tensors |= {name: x.cpu()[part.edges] for name, x in edge.items()}
         about = {name: str(getattr(part, name)) for name in (*NUMBERS, "graph")}
-        name = f"part-{part.rank}-of-{part.num_parts}.safetensors"
-        save_file({name: x.contiguous() for name, x in tensors.items()}, folder / name, {"format": FORMAT, **about})
+        path = folder / f"part-{part.rank}-of-{part.num_parts}.safetensors"
+        # safetensors makes files that their owner alone can read; one made here has the permissions of all others.
+        path.touch()
+        permissions = path.stat().st_mode
+        save_file({name: x.contiguous() for name, x in tensors.items()}, path, {"format": FORMAT, **about})
+        path.chmod(permissions)
         sizes_of = {"nodes": part.nodes.numel(), "edges": part.edges.numel(), "halo": part.halo.numel()}
-        files.append({"name": name, "sha256": _sha256(folder / name), **sizes_of})
+        files.append({"name": path.name, "sha256": _sha256(path), **sizes_of})
     whole = {name: getattr(parts[0], name) for name in ("graph", *NUMBERS[1:])}
     manifest = {"format": FORMAT, **whole, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..csr import pointers, stable_order
 from ..errors import check_int, message, shape_of
@@ -49,7 +50,7 @@ class Part(NamedTuple):
     edges: Tensor
 
 
-def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None) -> list[Part]:
+def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None, *, progress: bool = False) -> list[Part]:
     """Cut a graph into the parts that an assignment of its nodes makes, one for each rank.
 
     Args:
@@ -57,6 +58,7 @@ def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None) ->
         assignment: [N] integers in [0, P): the part of each node, from `block_parts`, `metis_parts` or elsewhere. Parts
             may be of any size, and empty.
         num_parts: P; the largest part + 1 where left out.
+        progress: show a progress bar on stderr.
 
     Returns:
         P parts. Each edge is in the part of its target.
@@ -80,25 +82,26 @@ def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None) ->
     place = torch.empty_like(assignment)
     for own in nodes:
         place[own] = torch.arange(own.numel())
-    parts, halos = [], []
+    halos, edge_indices = [], []
     in_halo = torch.empty_like(assignment)
-    for rank, (own, held) in enumerate(zip(nodes, edges_of, strict=True)):
+    ranks = tqdm(range(num_parts), desc="cut", unit="part", disable=not progress, leave=False)
+    for rank, own, held in zip(ranks, nodes, edges_of, strict=True):
         sources = source[held]
         is_remote = assignment[sources] != rank
         remote = sources[is_remote].unique()
-        halos.append([remote[group] for group in _groups(assignment[remote], num_parts)])
-        halo = torch.cat(halos[-1])
+        halo = remote[stable_order(assignment[remote], num_parts)]
         in_halo[halo] = own.numel() + torch.arange(halo.numel())
         places = torch.where(is_remote, in_halo[sources], place[sources])
-        parts.append((own, halo, torch.stack([places, place[target[held]]]), held))
-    found = []
-    for rank, (own, halo, edge_index, held) in enumerate(parts):
-        counts = torch.tensor([group.numel() for group in halos[rank]])
-        sent = [place[received[rank]] for received in halos]
-        sends = (torch.cat(sent), torch.tensor([group.numel() for group in sent]))
-        whole = (rank, num_parts, num_nodes, num_edges, graph)
-        found.append(Part(*whole, own, halo, counts, *sends, edge_index, held))
-    return found
+        edge_indices.append(torch.stack([places, place[target[held]]]))
+        halos.append(halo)
+    halo_counts = torch.stack([torch.bincount(assignment[halo], minlength=num_parts) for halo in halos])
+    # What is received, receiver by receiver, in the order of senders: that is what they send, in their order.
+    received = torch.cat(halos)
+    send_counts = halo_counts.t().contiguous()
+    sends = place[received[stable_order(assignment[received], num_parts)]].split(send_counts.sum(1).tolist())
+    whole = (num_parts, num_nodes, num_edges, graph)
+    columns = (nodes, halos, halo_counts, sends, send_counts, edge_indices, edges_of)
+    return [Part(rank, *whole, *own) for rank, own in enumerate(zip(*columns, strict=True))]
 
 
 def block_parts(edges: Any, num_parts: int, order: Tensor | None = None, *, num_nodes: int | None = None) -> Tensor:

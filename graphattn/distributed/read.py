@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,9 +45,9 @@ def read_graph(source: str) -> Data:
     Args:
         source: a name; or a path that ends in .pt, a `Data` or a dictionary that torch.save wrote, which is read with
             weights_only=True, so that nothing in it can run code; .npz, arrays by name; or .txt, .csv, .tsv or .gz, an
-            edge on each line, source and target, behind which more columns are ignored, as are lines that begin with #.
-            In .pt and .npz, edge_index [2, E] must be there, and num_nodes may; without it and without x, nodes end
-            with the last one that has an edge.
+            edge on each line, source and target with a comma or spaces between them. Further columns are ignored, as
+            are lines that begin with #, and names of the columns on the first line. In .pt and .npz, edge_index [2, E]
+            must be there, and num_nodes may; without it and without x, nodes end with the last one that has an edge.
 
     Returns:
         Data with edge_index, num_nodes, and what else the file holds of tensors.
@@ -71,8 +74,8 @@ def read_graph(source: str) -> Data:
     try:
         held = read(path)
     except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        fix = "" if read is not _read_text else "Begin lines that aren't edges with #."
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        fix = "" if read is not _read_text else "Write the numbers of two nodes on each line, such as 0,1."
         raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason, fix)) from error
     edge_index = held.get("edge_index")
     if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or edge_index.size(0) != 2:
@@ -124,6 +127,27 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
 
 
 def _read_text(path: Path) -> Mapping[str, Any]:
-    is_csv = ".csv" in [suffix.lower() for suffix in path.suffixes[-2:]]
-    pairs = np.loadtxt(path, np.int64, usecols=(0, 1), delimiter="," if is_csv else None, ndmin=2)
-    return {"edge_index": torch.from_numpy(pairs.reshape(-1, 2).T.copy())}
+    unpack = gzip.open if path.suffix.lower() == ".gz" else open
+    # Some programs begin a text with a mark that isn't seen.
+    with unpack(path, "rt", encoding="utf-8-sig") as file:
+        lines = ((number, line.partition("#")[0].strip()) for number, line in enumerate(file))
+        first = list(itertools.islice((line for line in lines if line[1]), 2))
+    # A first field without a name is the index that a table was written with, not a source.
+    if first and all(field and not _is_number(field) for field in re.split(r"[,\s]+", first[0][1])[:2]):
+        del first[0]
+    if not first:
+        raise ValueError("no edge")
+    begin, edge = first[0]
+    delimiter = "," if re.match(r"[^,\s]*\s*,", edge) else None
+    pairs = np.loadtxt(
+        path, np.int64, usecols=(0, 1), delimiter=delimiter, skiprows=begin, ndmin=2, encoding="utf-8-sig"
+    )
+    return {"edge_index": torch.from_numpy(pairs.T.copy())}
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
