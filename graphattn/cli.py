@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
+from . import __version__
 from .compare import compare
 from .comparison import Comparison
 from .distributed import block_parts, read_graph, save_parts, split_graph
@@ -23,10 +25,13 @@ from .scores import Additive, DotProduct, Score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, or 2 with one line on stderr where the input is wrong.
+    """Run a command and return its exit status.
 
     Args:
         argv: arguments without the program's name; those of the process where left out.
+
+    Returns:
+        0; or 2, after one line on stderr, where the input is wrong; or 141 where nobody reads the output to its end.
 
     Example:
         >>> main(["compare", "--sizes", "0"])
@@ -34,15 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _Parser(prog="python -m graphattn", description="Sparse attention on graphs.", allow_abbrev=False)
     parser.set_defaults(run=None)
+    parser.add_argument("--version", action="version", version=f"graphattn {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
     _add_partition(commands)
     try:
-        arguments = parser.parse_args(argv)
-        if arguments.run is None:
-            parser.print_help()
-            return 0
-        return arguments.run(arguments)
+        try:
+            arguments = parser.parse_args(argv)
+            if arguments.run is None:
+                parser.print_help()
+                return 0
+            return arguments.run(arguments)
+        finally:
+            # What is still to be written must fail here, not when the interpreter ends.
+            print(end="", flush=True)
+    except BrokenPipeError:
+        # Whoever reads has seen enough. The interpreter flushes again when it ends: into nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # As a shell says it of a program that SIGPIPE ended.
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ PACKAGE = ROOT / "graphattn"
 
 # Imports point to the same level or downward, except among kernels, which don't know each other.
 LEVELS = {
+    "__version__": 0,
     "errors": 0,
     "memory": 0,
     "random": 0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 
+import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
 from graphattn.compare import compare, dense_memory
 from graphattn.comparison import DENSE_LINE, SPARSE_LINE
@@ -403,6 +406,25 @@ def test_the_package_alone_prints_its_help(capsys, monkeypatch):
         runpy.run_module("graphattn", run_name="__main__")
     assert left.value.code == 0
     assert "compare" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"graphattn {graphattn.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], [*SMALL, "--no-picture"]], ids=["help", "table"])
+def test_a_reader_that_stops_ends_the_program_in_silence(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "graphattn", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Broken pipe" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_a_fresh_process_loads_nothing_heavy_and_profiles_in_silence():
