@@ -303,6 +303,66 @@ def test_patterns_survive_copies_and_moves(name):
     assert pattern.device.type == "cpu"
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_patterns_are_equal_where_their_definitions_are(name):
+    pattern, again = ZOO[name], pattern_zoo()[name]
+    pattern.csr()
+    for other in (again, copy.deepcopy(pattern), pickle.loads(pickle.dumps(pattern)), pattern.to("cpu")):
+        assert pattern == other and not pattern != other and hash(pattern) == hash(other)
+    assert {pattern: "kept"}[again] == "kept" and [again].index(pattern) == 0
+    for other in ZOO.values():
+        # Each pattern of the zoo is another one.
+        assert (pattern == other) == (pattern is other)
+
+
+def test_every_option_and_size_makes_another_pattern():
+    edge_index = torch.tensor([[0, 1, 1], [1, 0, 2]])
+    different = [
+        *(Full(5), Full([5]).with_self_loops() | Full(5), Full([2, 3]), Full([3, 2]), Full(5, causal=True), Full(5, 4)),
+        *(Window(5, 2), Window(5, 1), Window(6, 2), Window([5, 0], 2), Window(5, 2, dilation=2)),
+        *(Window(5, 2, causal=True), Window(5, 2, global_tokens=(0,)), Window(5, 2, global_tokens=(0, 1))),
+        *(Grid((5,), 2), Grid((5, 1), 2), Grid((1, 5), 2), Grid((5,), 2, dilation=2), Grid((5,), 2, causal=True)),
+        *(Grid((5,), 2, border="shift"), Grid((5,), 2, border="wrap"), Edges(edge_index), Edges(edge_index, 4)),
+        *(
+            Edges(edge_index[:, [0, 2, 1]]),
+            Edges(edge_index.flip(0)),
+            Edges(edge_index[:, :2], 3),
+            Window(5, 2).to("meta"),
+        ),
+    ]
+    for pattern, other in itertools.combinations(different, 2):
+        assert pattern != other
+    assert len(set(different)) == len(different)
+    assert Window(5, 2) != "Window(5, radius=2)" and Window(5, 2) is not None
+
+
+def test_arguments_that_mean_the_same_make_equal_patterns():
+    assert Window(5, 2, global_tokens=(3, 0)) == Window(torch.tensor([5]), 2, dilation=1, global_tokens=[0, 3])
+    assert Full(4) == Full([4], [4]) == Full.from_batch(torch.zeros(4, dtype=torch.int64))
+    assert Grid((4, 6), 1, dilation=(2, 2)) == Grid([(4, 6)], (1, 1), dilation=2, causal=(False, False))
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    assert Edges(edge_index) == Edges(edge_index.clone(), num_sources=2, num_targets=2) == Edges(edge_index.int(), 2)
+    assert Pattern.join([Window(5, 2, global_tokens=(3, 0)), Window(4, 2, global_tokens=(0, 3))]).global_tokens == (
+        0,
+        3,
+    )
+
+
+def test_a_pattern_that_tells_no_definition_equals_itself_alone():
+    class Own(Edges):
+        _definition = Pattern._definition
+
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    own, other = Own(edge_index), Own(edge_index)
+    assert own == own and own != other and own != Edges(edge_index) and len({own, other, own}) == 2
+
+
+def test_a_hash_reads_no_edges():
+    meta = Edges(torch.tensor([[0, 1], [1, 0]])).to("meta")
+    assert meta == meta and meta != Edges(torch.tensor([[0, 1], [1, 0]])).to("meta")
+    assert len({meta, meta}) == 1
+
+
 def test_what_is_built_in_inference_mode_serves_training():
     with torch.inference_mode():
         pattern = Window(5, radius=1)

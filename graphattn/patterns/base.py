@@ -48,6 +48,11 @@ class Pattern(ABC):
     A pattern is immutable: what is derived from it (edges, CSR, CSC) is computed once, when first asked for, and kept.
     Subclasses say how many sources, targets and edges there are, which pairs are allowed, and list the edges.
 
+    Two patterns are equal where either can take the place of the other: they are of one class, made of equal sizes and
+    options (`Edges`: of the same edges in the same order), and on one device. Patterns of different classes differ even
+    where they allow the same pairs; one that spans processes equals itself alone. Comparing `Edges` of equal sizes
+    reads both lists; hashing reads none.
+
     Attributes:
         num_sources: S, rows of key and value.
         num_targets: T, rows of query.
@@ -121,6 +126,25 @@ class Pattern(ABC):
 
     @abstractmethod
     def __repr__(self) -> str: ...
+
+    def _definition(self) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+        """What the pattern is made of beside its sizes: options, and tensors. By default it equals itself alone."""
+        return (id(self),), ()
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Pattern) or type(self) is not type(other):
+            return NotImplemented
+        (options, tensors), (other_options, other_tensors) = self._definition(), other._definition()
+        if (self.num_sources, self.num_targets, options) != (other.num_sources, other.num_targets, other_options):
+            return False
+        # Tensors without numbers can't be compared.
+        is_comparable = self.device == other.device and self.device.type != "meta"
+        return is_comparable and all(map(torch.equal, tensors, other_tensors))
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.num_sources, self.num_targets, self._definition()[0]))
 
     @property
     def edge_index(self) -> Tensor:

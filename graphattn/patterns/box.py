@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,6 +26,9 @@ class Box(Pattern):
         source_shape: the same for its sources.
         ptr, source_ptr: [components + 1] int64, first node of each component.
     """
+
+    # Arguments of the constructor beside the sizes, which are attributes, too.
+    _options: ClassVar[tuple[str, ...]]
 
     def __init__(
         self,
@@ -85,6 +89,9 @@ class Box(Pattern):
         if self._tokens is not None:
             allowed |= self._tokens.allow(position[..., 0], source_position[..., 0])
         return (component == other) & allowed
+
+    def _definition(self) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+        return tuple(getattr(self, option) for option in self._options), (self.shape, self.source_shape)
 
     def with_self_loops(self) -> Pattern:
         """Every box holds its own target, so this is the pattern itself where those are among the sources."""
@@ -227,11 +234,15 @@ def check_bool(where: str, argument: str, value: object, rule: str = "must be a 
     return value
 
 
-def check_same(attribute: str, patterns: Sequence[Box]) -> None:
-    """Raise ValueError unless the patterns to be joined have the same value of an option."""
-    values = [getattr(pattern, attribute) for pattern in patterns]
-    if any(value != values[0] for value in values):
-        raise ValueError(message("join", f"patterns' {attribute}", "must be the same for all", sorted(set(values))))
+def same_options(patterns: Sequence[Box]) -> dict[str, Any]:
+    """Return the options of the patterns to be joined, or raise ValueError unless all have the same."""
+    options = {}
+    for option in patterns[0]._options:
+        values = {getattr(pattern, option) for pattern in patterns}
+        if len(values) > 1:
+            raise ValueError(message("join", f"patterns' {option}", "must be the same for all", sorted(values)))
+        options[option] = values.pop()
+    return options
 
 
 def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) -> Tensor:

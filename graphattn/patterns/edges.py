@@ -243,6 +243,9 @@ class Edges(Pattern):
         """Nodes of an edge list have no coordinates: raises NotImplementedError."""
         raise no_coordinates("offset_index", "Edges")
 
+    def _definition(self) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
+        return (self.num_edges, self.traced_loops), (self.edge_index,)
+
     def _list_edges(self) -> Tensor:
         raise AssertionError("an edge list is kept from the start")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, check_int, message
-from .box import Box, check_bool, check_reach, check_same, clipped_span, is_within, reach, write_sizes
+from .box import Box, check_bool, check_reach, clipped_span, is_within, reach, same_options, write_sizes
 
 BORDERS = ("clip", "shift", "wrap")
 
@@ -58,6 +58,8 @@ class Grid(Box):
     References:
         Hassani et al., 2023 (Neighborhood Attention Transformer, and NATTEN): border="shift".
     """
+
+    _options = ("radius", "dilation", "causal", "border")
 
     def __init__(
         self,
@@ -142,11 +144,8 @@ class Grid(Box):
 
     @classmethod
     def _join(cls, patterns: Sequence[Grid]) -> Self:
-        for option in ("radius", "dilation", "causal", "border"):
-            check_same(option, patterns)
-        first = patterns[0]
-        shapes = torch.cat([pattern.shape for pattern in patterns])
-        return cls(shapes, first.radius, dilation=first.dilation, causal=first.causal, border=first.border)
+        options = same_options(patterns)
+        return cls(torch.cat([pattern.shape for pattern in patterns]), **options)
 
     def __repr__(self) -> str:
         dilation = f", dilation={_write_option(self.dilation)}" if max(self.dilation) > 1 else ""

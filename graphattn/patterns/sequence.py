@@ -13,11 +13,11 @@ from .box import (
     Box,
     check_bool,
     check_reach,
-    check_same,
     clipped_span,
     is_within,
     parse_sizes,
     reach,
+    same_options,
     sizes_of_batch,
     write_sizes,
 )
@@ -45,6 +45,8 @@ class Full(Box):
         tensor([[0, 0, 1, 2],
                 [0, 1, 2, 2]])
     """
+
+    _options = ("causal",)
 
     def __init__(
         self,
@@ -89,12 +91,8 @@ class Full(Box):
 
     @classmethod
     def _join(cls, patterns: Sequence[Full]) -> Self:
-        check_same("causal", patterns)
-        return cls(
-            torch.cat([pattern.shape for pattern in patterns]).flatten(),
-            torch.cat([pattern.source_shape for pattern in patterns]).flatten(),
-            causal=patterns[0].causal,
-        )
+        shapes, source_shapes = zip(*((pattern.shape, pattern.source_shape) for pattern in patterns), strict=True)
+        return cls(torch.cat(shapes).flatten(), torch.cat(source_shapes).flatten(), **same_options(patterns))
 
     def __repr__(self) -> str:
         is_square = torch.equal(self.shape, self.source_shape)
@@ -141,6 +139,8 @@ class Window(Box):
         has projections of its own; here it is a matter of the pattern alone.
     """
 
+    _options = ("radius", "dilation", "causal", "global_tokens")
+
     def __init__(
         self,
         sizes: int | Sequence[int] | Tensor,
@@ -183,16 +183,7 @@ class Window(Box):
 
     @classmethod
     def _join(cls, patterns: Sequence[Window]) -> Self:
-        for option in ("radius", "dilation", "causal", "global_tokens"):
-            check_same(option, patterns)
-        first = patterns[0]
-        return cls(
-            torch.cat([pattern.shape for pattern in patterns]).flatten(),
-            first.radius,
-            dilation=first.dilation,
-            causal=first.causal,
-            global_tokens=first.global_tokens,
-        )
+        return cls(torch.cat([pattern.shape for pattern in patterns]).flatten(), **same_options(patterns))
 
     def __repr__(self) -> str:
         dilation = f", dilation={self.dilation}" if self.dilation > 1 else ""

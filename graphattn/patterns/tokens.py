@@ -34,7 +34,10 @@ class GlobalTokens(NamedTuple):
 
 
 def parse_tokens(where: str, global_tokens: Sequence[int]) -> tuple[int, ...]:
-    """Read the positions of global tokens. How long a sequence is can't matter: beside longer ones it may lack them."""
+    """Read the positions of global tokens, and sort them.
+
+    How long a sequence is can't matter: beside longer ones it may lack them.
+    """
     if not isinstance(global_tokens, Sequence) or isinstance(global_tokens, str):
         fix = "Use global_tokens=(0,)."
         raise TypeError(message(where, "global_tokens", "must be a tuple of positions", repr(global_tokens), fix))
@@ -43,7 +46,7 @@ def parse_tokens(where: str, global_tokens: Sequence[int]) -> tuple[int, ...]:
         raise ValueError(message(where, "global_tokens", "must be distinct", positions, f"Use {_distinct(positions)}."))
     if any(position >= 2**62 for position in positions):
         raise ValueError(message(where, "global_tokens", "must be less than 2^62", max(positions)))
-    return positions
+    return tuple(sorted(positions))
 
 
 def _distinct(positions: tuple[int, ...]) -> tuple[int, ...]:
