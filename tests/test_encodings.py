@@ -17,12 +17,14 @@ from graphattn.nn import (
     DenseGraphAttention,
     Encoding,
     GraphAttention,
+    GraphTransformer,
     LaplacianPosition,
     LearnedPosition,
     RandomWalkPosition,
     RelativeBias,
     Rotary,
     Sinusoidal,
+    TransformerBlock,
 )
 from graphattn.nn.encodings import ENCODINGS
 from graphattn.testing import graph_zoo
@@ -305,6 +307,19 @@ def test_the_layer_draws_its_encodings_parameters_anew(kind):
     assert not any(torch.equal(x, before[name]) for name, x in encoding.state_dict().items())
 
 
+@pytest.mark.parametrize("kind", ON_SEQUENCES | ON_GRAPHS)
+@pytest.mark.parametrize("cls", [GraphAttention, DenseGraphAttention])
+def test_an_encoding_that_fits_no_call_is_refused_with_the_layer(kind, cls):
+    encoding = (ON_SEQUENCES | ON_GRAPHS)[kind]()
+    options = dict(heads=H, encoding=encoding)
+    name = type(encoding).__name__
+    with pytest.raises(ValueError, match=rf"{cls.__name__}: encoding must have the layer's \w+, \d+, got {name}\("):
+        cls(2 * C, 2 * C, **options) if kind not in ("alibi", "relative") else cls(C, C, **{**options, "heads": 1})
+    # Channels that aren't known yet, and a pair of which neither is the nodes', are left to the call.
+    for in_channels in (-1, (C, -1)):
+        cls(in_channels, C, **options)
+
+
 def test_parameter_names_and_repr_are_pinned():
     names = {kind: list(make().state_dict()) for kind, make in (ON_SEQUENCES | ON_GRAPHS).items()}
     learned = {
@@ -409,12 +424,33 @@ ERRORS = {
         "Call encoding.input(x, Full(sizes)) on each side before the layer.",
     ),
     "other heads": (
-        lambda: layer_with(ALiBi(4))(draw(3), Full(3)),
-        "GraphAttention: edge_bias.table must have shape [R, H] = [5, 2] for Full(3), got [5, 4].",
+        lambda: GraphAttention(C, C, heads=H, encoding=ALiBi(4)),
+        "GraphAttention: encoding must have the layer's heads, 2, got ALiBi(4). Use ALiBi(2).",
     ),
     "other heads in the twin": (
-        lambda: layer_with(ALiBi(4), DenseGraphAttention)(draw(3), Full(3)),
-        "DenseGraphAttention: edge_bias.table must have shape [R, H] = [5, 2] for Full(3), got [5, 4].",
+        lambda: DenseGraphAttention(C, C, heads=H, encoding=RelativeBias(8, 3)),
+        "DenseGraphAttention: encoding must have the layer's heads, 2, got RelativeBias(8, radius=(3,)). "
+        "Use RelativeBias(2, radius=(3,)).",
+    ),
+    "other heads in a block": (
+        lambda: TransformerBlock(C, H, encoding=RelativeBias(4, (1, 2))),
+        "GraphAttention: encoding must have the layer's heads, 2, got RelativeBias(4, radius=(1, 2)). "
+        "Use RelativeBias(2, radius=(1, 2)).",
+    ),
+    "heads of another width": (
+        lambda: GraphAttention(C, C, heads=H, head_channels=6, encoding=Rotary(4)),
+        "GraphAttention: encoding must have the layer's width, 6, got Rotary(4, dims=1, base=10000). "
+        "Use Rotary(6, dims=1, base=10000).",
+    ),
+    "other channels in the layer": (
+        lambda: GraphAttention(16, C, heads=H, encoding=LearnedPosition(C, 12)),
+        "GraphAttention: encoding must have the layer's channels, 16, got LearnedPosition(8, shape=(12,)). "
+        "Use LearnedPosition(16, shape=(12,)).",
+    ),
+    "other channels in a stack": (
+        lambda: GraphTransformer(3, C, None, 2, encoding=Sinusoidal(4)),
+        "GraphTransformer: encoding must have the layer's channels, 8, got Sinusoidal(4, dims=1, base=10000). "
+        "Use Sinusoidal(8, dims=1, base=10000).",
     ),
 }
 

@@ -16,8 +16,15 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GPSConv, Sequential, to_hetero
 
-from graphattn import Additive, Edges, Full, Window, dense_attention
-from graphattn.nn import DenseGraphAttention, Encoding, GraphAttention
+from graphattn import Additive, DotProduct, Edges, Full, Window, dense_attention
+from graphattn.nn import (
+    DenseGraphAttention,
+    Encoding,
+    GraphAttention,
+    LaplacianPosition,
+    RelativeBias,
+    TransformerBlock,
+)
 from graphattn.nn.projections import SCORE_NAMES
 from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import graph_zoo, pattern_zoo
@@ -278,6 +285,43 @@ def test_repr():
         == "DenseGraphAttention((8, 4), 32, heads=4, kv_heads=2)"
     )
     assert repr(GraphAttention(8, 3, heads=4, head_channels=2)) == "GraphAttention(8, 3, heads=4, head_channels=2)"
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (dict(score="dot_product", normalizer="softmax", kv_heads=4, dropout=0, encoding=None, backend="auto"), ""),
+        (dict(score="gatv2"), ", score='gatv2'"),
+        (dict(score=DotProduct(scale=1.0)), ", score=DotProduct(scale=1.0)"),
+        (dict(score=Additive(torch.ones(4, 2))), ", score=Additive([4, 2], 'tanh')"),
+        (dict(normalizer="entmax15", edge_dim=3), ", normalizer='entmax15', edge_dim=3"),
+        (dict(dropout=0.1, bias=False, add_self_loops=True), ", dropout=0.1, bias=False, add_self_loops=True"),
+        (dict(encoding=RelativeBias(4, 3)), ", encoding=RelativeBias(4, radius=(3,))"),
+        (dict(encoding=LaplacianPosition(8, k=2)), ", encoding=LaplacianPosition(8, k=2)"),
+        (dict(encoding=Encoding(), backend="scatter"), ", encoding=Encoding(), backend='scatter'"),
+    ],
+)
+def test_repr_shows_what_was_chosen(options, text):
+    layer = GraphAttention(8, 8, heads=4, **options)
+    assert repr(layer) == f"GraphAttention(8, 8, heads=4{text})"
+    assert f"(attention): {layer}\n" in repr(
+        TransformerBlock(8, 4, attention_dropout=options.pop("dropout", 0.0), **options)
+    )
+
+
+def test_repr_names_a_users_own_score_and_normalizer():
+    class Square(torch.nn.Module):
+        def edgewise(self, score, target, num_targets):
+            return score.square()
+
+        def dense(self, score, mask):
+            return torch.where(mask, score, 0).square()
+
+    def distance(query_i, key_j, edge_key):
+        return -(query_i - key_j).abs().sum(-1)
+
+    layer = DenseGraphAttention(8, 8, score=distance, normalizer=Square())
+    assert repr(layer) == "DenseGraphAttention(8, 8, heads=1, score=distance, normalizer=Square)"
 
 
 def test_a_modules_score_trains_with_the_layer():

@@ -147,6 +147,9 @@ def test_parameters_are_drawn_anew():
     readout.reset_parameters()
     assert not any((parameter == 7).any() for parameter in readout.parameters())
     assert repr(AttentionReadout(3, 4, 2, num_queries=5)) == "AttentionReadout(3, 4, heads=2, num_queries=5)"
+    options = dict(kv_heads=1, normalizer="sigmoid", layer=DenseGraphAttention)
+    written = "AttentionReadout(3, 4, heads=2, kv_heads=1, normalizer='sigmoid', layer=DenseGraphAttention)"
+    assert repr(AttentionReadout(3, 4, 2, **options)) == written
 
 
 READOUT = AttentionReadout(3, 4).double()

@@ -23,7 +23,7 @@ from ..errors import (
     message,
     shape_of,
 )
-from ..normalizers import as_normalizer
+from ..normalizers import Normalizer, as_normalizer
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding
@@ -84,6 +84,8 @@ class Projections(torch.nn.Module):
         self.encoding = encoding
 
         width = self.out_channels // self.heads if self.head_channels is None else self.head_channels
+        if encoding is not None:
+            encoding.check(where, source_channels if source_channels == target_channels else -1, self.heads, width)
         options = {"bias": bias, "weight_initializer": "glorot", "bias_initializer": "zeros"}
         self.lin_query = Linear(target_channels, self.heads * width, **options)
         self.lin_key = Linear(source_channels, self.kv_heads * width, **options)
@@ -252,10 +254,34 @@ class Projections(torch.nn.Module):
     def _split(self, x: Tensor, heads: int) -> Tensor:
         return x.unflatten(-1, (heads, x.size(-1) // heads))
 
+    def _write_options(self) -> str:
+        """Arguments of the constructor behind the numbers of channels: the heads, and what isn't the default."""
+        encoding, normalizer = self.encoding, self.normalizer
+        written = None if encoding is None else f"{type(encoding).__name__}({encoding.extra_repr()})"
+        options = (
+            ("kv_heads", self.kv_heads, self.heads),
+            ("head_channels", self.head_channels, None),
+            ("score", _written(self.score), "'dot_product'"),
+            ("normalizer", _written(getattr(normalizer, "own", normalizer)), "'softmax'"),
+            ("edge_dim", self.edge_dim, None),
+            ("dropout", self.dropout, 0.0),
+            ("bias", getattr(self.lin_query, "bias", None) is not None, True),
+            ("add_self_loops", getattr(self, "add_self_loops", False), False),
+            ("encoding", written, None),
+            ("backend", _written(getattr(self, "backend", "auto")), "'auto'"),
+        )
+        chosen = [f"{name}={value}" for name, value, default in options if value != default]
+        return ", ".join([f"heads={self.heads}", *chosen])
+
     def __repr__(self) -> str:
-        kv_heads = f", kv_heads={self.kv_heads}" if self.kv_heads != self.heads else ""
-        width = f", head_channels={self.head_channels}" if self.head_channels is not None else ""
-        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, heads={self.heads}{kv_heads}{width})"
+        return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self._write_options()})"
+
+
+def _written(value: Any) -> str:
+    """Write an option as its own kind writes itself, and anything of a user's by its name."""
+    if isinstance(value, str | Score | Normalizer):
+        return repr(value)
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def check_heads(where: str, argument: str, channels: int, heads: int, head_channels: int | None = None) -> None:

@@ -155,7 +155,10 @@ class AttentionReadout(Aggregation):
 
     def __repr__(self) -> str:
         queries = f", num_queries={self.num_queries}" if self.num_queries > 1 else ""
-        return f"AttentionReadout({self.in_channels}, {self.out_channels}, heads={self.attention.heads}{queries})"
+        kind = type(self.attention)
+        layer = "" if kind is GraphAttention else f", layer={kind.__name__}"
+        options = self.attention._write_options()
+        return f"AttentionReadout({self.in_channels}, {self.out_channels}, {options}{queries}{layer})"
 
 
 @torch.compiler.disable(reason="how many nodes a graph has depends on the data")

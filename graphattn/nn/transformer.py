@@ -250,6 +250,10 @@ class GraphTransformer(torch.nn.Module):
         kind: Any = type(encoding)
         enters_once = isinstance(encoding, Encoding) and (kind.rotate, kind.bias) == (Encoding.rotate, Encoding.bias)
         self.encoding = encoding if enters_once else None
+        if self.encoding is not None:
+            width = options.get("head_channels")
+            width = hidden_channels // heads if width is None else width
+            self.encoding.check(where, self.hidden_channels, heads, width)
         self.lin_in = None if self.in_channels is None else Linear(self.in_channels, hidden_channels)
         self.drop = Dropout(dropout)
         self.blocks = torch.nn.ModuleList()

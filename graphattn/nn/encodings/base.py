@@ -42,8 +42,30 @@ class Encoding(torch.nn.Module):
         """Return what is added to the scores: [E, H] in the caller's order, a table per offset, or None."""
         return None
 
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the encoding fits a layer, which calls this when it is made.
+
+        Args:
+            where: the layer, to be named in the message.
+            channels: C, features per node before projection; -1 where the layer doesn't know them yet.
+            heads: H.
+            width: D, features per head.
+        """
+
     def reset_parameters(self) -> None:
         """Draw all parameters anew; the layer that has the encoding calls this in its own `reset_parameters`."""
+
+
+def check_fit(where: str, encoding: Encoding, argument: str, needed: int) -> None:
+    """Raise ValueError unless the first argument of an encoding is what its layer needs; -1 is any."""
+    own = getattr(encoding, argument)
+    if needed in (own, -1):
+        return
+    name, written = type(encoding).__name__, encoding.extra_repr()
+    fix = f"Use {name}({written.replace(str(own), str(needed), 1)})."
+    raise ValueError(
+        message(where, "encoding", f"must have the layer's {argument}, {needed}", f"{name}({written})", fix)
+    )
 
 
 def check_coordinates(where: str, pattern: Pattern, dims: int, fix: str) -> Box:

@@ -16,7 +16,7 @@ from torch_geometric.utils import coalesce, to_undirected
 from ...errors import check_int
 from ...patterns import Pattern
 from ...patterns.remote import check_at_hand
-from .base import Encoding, check_features
+from .base import Encoding, check_features, check_fit
 
 # Components of fewer nodes are solved by dense matrices, which is as fast there and can't fail to converge.
 _DENSE_BELOW = 256
@@ -73,6 +73,10 @@ class LaplacianPosition(Encoding):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         self.lin.reset_parameters()
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer takes as many channels."""
+        check_fit(where, self, "channels", channels)
 
     def vectors(self, pattern: Pattern) -> Tensor:
         """Return the eigenvectors as columns, [N, k] float32; in training, with signs drawn anew."""
@@ -137,6 +141,10 @@ class RandomWalkPosition(Encoding):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         self.lin.reset_parameters()
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer takes as many channels."""
+        check_fit(where, self, "channels", channels)
 
     def probabilities(self, pattern: Pattern) -> Tensor:
         """Return the probabilities of return, [N, walk_length] float32."""

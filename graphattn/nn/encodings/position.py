@@ -19,6 +19,7 @@ from .base import (
     check_coordinates,
     check_extents,
     check_features,
+    check_fit,
     check_frequencies,
     own_positions,
 )
@@ -59,6 +60,10 @@ class Sinusoidal(Encoding):
     def __init__(self, channels: int, dims: int = 1, base: float = 10000.0) -> None:
         super().__init__()
         self.channels, self.dims, self.base = check_frequencies("Sinusoidal", "channels", channels, dims, base)
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer takes as many channels."""
+        check_fit(where, self, "channels", channels)
 
     def input(self, x: Tensor, pattern: Pattern) -> Tensor:
         """Return [*B, N, channels], in the dtype of `x`."""
@@ -117,6 +122,10 @@ class LearnedPosition(Encoding):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         torch.nn.init.normal_(self.weight, std=0.02)
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer takes as many channels."""
+        check_fit(where, self, "channels", channels)
 
     def input(self, x: Tensor, pattern: Pattern) -> Tensor:
         """Return [*B, N, channels], in the dtype of `x`."""

@@ -15,7 +15,7 @@ from ...errors import check_int
 from ...patterns import Pattern
 from ...patterns.box import Box
 from ...segments import Rows, gather
-from .base import Encoding, check_coordinates, check_extents
+from .base import Encoding, check_coordinates, check_extents, check_fit
 
 
 class ALiBi(Encoding):
@@ -60,6 +60,10 @@ class ALiBi(Encoding):
         exponents = [8 * h / below for h in range(1, below + 1)]
         exponents += [4 * h / below for h in range(1, 2 * below, 2)][: self.heads - below]
         self.register_buffer("slopes", torch.tensor([2.0**-exponent for exponent in exponents]), persistent=False)
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer has as many heads."""
+        check_fit(where, self, "heads", heads)
 
     def bias(self, pattern: Pattern) -> OffsetBias:
         """Return a table [R, H] in the slopes' dtype, float32 for half types."""
@@ -122,6 +126,10 @@ class RelativeBias(Encoding):
     def reset_parameters(self) -> None:
         """Draw all parameters anew."""
         torch.nn.init.normal_(self.weight, std=0.02)
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer has as many heads."""
+        check_fit(where, self, "heads", heads)
 
     def bias(self, pattern: Pattern) -> OffsetBias:
         """Return a table [R, H], R = `pattern.num_offsets`, in the weight's dtype."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...call import accumulate_dtype
 from ...errors import message, shape_of
 from ...patterns import Pattern
-from .base import Encoding, angles, check_coordinates, check_frequencies
+from .base import Encoding, angles, check_coordinates, check_fit, check_frequencies
 
 
 class Rotary(Encoding):
@@ -48,6 +48,10 @@ class Rotary(Encoding):
     def __init__(self, width: int, dims: int = 1, base: float = 10000.0) -> None:
         super().__init__()
         self.width, self.dims, self.base = check_frequencies("Rotary", "width", width, dims, base)
+
+    def check(self, where: str, channels: int, heads: int, width: int) -> None:
+        """Raise ValueError unless the layer's heads are as wide."""
+        check_fit(where, self, "width", width)
 
     def rotate(self, query: Tensor, key: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
         """Return query [*B, T, H, D] and key [*B, S, H_kv, D], turned, in their dtypes."""
