@@ -1,8 +1,18 @@
-"""Sparse self-attention on the edges of any graph, for PyTorch Geometric."""
+"""Sparse self-attention on the edges of any graph, for PyTorch Geometric.
+
+The modules `compare`, `datasets`, `distributed`, `plot`, `sampling`, `testing` and `transforms` load on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
 
 from . import nn as nn
 from .bias import OffsetBias as OffsetBias
 from .dense import dense_attention as dense_attention
+from .errors import message as _message
 from .functional import attention as attention
 from .functional import explain_backend as explain_backend
 from .functional import merge as merge
@@ -17,6 +27,15 @@ from .patterns import random_edges as random_edges
 from .patterns import random_regular as random_regular
 from .scores import Additive as Additive
 from .scores import DotProduct as DotProduct
+
+if TYPE_CHECKING:
+    from . import compare as compare
+    from . import datasets as datasets
+    from . import distributed as distributed
+    from . import plot as plot
+    from . import sampling as sampling
+    from . import testing as testing
+    from . import transforms as transforms
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,3 +57,23 @@ __all__ = [
     "random_regular",
     "restore",
 ]
+
+_MODULES = ("compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms")
+
+# Type checkers would take any name for an attribute of a module that has a function for missing ones.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Load a module on first use, or say where a name is."""
+        if name in _MODULES:
+            return importlib.import_module(f"{__name__}.{name}")
+        for module in ("nn", "patterns", *_MODULES) if not name.startswith("_") else ():
+            found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
+            if str(getattr(found, "__module__", None)).startswith(f"{__name__}.{module}"):
+                fix = f"Use graphattn.{module}.{name}."
+                raise AttributeError(_message("graphattn", "attribute", "must exist", repr(name), fix))
+        text = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(text, name=name, obj=sys.modules[__name__])
+
+    def __dir__() -> set[str]:
+        return {*globals(), *_MODULES}

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 
-from . import __version__
+import graphattn
+
 from .compare import compare
 from .comparison import Comparison
 from .distributed import block_parts, read_graph, save_parts, split_graph
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _Parser(prog="python -m graphattn", description="Sparse attention on graphs.", allow_abbrev=False)
     parser.set_defaults(run=None)
-    parser.add_argument("--version", action="version", version=f"graphattn {__version__}")
+    parser.add_argument("--version", action="version", version=f"graphattn {graphattn.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
     _add_partition(commands)

@@ -17,7 +17,6 @@ PACKAGE = ROOT / "graphattn"
 
 # Imports point to the same level or downward, except among kernels, which don't know each other.
 LEVELS = {
-    "__version__": 0,
     "errors": 0,
     "memory": 0,
     "random": 0,
@@ -83,6 +82,10 @@ def test_imports_point_downward(path):
             assert other != "kernels", "the judge must not know a kernel"
 
 
+# Public modules that `import graphattn` leaves alone.
+LAZY = {"compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms"}
+
+
 def run_python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
@@ -102,6 +105,37 @@ print(sorted(names & heavy), len([name for name in new if not name.startswith("g
 """
     loaded, others = run_python(code).rsplit(" ", 1)
     assert loaded == "[]" and int(others) < 30, others
+
+
+def test_modules_load_on_first_use():
+    code = f"""
+import sys, graphattn
+lazy = {sorted(LAZY)}
+assert not [name for name in lazy if "graphattn." + name in sys.modules], "loaded at once"
+assert set(lazy) < set(dir(graphattn))
+for name in lazy:
+    assert getattr(graphattn, name) is sys.modules["graphattn." + name]
+print(graphattn.plot.draw_pattern.__module__, "matplotlib" in sys.modules)
+"""
+    assert run_python(code) == "graphattn.plot.matrices False"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("GraphAttention", "graphattn: attribute must exist, got 'GraphAttention'. Use graphattn.nn.GraphAttention."),
+        ("metis_parts", "graphattn: attribute must exist, got 'metis_parts'. Use graphattn.patterns.metis_parts."),
+        ("MNIST", "graphattn: attribute must exist, got 'MNIST'. Use graphattn.datasets.MNIST."),
+        ("draw_arcs", "graphattn: attribute must exist, got 'draw_arcs'. Use graphattn.plot.draw_arcs."),
+        ("Tensor", "module 'graphattn' has no attribute 'Tensor'"),
+        ("Windows", "module 'graphattn' has no attribute 'Windows'"),
+        ("__wrapped__", "module 'graphattn' has no attribute '__wrapped__'"),
+    ],
+)
+def test_a_name_of_a_module_is_found_in_the_message(name, text):
+    with pytest.raises(AttributeError) as caught:
+        getattr(graphattn, name)
+    assert str(caught.value) == text
 
 
 def test_everything_but_its_kernel_works_without_numba():
