@@ -29,20 +29,22 @@ def test_operators_pass_opcheck(name, dtype):
     shared = (query, key, value, vector, *(x[None] for x in edges), seed)
     rows, columns = numba_csr._plan(pattern.csr()), numba_csr._plan(pattern.csc())
     operators = torch.ops.graphattn
-    out, lse = operators.csr_forward(*shared, rows, *mode)
-    weights = operators.csr_weights(*shared, lse, rows, *mode)
+    is_exact = mode[1] == 0 and (dtype == torch.bfloat16 or mode[4] > 0)
+    out, sums, exact = operators.csr_forward(*shared, rows, is_exact, *mode)
+    weights = operators.csr_weights(*shared, sums, rows, *mode)
     needs = [True, True, True, has_vector, True, True, True]
-    grads = (torch.ones_like(out), torch.ones_like(lse), torch.ones_like(weights))
+    saved = (exact if is_exact else out, sums)
+    grads = (torch.ones_like(out), torch.ones(out.shape[:3]), torch.ones_like(weights))
     for operator, arguments in (
-        (operators.csr_forward, (*shared, rows, *mode)),
-        (operators.csr_weights, (*shared, lse, rows, *mode)),
-        (operators.csr_backward, (*grads, *shared, out, lse, rows, columns, needs, *mode)),
+        (operators.csr_forward, (*shared, rows, is_exact, *mode)),
+        (operators.csr_weights, (*shared, sums, rows, *mode)),
+        (operators.csr_backward, (*grads, *shared, *saved, rows, columns, needs, *mode)),
         # The form in which torch.compile passes edges that nobody has read yet.
-        (operators.csr_forward, (*shared, [pattern.edge_index], *mode)),
-        (operators.csr_weights, (*shared, lse, [pattern.edge_index], *mode)),
+        (operators.csr_forward, (*shared, [pattern.edge_index], is_exact, *mode)),
+        (operators.csr_weights, (*shared, sums, [pattern.edge_index], *mode)),
         (
             operators.csr_backward,
-            (*grads, *shared, out, lse, [pattern.edge_index], [pattern.edge_index], needs, *mode),
+            (*grads, *shared, *saved, [pattern.edge_index], [pattern.edge_index], needs, *mode),
         ),
     ):
         assert set(opcheck(operator.default, arguments).values()) == {"SUCCESS"}

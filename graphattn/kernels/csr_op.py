@@ -90,9 +90,9 @@ class _Attend(torch.autograd.Function):
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         *shared, rows, _, mode, is_exact, return_weights, return_lse = inputs
         out, sums, exact = torch.ops.graphattn.csr_forward(*shared, rows, is_exact, *mode)
-        nothing = sums.new_empty(0)
-        weights = torch.ops.graphattn.csr_weights(*shared, sums, rows, *mode) if return_weights else nothing
-        lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else nothing
+        # Results must not be one tensor.
+        weights = torch.ops.graphattn.csr_weights(*shared, sums, rows, *mode) if return_weights else sums.new_empty(0)
+        lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else sums.new_empty(0)
         return out, weights, lse, sums, exact
 
     @staticmethod
