@@ -398,6 +398,21 @@ BAD_CALLS = {
         ValueError,
         "Grid: nodes must number less than 2^62, got (10000000, 10000000, 10000000). Split the array.",
     ),
+    "more sources than numbers": (
+        lambda: Full([1, 1, 1], [2**63 - 1, 2**63 - 1, 10]),
+        ValueError,
+        f"Full: nodes must number less than 2^62, got [({2**63 - 1},), ({2**63 - 1},), (10,)]. Split the array.",
+    ),
+    "more nodes than an index can name": (
+        lambda: Edges(EDGES, 2**62),
+        ValueError,
+        f"Edges: nodes must number less than 2^62, got {2**62}.",
+    ),
+    "sizes that are negative as signed numbers": (
+        lambda: Full(torch.tensor([2**64 - 5], dtype=torch.uint64)),
+        ValueError,
+        "Full: sizes must be at least 0, got -5.",
+    ),
     "explain_backend's misspelt option": (
         lambda: explain_backend(X, X, X, EDGES, normaliser="relu"),
         ValueError,

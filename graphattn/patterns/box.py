@@ -47,11 +47,10 @@ class Box(Pattern):
         self._tokens = tokens
         self._has_own_targets = self.source_shape is shape or torch.equal(self.source_shape, shape)
         super().__init__(int(self.source_ptr[-1]), int(self.ptr[-1]))
-        if float(self.shape.double().prod(1).sum()) >= 2**62:
-            fix = "Split the array."
-            raise ValueError(
-                message(type(self).__name__, "nodes", "must number less than 2^62", write_sizes(shape), fix)
-            )
+        for extents in (self.shape, self.source_shape):
+            if float(extents.double().prod(1).sum()) >= 2**62:
+                got, fix = write_sizes(extents), "Split the array."
+                raise ValueError(message(type(self).__name__, "nodes", "must number less than 2^62", got, fix))
 
     @abstractmethod
     def _span(self, position: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,9 +252,10 @@ def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) ->
         if sizes.dim() > 1 or sizes.is_floating_point() or sizes.dtype == torch.bool:
             got = f"{sizes.dtype} of shape {list(sizes.shape)}"
             raise TypeError(message(where, "sizes", "must be one-dimensional and of an integer dtype", got))
+        sizes = sizes.to(torch.int64)
         if bool((sizes < 0).any()):
             raise ValueError(message(where, "sizes", "must be at least 0", int(sizes.min())))
-        return sizes.to(torch.int64).reshape(-1, 1)
+        return sizes.reshape(-1, 1)
     listed = list(sizes) if isinstance(sizes, Sequence) else [sizes]
     return torch.tensor([check_int(where, "sizes", size, 0) for size in listed], dtype=torch.int64).reshape(-1, 1)
 

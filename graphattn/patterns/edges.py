@@ -73,6 +73,8 @@ class Edges(Pattern):
             check_int("Edges", "num_sources", num_sources, 0),
             check_int("Edges", "num_targets", num_targets, 0),
         )
+        if max(sizes) >= 2**62:
+            raise ValueError(message("Edges", "nodes", "must number less than 2^62", max(sizes)))
         self._set("Edges", listed.edge_index, *sizes, reasons)
 
     @classmethod
