@@ -1,5 +1,6 @@
 """Who attends to whom."""
 
+from . import saving as saving
 from .base import Pattern as Pattern
 from .edges import Edges as Edges
 from .grid import Grid as Grid

@@ -196,6 +196,17 @@ class Pattern(ABC):
         vars(other).update(_move(vars(self), device, non_blocking))
         return other
 
+    def __copy__(self) -> Self:
+        # In one process all that was derived stays; what files hold is a matter of `saving`.
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        other = copy.copy(self)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
+
     @staticmethod
     def join(patterns: Sequence[Pattern]) -> Pattern:
         """Disjoint union of patterns of one class: the pattern of a batch.
