@@ -30,6 +30,7 @@ from ..patterns.known import compared_edges
 from ..random import draw_seed
 from ..scores import Additive, DotProduct
 from .base import LastDerivative, Result, needs_grad
+from .operators import library as library
 
 # The codes that the operators take.
 NORMALIZER_CODES = {Softmax: 0, Relu: 1, Sigmoid: 2, Identity: 3}
@@ -42,7 +43,6 @@ _SHARED = "Tensor query, Tensor key, Tensor value, Tensor? vector, Tensor? edge_
 _SHARED += "Tensor? edge_value, Tensor? seed, "
 _MODE = "int score, int normalizer, float scale, float slope, float dropout_p"
 
-library = torch.library.Library("graphattn", "DEF")
 library.define(f"csr_forward({_SHARED}Tensor[] rows, bool is_exact, {_MODE}) -> (Tensor, Tensor, Tensor)")
 library.define(f"csr_weights({_SHARED}Tensor sums, Tensor[] rows, {_MODE}) -> Tensor")
 library.define(
@@ -51,7 +51,7 @@ library.define(
 )
 
 
-@torch.library.register_fake("graphattn::csr_forward", lib=library)
+@library.fake("csr_forward")
 def _fake_forward(query, key, value, *rest):  # type: ignore[no-untyped-def]
     is_exact, normalizer, dtype = rest[6], rest[8], accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:-1], value.size(-1))
@@ -62,12 +62,12 @@ def _fake_forward(query, key, value, *rest):  # type: ignore[no-untyped-def]
     )
 
 
-@torch.library.register_fake("graphattn::csr_weights", lib=library)
+@library.fake("csr_weights")
 def _fake_weights(query, key, value, vector, bias, edge_key, edge_value, seed, sums, rows, *_):  # type: ignore[no-untyped-def]
     return sums.new_empty(query.size(0), rows[0].size(1) if len(rows) == 1 else rows[1].size(0), query.size(2))
 
 
-@torch.library.register_fake("graphattn::csr_backward", lib=library)
+@library.fake("csr_backward")
 def _fake_backward(  # type: ignore[no-untyped-def]
     grad_out, grad_lse, grad_weights, query, key, value, vector, edge_bias, edge_key, edge_value, *rest
 ):

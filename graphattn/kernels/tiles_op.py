@@ -19,6 +19,7 @@ from ..normalizers import Normalizer, Softmax, as_normalizer
 from ..random import keep_edges, keep_scale
 from ..scores import repeat_heads
 from ..segments import Rows, gather, segment_sum
+from .operators import library
 from .tiles_numba import backward as panels_backward
 from .tiles_numba import forward as panels_forward
 from .tiles_numba import has_panels
@@ -32,7 +33,6 @@ MOST_SCORES = 2**26
 _INPUTS = "Tensor query, Tensor key, Tensor value, Tensor? edge_bias, Tensor? table, Tensor? seed, "
 _MODE = "Tensor[] plan, SymInt[] numbers, str normalizer, float scale, float dropout_p"
 
-library = torch.library.Library("graphattn", "FRAGMENT")
 library.define(f"tiles_forward({_INPUTS}{_MODE}, bool weights, bool lse) -> (Tensor, Tensor, Tensor)")
 library.define(
     f"tiles_backward(Tensor grad_out, Tensor? grad_weights, Tensor? grad_lse, {_INPUTS}{_MODE}, bool[] needs) "
@@ -305,7 +305,7 @@ library.impl("tiles_forward", _forward, "CompositeExplicitAutograd")
 library.impl("tiles_backward", _backward, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("graphattn::tiles_forward", lib=library)
+@library.fake("tiles_forward")
 def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalizer, scale, p, weights, lse):  # type: ignore[no-untyped-def]
     sums = accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:3], value.size(3))
@@ -318,7 +318,7 @@ def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalize
     )
 
 
-@torch.library.register_fake("graphattn::tiles_backward", lib=library)
+@library.fake("tiles_backward")
 def _fake_backward(grad_out, grad_weights, grad_lse, query, key, value, edge_bias, table, seed, *rest):  # type: ignore[no-untyped-def]
     inputs = (query, key, value, edge_bias, table)
     return [x.new_empty(x.shape) if need else grad_out.new_empty(0) for x, need in zip(inputs, rest[-1], strict=True)]

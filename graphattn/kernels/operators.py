@@ -1,0 +1,57 @@
+"""Operators of torch.library, which outlive the modules that define them.
+
+Torch lets nobody define one twice, and graphs that it compiled hold on to those that there are. So a package that is
+imported anew, because sys.modules lost it, finds its operators in place, and they find its functions: by their names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+Function = Callable[..., Any]
+
+
+class _Library:
+    """What torch.library.Library does, once for each operator of a process."""
+
+    def __init__(self) -> None:
+        self._library = torch.library.Library("graphattn", "FRAGMENT")
+        self._defined: set[str] = set()
+
+    def define(self, schema: str) -> None:
+        name = schema.partition("(")[0]
+        if not hasattr(torch.ops.graphattn, name):
+            self._library.define(schema)
+            self._defined.add(name)
+
+    def fake(self, name: str) -> Callable[[Function], Function]:
+        """Decorate what torch.compile traces in an operator's place."""
+
+        def register(function: Function) -> Function:
+            if name in self._defined:
+                torch.library.register_fake(f"graphattn::{name}", _latest(function), lib=self._library)
+            return function
+
+        return register
+
+    def impl(self, name: str, function: Function, key: str) -> None:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"graphattn::{name}", key):
+            self._library.impl(name, _latest(function), key)
+
+
+def _latest(function: Function) -> Function:
+    """Call what the function's module has under its name by now."""
+    module, name = function.__module__, function.__name__
+
+    def call(*inputs: Any) -> Any:
+        return getattr(sys.modules.get(module) or importlib.import_module(module), name)(*inputs)
+
+    return call
+
+
+library = _Library()
