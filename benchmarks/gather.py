@@ -9,12 +9,12 @@ from numba import njit
 from torch import Tensor
 
 from graphattn import Edges, attention
-from graphattn.kernels.numba_csr import run_tasks
+from graphattn.compiled import run_tasks
 from graphattn.kernels.numba_heads import axpy_heads
 from graphattn.kernels.numba_vector import OPTIONS, prefetch
 
 
-@njit(**OPTIONS | {"cache": False})
+@njit(**OPTIONS)
 def _gather_tasks(begin, end, tasks, ptr, index, key, value, width, out):
     """Sum the rows of key and value of each target, with the kernel's own vector code and prefetching."""
     total, first, one = np.empty(width, key.dtype), np.zeros(1, np.int64), np.ones(1, key.dtype)

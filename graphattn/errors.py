@@ -9,6 +9,7 @@ import difflib
 import inspect
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -35,6 +36,16 @@ def message(where: str, argument: str, rule: str, got: object = None, fix: str =
     if got is not None:
         text += f", got {got}"
     return f"{text}. {fix}" if fix else f"{text}."
+
+
+_warned: set[str] = set()
+
+
+def warn_once(cause: str, text: str) -> None:
+    """Warn of something that is wrong with this process: once for each cause, however often it is met."""
+    if cause not in _warned:
+        _warned.add(cause)
+        warnings.warn(text, stacklevel=2)
 
 
 def check_choice(where: str, argument: str, value: object, choices: Iterable[str]) -> None:

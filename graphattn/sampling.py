@@ -19,9 +19,9 @@ from torch_geometric.loader import NodeLoader
 from torch_geometric.loader.base import DataLoaderIterator
 from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
 
+from .compiled import load, run_tasks
 from .csr import CSR
 from .errors import check_int, message, shape_of
-from .kernels.numba_csr import HAS_NUMBA, compiled, run_tasks
 from .patterns import Edges, metis_parts
 from .patterns.known import known_edges, remember_edges
 
@@ -65,7 +65,7 @@ class NeighborSampler(BaseSampler):
         TypeError: `data` isn't a graph, or a number isn't an integer.
         ValueError: there is no hop, or a hop of no neighbors; `replace` with all neighbors; no `edge_index`.
         IndexError: a seed is no node of the graph; when sampling.
-        ImportError: Numba isn't installed.
+        ImportError: Numba isn't installed, or can't be loaded.
 
     Example:
         >>> path = Data(edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]), num_nodes=5)
@@ -109,8 +109,6 @@ class NeighborSampler(BaseSampler):
         if replace and -1 in self.num_neighbors:
             rule = "must be numbers with replace=True, for all neighbors are drawn once each"
             raise ValueError(message(where, "num_neighbors", rule, num_neighbors, "Use replace=False."))
-        if not HAS_NUMBA:
-            raise ImportError(message(where, "Numba", "must be installed", fix="Use pip install numba."))
         self.replace = bool(replace)
         self.seed = check_int(where, "seed", seed, 0)
         if self.seed >= 2**63:
@@ -135,12 +133,14 @@ class NeighborSampler(BaseSampler):
             raise NotImplementedError(message("NeighborSampler", "input_time", rule, fix=fix))
         return self._sample(inputs.node, inputs.input_id)
 
+    # The loops' hash overflows, which Numba takes as it is, and NumPy, where nothing is compiled, warns of.
+    @np.errstate(over="ignore")
     def _sample(self, nodes: Tensor, input_id: Tensor | None) -> SamplerOutput:
         if nodes.is_floating_point() or nodes.dtype == torch.bool or nodes.dim() != 1:
             got = f"{nodes.dtype} of shape {shape_of(nodes)}"
             raise TypeError(message("NeighborSampler", "seeds", "must be integers of shape [n]", got))
         _check_nodes("NeighborSampler", "seeds", nodes, self.num_nodes)
-        loops, (ptr, index, perm) = compiled("numba_sampling"), self._graph
+        loops, (ptr, index, perm) = load("kernels.numba_sampling"), self._graph
         found = nodes.to(torch.int64).contiguous().numpy()
         key = loops.hash_seeds(self.seed, found)
         counts, begin, parts = [len(found)], 0, []
@@ -299,7 +299,7 @@ def _compress(
     source: Tensor, target: Tensor, degree: Tensor, counts: list[int], edges: list[int]
 ) -> list[tuple[CSR, CSR]]:
     """Rows and columns of edges that lie sorted, for the first layer, the second, and so on."""
-    transpose = compiled("numba_sampling").transpose
+    transpose = load("kernels.numba_sampling").transpose
     index = source.to(torch.int32)
     ptr = torch.full((sum(counts) + 1,), len(index), dtype=torch.int64)
     ptr[0] = 0

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from graphattn import Edges, attention
-from graphattn.kernels import numba_csr
+from graphattn import Edges, attention, errors
+from graphattn.compiled import run_tasks, threads
 from graphattn.testing import random_call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +36,14 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
     before = torch.get_num_threads()
     try:
         results = []
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
             results.append(run(pattern, tensors))
-            assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
     tasks = pattern.keep("numba rows", list)[3]
-    assert len(tasks) >= 2 * numba_csr.MIN_GRAIN
+    assert len(tasks) >= 2 * threads.MIN_GRAIN
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
@@ -77,31 +79,6 @@ print(torch.equal(attention(x, x, x, window, backend="numba"), expected))
     assert (done.stdout.strip(), done.returncode) == ("True", 0), done.stderr
 
 
-def test_compiled_code_goes_where_it_can_be_written(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    beside = numba_csr._cache_folder()
-    assert beside.parent == Path(numba_csr.__file__).parent / "__pycache__"
-    forbid(monkeypatch, beside.parent)
-    user = numba_csr._cache_folder()
-    assert user.parent == tmp_path / "graphattn" and user.name == beside.name
-    forbid(monkeypatch, tmp_path)
-    with pytest.warns(UserWarning, match="compiled code can't be kept.* Set NUMBA_CACHE_DIR"):
-        temporary = numba_csr._cache_folder()
-    assert temporary.is_dir() and temporary.name.startswith("graphattn-")
-
-
-def test_a_process_without_a_home_has_its_cache_beside_the_sources(monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-
-    def expanduser(path):
-        if str(path).startswith("~"):
-            raise RuntimeError("Could not determine home directory.")
-        return path
-
-    monkeypatch.setattr(Path, "expanduser", expanduser)
-    assert numba_csr._cache_folder().parent.name == "__pycache__"
-
-
 def test_the_first_call_may_come_from_many_threads_at_once():
     code = """
 import threading, numba, torch
@@ -122,16 +99,68 @@ print(numba.config.CACHE_DIR == before)
     assert (done.stdout.strip(), done.stderr) == ("True", "")
 
 
-def forbid(monkeypatch, folder: Path) -> None:
-    """Let nothing be made below a folder."""
-    make = Path.mkdir
+def test_a_process_that_cannot_start_threads_computes_in_the_callers(monkeypatch):
+    pattern, tensors = large_call()
+    expected = run(pattern, tensors)
 
-    def refuse(self, *arguments, **options):
-        if folder in self.parents:
-            raise PermissionError(13, "Permission denied", str(self))
-        make(self, *arguments, **options)
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(threads.Thread, "start", refuse)
+    monkeypatch.setattr(threads, "_helpers", threads._Helpers())
+    monkeypatch.setattr(errors, "_warned", set())
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.warns(UserWarning) as caught:
+            results = [run(pattern, tensors) for _ in range(2)]
+    finally:
+        torch.set_num_threads(before)
+    for result in results:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
+    (text,) = [str(warning.message) for warning in caught]
+    assert text == (
+        "graphattn: threads can't be started, so that calls run on fewer, and take longer, got can't start new thread. "
+        "Raise the limit of threads, or use torch.set_num_threads(1)."
+    )
+
+
+def test_an_error_in_a_task_reaches_the_caller():
+    function = functools.partial(lambda begin, end: 1 // 0 if threading.current_thread().name == "graphattn" else None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            for _ in range(1000):
+                run_tasks(function, 10_000)
+        # And the thread goes on.
+        run_tasks(functools.partial(lambda begin, end: None), 10_000)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("called_before", [True, False])
+def test_what_python_calls_when_it_ends_may_attend(called_before):
+    code = f"""
+import atexit, torch
+from graphattn import Edges, attention
+torch.set_num_threads(2)
+x = torch.randn(3000, 2, 8)
+edges = Edges(torch.randint(3000, (2, 60_000)), 3000)
+expected = attention(x, x, x, edges, backend="scatter")
+
+def call():
+    out = attention(x, x, x, edges, backend="numba")
+    print(torch.allclose(out, expected, atol=1e-5))
+
+atexit.register(call)
+if {called_before}:
+    call()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 0 and done.stdout.split() == ["True"] * (1 + called_before), done.stderr
+    # Python 3.12.0 and 3.12.1 alone start no threads by then, and say so.
+    assert "Error" not in done.stderr
 
 
 def test_ddp_processes_train_alike(tmp_path):

@@ -5,64 +5,25 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
-import atexit
-import ctypes
-import hashlib
-import importlib
-import importlib.util
 import itertools
-import os
-import shutil
-import sys
-import tempfile
-import threading
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..call import Call, accumulate_dtype
+from ..call import Call
+from ..compiled import empty, load, run_tasks, why_not_compiled
 from ..csr import CSR
-from ..errors import message
 from ..normalizers import Softmax
 from ..random import keep_scale, threshold
 from ..segments import Rows, segment_sum
 from .base import Kernel, Result, share
 from .csr_op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, sums_shape, why_not_fused
 
-# Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
-MADV_HUGEPAGE = 14
-PAGE_BYTES = 4096
-HUGE_BYTES = 2**22
-# Tasks that one call of a compiled function runs at least; fewer than two such runs stay on the calling thread. Handing
-# over an argument list takes as long as a task or two.
-MIN_GRAIN = 16
 # See `NumbaCSR.cost`.
 SECONDS = (6.5e-4, 1.3e-8, 1.7e-9, 1.85e-8, 6.8e-11)
-# Modules that Numba compiles, and those that hold what they call.
-COMPILED = (
-    "numba_forward",
-    "numba_backward",
-    "numba_heads",
-    "numba_sampling",
-    "numba_vector",
-    "tiles_loops",
-    "tiles_block",
-)
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
-
-_advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-if _advise is not None:
-    _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
-
-_pool: ThreadPoolExecutor | None = None
-_modules: dict[str, Any] = {}
-_loading = threading.Lock()
 
 
 class NumbaCSR(Kernel):
@@ -74,9 +35,8 @@ class NumbaCSR(Kernel):
         """Tensors elsewhere, a score or normalizer that isn't built in, or Numba missing."""
         if call.query.device.type != "cpu":
             return f"tensors are on {call.query.device.type}"
-        if not HAS_NUMBA:
-            return "Numba is not installed (pip install numba)"
-        return why_not_fused(call)
+        reason = why_not_fused(call)
+        return why_not_compiled() if reason is None else reason
 
     def cost(self, call: Call) -> float:
         """Count seconds per call, per head of a row, per head of an edge, and for the numbers of both, with backward.
@@ -91,7 +51,7 @@ class NumbaCSR(Kernel):
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On the CPU, if Numba is there."""
-        return HAS_NUMBA and device.type == "cpu"
+        return device.type == "cpu" and why_not_compiled() is None
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
@@ -102,101 +62,14 @@ class NumbaCSR(Kernel):
 
 
 def _compiled(part: str) -> Any:
-    """Return the module of compiled functions, "forward" or "backward"; the first call loads Numba."""
-    return compiled(f"numba_{part}")
-
-
-def compiled(module: str) -> Any:
-    """Return a module of compiled functions among the kernels; the first call loads Numba."""
-    if module not in _modules:
-        _load(module)
-    return _modules[module]
-
-
-def _load(module: str) -> None:
-    """Load Numba and what it compiles, with a folder for the compiled code that can be written."""
-    import numba
-
-    config: Any = numba.config
-    with _loading:
-        before = config.CACHE_DIR
-        config.CACHE_DIR = before or str(_cache_folder())
-        try:
-            _modules[module] = importlib.import_module(f".{module}", __package__)
-        finally:
-            config.CACHE_DIR = before
-
-
-def _cache_folder() -> Path:
-    """Beside the sources, else in the user's cache, else temporary; named by a hash of the sources.
-
-    Numba looks at the file of a function alone, and would miss a change in one that it calls.
-    """
-    here = Path(__file__).parent
-    sources = b"".join((here / f"{module}.py").read_bytes() for module in COMPILED)
-    name = f"numba-{hashlib.sha256(sources).hexdigest()[:16]}"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
-    for parent in (here / "__pycache__", cache):
-        try:
-            parent = parent.expanduser()
-            (parent / name).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=parent / name).close()
-        except (OSError, RuntimeError):
-            # RuntimeError: there is no home directory.
-            continue
-        return parent / name
-    temporary = Path(tempfile.mkdtemp(prefix="graphattn-"))
-    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-    fix = "Set NUMBA_CACHE_DIR to a folder that can be written."
-    text = message("graphattn", "compiled code", f"can't be kept, neither in {here} nor in {cache}", None, fix)
-    warnings.warn(text, stacklevel=2)
-    return temporary
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-# A forked child has none of its parent's threads.
-os.register_at_fork(after_in_child=_forget_pool)
+    """Return the module of compiled functions, "forward" or "backward"."""
+    return load(f"kernels.numba_{part}")
 
 
 def _plan(csr: CSR) -> list[Tensor]:
     """A CSR with its tasks and its cut rows."""
     tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
     return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
-
-
-def run_tasks(
-    function: Callable[..., None], total: int, *arguments: Any, multiple: int = 1, least: int = MIN_GRAIN
-) -> None:
-    """Run tasks 0 to `total` on as many threads as torch uses, in runs of a multiple of `multiple`, `least` at least.
-
-    Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork
-    or to change torch's own.
-    """
-    threads = torch.get_num_threads() if total >= 2 * least else 1
-    if threads <= 1:
-        function(0, total, *arguments)
-        return
-    global _pool
-    if _pool is None or _pool._max_workers < threads - 1:
-        _pool = ThreadPoolExecutor(max_workers=threads - 1, thread_name_prefix="graphattn")
-    grain = max(least // multiple, 1, total // (32 * threads * multiple)) * multiple
-    begins = itertools.count(0, grain)
-
-    def work() -> None:
-        for begin in begins:
-            if begin >= total:
-                return
-            function(begin, min(begin + grain, total), *arguments)
-
-    helpers = [_pool.submit(work) for _ in range(threads - 1)]
-    work()
-    for helper in helpers:
-        if not helper.cancel():
-            helper.result()
 
 
 def _flat(x: Tensor | None) -> np.ndarray | None:
@@ -209,19 +82,6 @@ def _flat(x: Tensor | None) -> np.ndarray | None:
     if x.dtype == torch.float16:
         return x.view(torch.int16).numpy().view(np.uint16).reshape(-1)
     return x.numpy().reshape(-1)
-
-
-def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """New tensor of the accumulator's dtype, unless another is given, in huge pages where it is large.
-
-    A fault for each 4 KiB of fresh memory takes longer than writing it.
-    """
-    x = like.new_empty(shape, dtype=dtype or accumulate_dtype(like.dtype))
-    size = x.numel() * x.element_size()
-    if size >= HUGE_BYTES and _advise is not None:
-        begin = x.data_ptr() // PAGE_BYTES * PAGE_BYTES
-        _advise(begin, x.data_ptr() + size - begin, MADV_HUGEPAGE)
-    return x
 
 
 class _Operands:

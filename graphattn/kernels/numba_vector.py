@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 # Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
 FAST = {"contract", "reassoc", "nsz"}
-OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "cache": True}
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
 
 
 def float_of(dtype: types.Type) -> ir.Type:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..call import Call, accumulate_dtype
+from ..compiled import empty, load, run_tasks, why_not_compiled
 from ..normalizers import Softmax
 from .base import FORWARD_SHARE
-from .numba_csr import HAS_NUMBA, compiled, empty, run_tasks
 from .tiles_panels import PANEL, PANEL_TENSORS, SECONDS
 
 # Rows of query, key and value are made whole vectors of so many bytes; they are no longer than this.
@@ -25,11 +25,11 @@ CALL_SECONDS = 2e-4
 
 def is_for_panels(call: Call) -> bool:
     """Whether panels can compute a call, if their plan has been written: softmax of bare products on the CPU."""
-    if not HAS_NUMBA or call.query.device.type != "cpu" or not isinstance(call.normalizer, Softmax):
+    if call.query.device.type != "cpu" or not isinstance(call.normalizer, Softmax):
         return False
     if call.edge_bias is not None or call.dropout_p > 0 or call.return_weights:
         return False
-    return max(call.query.size(-1), call.value.size(-1)) <= MOST_WIDTH
+    return max(call.query.size(-1), call.value.size(-1)) <= MOST_WIDTH and why_not_compiled() is None
 
 
 def are_vectors(x: Tensor) -> bool:
@@ -59,7 +59,7 @@ def forward(
     results = (_flat(out), _flat(lse), return_lse)
     least = _least(_seconds(data, numbers))
     run_tasks(
-        compiled("tiles_loops").forward_tasks, tasks, *_operands(data, plan, numbers, scale), *results, least=least
+        load("kernels.tiles_loops").forward_tasks, tasks, *_operands(data, plan, numbers, scale), *results, least=least
     )
     return out, query.new_empty(0), lse
 
@@ -90,7 +90,7 @@ def backward(
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
         arguments = (panels, shape, parts, arrays, strides, chunks, plan[6].numpy(), *results)
-        run_tasks(compiled("tiles_loops").backward_tasks, tasks, *arguments, least=least)
+        run_tasks(load("kernels.tiles_loops").backward_tasks, tasks, *arguments, least=least)
         begin = end
     return [
         grad if need else grad_out.new_empty(0) for grad, need in zip([*grads, *[grad_out] * 2], needs, strict=True)

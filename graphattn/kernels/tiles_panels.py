@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..compiled import load
 from ..patterns import Full, Grid, Pattern, Window
-from .numba_csr import compiled
 from .tiles_plan import Group, Plan, cut_groups, options_of
 
 # Targets of a panel, and what their number is a multiple of where a tile has more.
@@ -65,7 +65,7 @@ def write_panels(pattern: Pattern) -> Plan:
     padded = (table[:, 3] + 7) // 8 * 8
     table[:, 4] = padded.cumsum(0) - padded
     bits = torch.zeros(int(padded.sum()), dtype=torch.int64)
-    write_bits = compiled("tiles_loops").write_bits
+    write_bits = load("kernels.tiles_loops").write_bits
     write_bits(table.numpy(), *torch.cat(bounds, 1).long().view(2, 3, -1).numpy(), bits.numpy())
     listed = torch.cat(columns)
     chunks, fresh, ends = _cut_chunks(table, listed, pattern.num_sources)

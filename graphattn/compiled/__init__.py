@@ -1,0 +1,6 @@
+"""What compiled code needs, whichever kernel it is of: Numba, a folder to be kept in, threads, fresh memory."""
+
+from .load import load as load
+from .load import why_not_compiled as why_not_compiled
+from .memory import empty as empty
+from .threads import run_tasks as run_tasks

@@ -1,0 +1,122 @@
+"""Compiled functions on disk. Whatever is wrong with a file or its folder, the function is compiled anew.
+
+Numba's own cache ends the call instead, needs a source file beside the function, and looks for changes in that alone.
+Here a file holds one function for one choice of types, behind a checksum, and appears as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pickle
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.extending import is_jitted
+
+from ..errors import message, warn_once
+
+HERE = Path(__file__).parent
+SET = "set NUMBA_CACHE_DIR to a folder that can be written."
+
+
+def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
+    """Let what is compiled for the functions of these modules be kept from one process to the next."""
+    try:
+        folder = cache_folder([*(module.__name__ for module in modules.values()), __name__])
+    # Sources that can't be read, folders that can't be written.
+    except Exception as error:
+        _warn("write", "can't be kept, so that every process compiles it again", error, f"To keep it, {SET}")
+        return
+    for module in modules.values():
+        functions: dict[str, Any] = vars(module)
+        for name, function in functions.items():
+            if is_jitted(function) and function.__module__ == module.__name__:
+                function._cache = _Cache(folder, f"{module.__name__}.{name}")  # type: ignore[attr-defined]
+
+
+def cache_folder(modules: Iterable[str]) -> Path:
+    """Where the user says, else beside the sources, else in the user's cache; named by a hash of sources and versions.
+
+    Raises:
+        OSError: none of these can be written.
+    """
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
+    for module in modules:
+        spec: Any = importlib.util.find_spec(module)
+        # As the loader has it: modules may lie in an archive, or without their source.
+        digest.update(spec.loader.get_data(spec.origin))
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
+    config: Any = numba.config
+    named = [Path(config.CACHE_DIR)] if config.CACHE_DIR else []
+    parents = [*named, HERE / "__pycache__", user]
+    for parent in parents:
+        try:
+            folder = parent.expanduser() / f"numba-{digest.hexdigest()[:16]}"
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except (OSError, RuntimeError):
+            # RuntimeError: there is no home directory.
+            continue
+        return folder
+    raise OSError(f"no folder can be written: {', '.join(map(str, parents))}")
+
+
+class _Cache(NullCache):
+    """What Numba asks for a function's compiled code, and gives it to, for each choice of types."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._name = name
+
+    def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
+        """Return the code for these types, or None."""
+        target_context.refresh()
+        path = self._path(sig, target_context.codegen())
+        try:
+            checksum, data = (held := path.read_bytes())[:32], held[32:]
+            if hashlib.sha256(data).digest() != checksum:
+                raise ValueError("checksums differ")
+            types, reduced = pickle.loads(data)
+            return CompileResult._rebuild(target_context, *reduced) if types == sig else None
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            fix = f"If this comes back, delete {self._folder}."
+            _warn("read", f"in {path} can't be read, and is compiled anew", error, fix)
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code for these types, unless it has addresses of this process in it."""
+        if data.library.has_dynamic_globals or data.lifted:
+            return
+        path = self._path(sig, data.library.codegen)
+        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+        try:
+            held = dumps((sig, data._reduce()))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(hashlib.sha256(held).digest() + held)
+            unfinished.replace(path)
+        except Exception as error:
+            unfinished.unlink(missing_ok=True)
+            fix = f"Make room there, or {SET}"
+            _warn("write", f"can't be kept in {self._folder}, so that every process compiles it again", error, fix)
+
+    def _path(self, sig: Any, codegen: Any) -> Path:
+        key = hashlib.sha256(f"{sig!r} {codegen.magic_tuple()!r}".encode()).hexdigest()
+        return self._folder / f"{self._name}-{key[:16]}.nbc"
+
+
+def _warn(cause: str, rule: str, error: Exception, fix: str) -> None:
+    got = f"{type(error).__name__}: {error}"
+    warn_once(f"{cause} compiled code", message("graphattn", "compiled code", rule, got, fix))

@@ -1,0 +1,80 @@
+"""Modules of functions that Numba compiles, loaded when the first of them is asked for.
+
+Whatever is wrong with Numba is found here, once: without compiled functions, calls run in plain torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+
+from ..errors import message, warn_once
+
+# Modules that Numba compiles, and those that hold what they call, below the package.
+COMPILED = (
+    "kernels.numba_vector",
+    "kernels.numba_heads",
+    "kernels.numba_forward",
+    "kernels.numba_backward",
+    "kernels.numba_sampling",
+    "kernels.tiles_block",
+    "kernels.tiles_loops",
+)
+PACKAGE = __package__.rpartition(".")[0]
+
+_modules: dict[str, Any] = {}
+# The answer of `why_not_compiled`, once it is known.
+_reason: list[str | None] = []
+
+
+def load(module: str) -> Any:
+    """Return one of the modules; the first call loads Numba.
+
+    Where NUMBA_DISABLE_JIT is set, its functions are Python's own, and those made of LLVM's instructions can't run.
+
+    Raises:
+        ImportError: Numba isn't installed, or can't be loaded.
+    """
+    if module not in _modules:
+        reason = why_not_compiled()
+        if module not in _modules:
+            raise ImportError(message("graphattn", "compiled code", "must be there", reason))
+    return _modules[module]
+
+
+# In a graph that torch.compile is tracing, its answer is a constant.
+@torch.compiler.assume_constant_result
+def why_not_compiled() -> str | None:
+    """Why this process can't run compiled functions, as the end of "cannot run this call: ..."; None if it can."""
+    if not _reason:
+        _reason.append(_load_all())
+    return _reason[0]
+
+
+def _load_all() -> str | None:
+    if importlib.util.find_spec("numba") is None:
+        return "Numba is not installed (pip install numba)"
+    reason: str | None = None
+    fix = "Use pip install --force-reinstall numba."
+    try:
+        import numba
+
+        from .cache import keep_on_disk
+
+        modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in COMPILED}
+        config: Any = numba.config
+        if config.DISABLE_JIT:
+            reason, fix = "NUMBA_DISABLE_JIT is set", "Unset it."
+        else:
+            keep_on_disk(modules)
+        _modules.update(modules)
+    # A library that is missing or too new, a version that lacks something: anything can go wrong in an import.
+    except Exception as error:
+        reason = f"Numba can't be loaded ({type(error).__name__}: {error})"
+    if reason is not None:
+        rule = "can't run, and calls take longer"
+        warn_once("no compiled code", message("graphattn", "compiled code", rule, reason, fix))
+    return reason

@@ -1,0 +1,33 @@
+"""Fresh memory for what compiled code writes."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+from torch import Tensor
+
+from ..call import accumulate_dtype
+
+# Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
+MADV_HUGEPAGE = 14
+PAGE_BYTES = 4096
+HUGE_BYTES = 2**22
+
+_advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+if _advise is not None:
+    _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """New tensor of the accumulator's dtype, unless another is given, in huge pages where it is large.
+
+    A fault for each 4 KiB of fresh memory takes longer than writing it.
+    """
+    x = like.new_empty(shape, dtype=dtype or accumulate_dtype(like.dtype))
+    size = x.numel() * x.element_size()
+    if size >= HUGE_BYTES and _advise is not None:
+        begin = x.data_ptr() // PAGE_BYTES * PAGE_BYTES
+        _advise(begin, x.data_ptr() + size - begin, MADV_HUGEPAGE)
+    return x
