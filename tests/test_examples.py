@@ -45,7 +45,7 @@ def test_accelerate_pyg_compares_both_and_draws(tmp_path):
 
 def test_convolution_is_attention_compares_both_and_draws(tmp_path):
     printed = run_example("convolution_is_attention.py", "--smoke", "--output", str(tmp_path)).splitlines()
-    assert printed[0].endswith("on 10 digits is GraphAttention(1, 4, heads=9, head_channels=1)")
+    assert "on 10 digits is GraphAttention(1, 4, heads=9, head_channels=1, bias=False, encoding=" in printed[0]
     for line, most in zip(printed[1:3], (1e-12, 1e-5), strict=True):
         assert float(line.split("differ by ")[1].split(",")[0]) < most
     assert (tmp_path / "convolution_is_attention.png").stat().st_size > 40_000

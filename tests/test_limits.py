@@ -62,5 +62,5 @@ def test_rows_beyond_two_to_the_31_numbers_are_found(width, value_width, tmp_pat
     ptr[-1] = 2
     csr = CSR(ptr, torch.tensor([5, ROWS - 1], dtype=torch.int32), torch.tensor([3, ROWS - 1], dtype=torch.int32))
     shared = (far["query"], far["key"], far["value"], None, bias, far["edge_key"], far["edge_value"], None)
-    out, _ = torch.ops.graphattn.csr_forward(*shared, _plan(csr), 0, 0, width**-0.5, 0.0, 0.0)
+    out, *_ = torch.ops.graphattn.csr_forward(*shared, _plan(csr), False, 0, 0, width**-0.5, 0.0, 0.0)
     torch.testing.assert_close(out[0, target], expected[0], rtol=1e-10, atol=1e-10)

@@ -67,7 +67,7 @@ def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
     slices = conv.weight.detach().flatten(2).permute(2, 0, 1)
     heads, out_channels, in_channels = slices.shape
     width = min(in_channels, out_channels)
-    encoding = _OneOffsetPerHead(heads)
+    encoding = OneOffsetPerHead(heads)
     layer = GraphAttention(in_channels, out_channels, heads, head_channels=width, bias=False, encoding=encoding)
     layer.to(conv.weight)
     identity = torch.eye(width).expand(heads, -1, -1)
@@ -165,7 +165,7 @@ class ConvAttention(torch.nn.Module):
         return f"radius={self.radius}, dilation={self.dilation}, padding={self.padding}"
 
 
-class _OneOffsetPerHead(Encoding):
+class OneOffsetPerHead(Encoding):
     """Lets head h attend to the h-th offset of the pattern alone."""
 
     table: Tensor
