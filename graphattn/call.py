@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Required, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,10 +11,56 @@ from torch import Tensor
 from .bias import OffsetBias
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
-from .patterns import Edges, Pattern
+from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
 from .patterns.known import known_edges
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of `attention` and its dense twin, apart from those that say what to return."""
+
+    score: Score | ScoreFunction
+    normalizer: str | Normalizer | UserNormalizer
+    edge_bias: Tensor | OffsetBias | None
+    edge_key: Tensor | None
+    edge_value: Tensor | None
+    dropout_p: float
+
+
+class OutAlone(Options, total=False):
+    """Those of a call that returns out."""
+
+    return_weights: Literal[False]
+    return_lse: Literal[False]
+
+
+class WithWeights(Options, total=False):
+    """Those of a call that returns out and weights."""
+
+    return_weights: Required[Literal[True]]
+    return_lse: Literal[False]
+
+
+class WithLse(Options, total=False):
+    """Those of a call that returns out and lse."""
+
+    return_weights: Literal[False]
+    return_lse: Required[Literal[True, "split"]]
+
+
+class WithBoth(Options):
+    """Those of a call that returns out, weights and lse."""
+
+    return_weights: Literal[True]
+    return_lse: Literal[True, "split"]
+
+
+class AnyOptions(Options, total=False):
+    """Those of a call of which a type checker can't know what it returns."""
+
+    return_weights: bool
+    return_lse: bool | Literal["split"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +170,7 @@ def prepare(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Any,
+    pattern: PatternLike,
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",

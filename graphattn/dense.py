@@ -7,14 +7,15 @@ edge tensors or parallel edges), so it is for verification, not for training.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .call import prepare
+from .call import AnyOptions, OutAlone, WithBoth, WithLse, WithWeights, prepare
 from .normalizers import Normalizer, Softmax, UserNormalizer
+from .patterns import PatternLike
 from .random import draw_seed, keep_edges, keep_scale
 from .scores import DotProduct, Score, ScoreFunction, repeat_heads
 
@@ -27,11 +28,61 @@ class DenseResult(NamedTuple):
     lse: Tensor | None
 
 
+@overload
 def dense_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Any,
+    pattern: PatternLike,
+    *,
+    seed: Tensor | None = ...,
+    **options: Unpack[OutAlone],
+) -> Tensor: ...
+@overload
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    seed: Tensor | None = ...,
+    **options: Unpack[WithWeights],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    seed: Tensor | None = ...,
+    **options: Unpack[WithLse],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    seed: Tensor | None = ...,
+    **options: Unpack[WithBoth],
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    seed: Tensor | None = ...,
+    **options: Unpack[AnyOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",

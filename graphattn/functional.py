@@ -4,26 +4,59 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, Literal
+from typing import Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
 from .bias import OffsetBias
-from .call import Call, is_transformed, prepare
+from .call import AnyOptions, Call, OutAlone, WithBoth, WithLse, WithWeights, is_transformed, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
 from .kernels.base import in_parts
 from .normalizers import Normalizer, UserNormalizer
+from .patterns import PatternLike
 from .patterns.remote import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
 
 
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: PatternLike, *, backend: str = ..., **options: Unpack[OutAlone]
+) -> Tensor: ...
+@overload
 def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Any,
+    pattern: PatternLike,
+    *,
+    backend: str = ...,
+    **options: Unpack[WithWeights],
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: PatternLike, *, backend: str = ..., **options: Unpack[WithLse]
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, pattern: PatternLike, *, backend: str = ..., **options: Unpack[WithBoth]
+) -> tuple[Tensor, Tensor, Tensor]: ...
+@overload
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    backend: str = ...,
+    **options: Unpack[AnyOptions],
+) -> Tensor | tuple[Tensor, ...]: ...
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
     *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
@@ -34,7 +67,7 @@ def attention(
     return_weights: bool = False,
     return_lse: bool | Literal["split"] = False,
     backend: str = "auto",
-) -> Any:
+) -> Tensor | tuple[Tensor, ...]:
     """Attend from every target to its sources. Rows before heads: [*B, T, H, D]; SDPA's layout: transpose(1, 2).
 
     Tensors [B, H, T, D] of scaled_dot_product_attention come in by `query.transpose(1, 2)` and go back by the same.
@@ -122,7 +155,13 @@ def attention(
 
 
 def explain_backend(
-    query: Tensor, key: Tensor, value: Tensor, pattern: Any, *, backend: str = "auto", **options: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: PatternLike,
+    *,
+    backend: str = "auto",
+    **options: Unpack[AnyOptions],
 ) -> BackendReport:
     """Say for each kernel whether it can run this call, at what estimated cost, and which one `attention` takes.
 

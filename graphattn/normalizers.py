@@ -33,10 +33,10 @@ class UserNormalizer(Protocol):
         tensor([ 4., 64.])
     """
 
-    def edgewise(self, score: Tensor, target: Tensor, num_targets: int) -> Tensor:
+    def edgewise(self, score: Tensor, target: Tensor, num_targets: int, /) -> Tensor:
         """Weights of the scores [*B, E, H], where `target` [E] int64 says whose edge each one is."""
 
-    def dense(self, score: Tensor, mask: Tensor) -> Tensor:
+    def dense(self, score: Tensor, mask: Tensor, /) -> Tensor:
         """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
 
 

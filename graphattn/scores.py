@@ -7,8 +7,7 @@ pairs that the oracle and the dense layers use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +23,15 @@ from .errors import (
     shape_of,
 )
 
-ScoreFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+class ScoreFunction(Protocol):
+    """A user's own score: a function or a module `(query_i, key_j, edge_key) -> [*B, E, H]`, whatever its names are.
+
+    Query and key are [*B, E, H, D], edge by edge; `edge_key` is [*B or nothing, E, ...] as the call got it, or None.
+    """
+
+    def __call__(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None, /) -> Tensor:
+        """Score each edge."""
 
 
 class Score(ABC):

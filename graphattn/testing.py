@@ -12,7 +12,7 @@ from .dense import dense_attention
 from .errors import check_kind
 from .functional import attention
 from .patterns import Edges, Full, Grid, Pattern, Window
-from .scores import Additive, Score
+from .scores import Additive, Score, ScoreFunction
 
 
 def graph_zoo() -> dict[str, Edges]:
@@ -155,7 +155,7 @@ def assert_matches_dense(
     tensors: dict[str, Tensor],
     pattern: Pattern,
     *,
-    score: Score | None = None,
+    score: Score | ScoreFunction | None = None,
     backend: str = "auto",
     seed: int = 0,
     **options: Any,
@@ -165,7 +165,7 @@ def assert_matches_dense(
     Args:
         tensors: query, key, value and edge tensors, as `random_call` draws them.
         pattern: the pattern.
-        score: a `Score`; the gradient of an `Additive` vector is compared too.
+        score: a `Score` or a callable; the gradient of an `Additive` vector is compared too.
         backend: the kernel under test.
         seed: of dropout and of the random output gradients.
         options: further arguments of `attention`. Weights and lse are compared unless `return_weights` or `return_lse`
@@ -206,7 +206,7 @@ def _run(
     tensors: dict[str, Tensor],
     dtypes: dict[str, torch.dtype],
     pattern: Pattern,
-    score: Score | None,
+    score: Score | ScoreFunction | None,
     seed: int,
     options: dict[str, Any],
 ) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..csr import pointers, stable_order
 from ..errors import check_int, message, shape_of
-from ..patterns import Edges, Pattern
+from ..patterns import Edges, EdgesLike, Pattern
 from ..patterns.base import check_square
 
 
@@ -50,7 +50,9 @@ class Part(NamedTuple):
     edges: Tensor
 
 
-def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None, *, progress: bool = False) -> list[Part]:
+def split_graph(
+    edges: Pattern | EdgesLike, assignment: Tensor, num_parts: int | None = None, *, progress: bool = False
+) -> list[Part]:
     """Cut a graph into the parts that an assignment of its nodes makes, one for each rank.
 
     Args:
@@ -104,7 +106,9 @@ def split_graph(edges: Any, assignment: Tensor, num_parts: int | None = None, *,
     return [Part(rank, *whole, *own) for rank, own in enumerate(zip(*columns, strict=True))]
 
 
-def block_parts(edges: Any, num_parts: int, order: Tensor | None = None, *, num_nodes: int | None = None) -> Tensor:
+def block_parts(
+    edges: Pattern | EdgesLike, num_parts: int, order: Tensor | None = None, *, num_nodes: int | None = None
+) -> Tensor:
     """Cut a sequence of the nodes into contiguous blocks of nearly equal work: an edge counts 1, and so does a node.
 
     Args:
@@ -141,7 +145,7 @@ def block_parts(edges: Any, num_parts: int, order: Tensor | None = None, *, num_
     return part
 
 
-def _check(edges: Any, assignment: Tensor, num_parts: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
+def _check(edges: Pattern | EdgesLike, assignment: Tensor, num_parts: int | None) -> tuple[Tensor, Tensor, Tensor, int]:
     where = "split_graph"
     if not isinstance(assignment, Tensor) or assignment.is_floating_point() or assignment.dtype == torch.bool:
         got = assignment.dtype if isinstance(assignment, Tensor) else type(assignment).__name__
@@ -165,7 +169,7 @@ def _check(edges: Any, assignment: Tensor, num_parts: int | None) -> tuple[Tenso
     return source, target, assignment, num_parts
 
 
-def _square(where: str, edges: Any, num_nodes: int | None) -> Pattern:
+def _square(where: str, edges: Pattern | EdgesLike, num_nodes: int | None) -> Pattern:
     pattern = edges if isinstance(edges, Pattern) else Edges(edges, num_nodes)
     check_square(pattern, where)
     return pattern

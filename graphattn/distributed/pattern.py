@@ -155,7 +155,7 @@ class DistributedPattern(RemotePattern):
         edges = (names[target], names[source], self.local.occurrence())
         keep = keep_edges_of_heads(draw_seed(query.device), dropout_p, query.shape[:-3], query.size(-2), *edges)
         kept = weights * keep * keep_scale(dropout_p)
-        same = dict(normalizer="identity", edge_bias=kept, edge_value=edge_value, backend=backend)
+        same: dict[str, Any] = dict(normalizer="identity", edge_bias=kept, edge_value=edge_value, backend=backend)
         out = attention(query.new_zeros(*query.shape[:-1], 1), nothing, value, self.local, **same)
         asked = [out, *([weights] if return_weights else []), *lse]
         return asked[0] if len(asked) == 1 else tuple(asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import OptTensor
 
 from ..bias import OffsetBias
-from ..call import as_pattern, can_be_fused
+from ..call import Options, as_pattern, can_be_fused
 from ..errors import check_choice, check_device, message, shape_of
 from ..functional import attention
 from ..kernels import KERNELS
 from ..normalizers import UserNormalizer
-from ..patterns import Pattern
+from ..patterns import Pattern, PatternLike
 from ..patterns.base import Sides
 from ..patterns.edges import read_edges
 from ..patterns.remote import check_at_hand
@@ -23,6 +23,7 @@ from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
 from .projections import Projections
+from .typed import Features, Maybe, No, Weights, Yes, typed_as
 
 
 class GraphAttention(Projections, MessagePassing):
@@ -91,13 +92,29 @@ class GraphAttention(Projections, MessagePassing):
         """Draw all parameters anew."""
         Projections.reset_parameters(self)
 
+    @overload
+    def forward(
+        self, x: Features, edge_index: PatternLike, edge_attr: Tensor | None = ..., return_attention_weights: No = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Features, edge_index: PatternLike, edge_attr: Tensor | None = ..., return_attention_weights: Yes = ...
+    ) -> tuple[Tensor, Weights]: ...
+    @overload
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
-        edge_index: Any,
-        edge_attr: OptTensor = None,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        x: Features,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, Weights]: ...
+    def forward(
+        self,
+        x: Features,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = None,
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, Weights]:
         """Attend along the edges.
 
         Args:
@@ -151,11 +168,17 @@ class GraphAttention(Projections, MessagePassing):
             route = self._pass_messages
         out, weights = route(query, key, value, pattern, edge, bias, bool(return_attention_weights))
         out = self.lin_out(out.flatten(-2))
-        if not return_attention_weights:
+        if weights is None:
             return out
         # What the pattern has derived from its edges would be stale if someone wrote to them.
         listed = pattern.edge_index.clone() if self.add_self_loops else pattern.edge_index
         return out, (listed, weights)
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _attend(
         self,
@@ -167,21 +190,17 @@ class GraphAttention(Projections, MessagePassing):
         bias: Tensor | OffsetBias | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        result = attention(
-            query,
-            key,
-            value,
-            pattern,
-            score=self._own_score(),
-            normalizer=self.normalizer,
-            edge_bias=bias,
-            edge_key=edge,
-            edge_value=edge,
-            dropout_p=self.dropout if self.training else 0.0,
-            return_weights=return_weights,
-            backend=self.backend,
-        )
-        return result if return_weights else (result, None)
+        options: Options = {
+            "score": self._own_score(),
+            "normalizer": self.normalizer,
+            "edge_bias": bias,
+            "edge_key": edge,
+            "edge_value": edge,
+            "dropout_p": self.dropout if self.training else 0.0,
+        }
+        if return_weights:
+            return attention(query, key, value, pattern, backend=self.backend, **options, return_weights=True)
+        return attention(query, key, value, pattern, backend=self.backend, **options), None
 
     def _pass_messages(
         self,

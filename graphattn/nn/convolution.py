@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..errors import check_float_tensor, message, shape_of
 from ..patterns import Grid, Pattern
 from .attention import GraphAttention
 from .encodings import Encoding
+from .typed import Maybe, No, Weights, Yes, typed_as
 
 
 def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
@@ -67,7 +68,7 @@ def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
     slices = conv.weight.detach().flatten(2).permute(2, 0, 1)
     heads, out_channels, in_channels = slices.shape
     width = min(in_channels, out_channels)
-    encoding = OneOffsetPerHead(heads)
+    encoding = _OneOffsetPerHead(heads)
     layer = GraphAttention(in_channels, out_channels, heads, head_channels=width, bias=False, encoding=encoding)
     layer.to(conv.weight)
     identity = torch.eye(width).expand(heads, -1, -1)
@@ -111,7 +112,13 @@ class ConvAttention(torch.nn.Module):
         sizes = [extent + 2 * zeros for extent, zeros in zip(shape, self._margins(), strict=True)]
         return Grid(sizes, self.radius, dilation=self.dilation)
 
-    def forward(self, x: Tensor, return_attention_weights: bool | None = None) -> Any:
+    @overload
+    def forward(self, x: Tensor, return_attention_weights: No = ...) -> Tensor: ...
+    @overload
+    def forward(self, x: Tensor, return_attention_weights: Yes = ...) -> tuple[Tensor, Weights]: ...
+    @overload
+    def forward(self, x: Tensor, return_attention_weights: Maybe = ...) -> Tensor | tuple[Tensor, Weights]: ...
+    def forward(self, x: Tensor, return_attention_weights: Maybe = None) -> Tensor | tuple[Tensor, Weights]:
         """Convolve by attending.
 
         Args:
@@ -135,11 +142,17 @@ class ConvAttention(torch.nn.Module):
         pattern = self._patterns[key]
         x = torch.nn.functional.pad(x, [zeros for margin in reversed(self._margins()) for zeros in (margin, margin)])
         result = self.layer(x.flatten(-axes).transpose(-1, -2), pattern, None, return_attention_weights)
-        out, observed = result if return_attention_weights else (result, None)
+        out, observed = result if isinstance(result, tuple) else (result, None)
         out = out.transpose(-1, -2).unflatten(-1, x.shape[-axes:])
         for axis, (extent, reach, padding) in enumerate(zip(shape, self._reach(), self.padding, strict=True), -axes):
             out = out.narrow(axis, max(reach - padding, 0), extent + 2 * (padding - reach))
-        return (out, observed) if return_attention_weights else out
+        return out if observed is None else (out, observed)
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _reach(self) -> list[int]:
         """Reach of the kernel along each axis, in pixels."""
@@ -165,7 +178,7 @@ class ConvAttention(torch.nn.Module):
         return f"radius={self.radius}, dilation={self.dilation}, padding={self.padding}"
 
 
-class OneOffsetPerHead(Encoding):
+class _OneOffsetPerHead(Encoding):
     """Lets head h attend to the h-th offset of the pattern alone."""
 
     table: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..random import draw_seed, keep_edges
 from ..scores import Score, ScoreFunction, as_score
 from .encodings import Encoding
 from .projections import Projections
+from .typed import Features, Maybe, No, Yes, typed_as
 
 
 class DenseGraphAttention(Projections):
@@ -52,13 +53,25 @@ class DenseGraphAttention(Projections):
         widths = (in_channels, out_channels, heads, kv_heads, head_channels)
         self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
 
+    @overload
+    def forward(
+        self, x: Features, mask: Tensor | Pattern, edge_attr: Tensor | None = ..., return_attention_weights: No = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Features, mask: Tensor | Pattern, edge_attr: Tensor | None = ..., return_attention_weights: Yes = ...
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self, x: Features, mask: Tensor | Pattern, edge_attr: Tensor | None = ..., return_attention_weights: Maybe = ...
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def forward(
         self,
-        x: Tensor | tuple[Tensor, Tensor],
+        x: Features,
         mask: Tensor | Pattern,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Attend where the mask allows it.
 
         Args:
@@ -117,6 +130,12 @@ class DenseGraphAttention(Projections):
         )
         out = self.lin_out(result.out.flatten(-2))
         return (out, result.weights) if return_attention_weights else out
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _check_mask(self, mask: Tensor | Pattern, x_source: Tensor, x_target: Tensor) -> Tensor:
         where = "DenseGraphAttention"

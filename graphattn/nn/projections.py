@@ -27,6 +27,7 @@ from ..normalizers import Normalizer, as_normalizer
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding
+from .typed import Features
 
 # What a layer calls its scores, and the activation of those whose vector it owns.
 ACTIVATIONS = {"additive": "tanh", "gatv2": "leaky_relu"}
@@ -199,7 +200,7 @@ class Projections(torch.nn.Module):
             return Additive(self.score_vector, ACTIVATIONS[self.score])
         return DotProduct() if self.score == "dot_product" else self.score
 
-    def _check_features(self, x: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def _check_features(self, x: Features) -> tuple[Tensor, Tensor]:
         """Check the features of sources and targets, and return both."""
         where = type(self).__name__
         pair = tuple(x) if isinstance(x, tuple | list) else (x, x)

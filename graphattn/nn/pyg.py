@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch_geometric.nn.conv as conv
@@ -13,9 +13,16 @@ from torch_geometric.typing import Adj, OptPairTensor, OptTensor, PairTensor, Si
 
 from ..errors import check_no_batch, message
 from ..patterns import Pattern
+from ..patterns.like import SparseTensorLike
 from ..scores import Additive, DotProduct
 from .fused import Fused, Graph
 from .pyg_edges import check_one_graph, edge_values, rows_of_nothing, sides_of, with_loops
+from .typed import Features, Maybe, No, Weights, Yes, typed_as
+
+# For type checkers, which can't read PyG's own types: what its layers take, and the patterns that ours take.
+Edges = Tensor | SparseTensorLike | Pattern
+Sizes = tuple[int, int] | None
+OptFeatures = Tensor | tuple[Tensor, Tensor | None]
 
 
 class TransformerConv(Fused, conv.TransformerConv):
@@ -43,6 +50,18 @@ class TransformerConv(Fused, conv.TransformerConv):
             # PyG keeps this projection and never uses it, which DistributedDataParallel takes for a mistake.
             self.lin_skip.requires_grad_(False)
 
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: None = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: bool = ...
+    ) -> tuple[Tensor, Weights]: ...
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: Maybe = ...
+    ) -> Tensor | tuple[Tensor, Weights]: ...
     def forward(
         self,
         x: Tensor | PairTensor,
@@ -72,6 +91,12 @@ class TransformerConv(Fused, conv.TransformerConv):
         out = _writable(out, self.concat and not self.root_weight)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
+
     def _attend(self, graph: Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         edge = given["edge_attr"]
         if edge is not None:
@@ -99,6 +124,33 @@ class GATConv(Fused, conv.GATConv):
     # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor)
     # propagate_type: (x: OptPairTensor, alpha: Tensor)
 
+    @overload
+    def forward(
+        self,
+        x: OptFeatures,
+        edge_index: Edges,
+        edge_attr: Tensor | None = ...,
+        size: Sizes = ...,
+        return_attention_weights: No = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: OptFeatures,
+        edge_index: Edges,
+        edge_attr: Tensor | None = ...,
+        size: Sizes = ...,
+        return_attention_weights: Yes = ...,
+    ) -> tuple[Tensor, Weights]: ...
+    @overload
+    def forward(
+        self,
+        x: OptFeatures,
+        edge_index: Edges,
+        edge_attr: Tensor | None = ...,
+        size: Sizes = ...,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, Weights]: ...
     def forward(
         self,
         x: Tensor | OptPairTensor,
@@ -132,6 +184,12 @@ class GATConv(Fused, conv.GATConv):
         out = conv.GATConv.forward(self, x, graph, edge_attr, size)
         out = _writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _attend(self, graph: Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         by_source, by_target = self._scores(given)
@@ -184,6 +242,18 @@ class GATv2Conv(Fused, conv.GATv2Conv):
     # edge_updater_type: (x: PairTensor, edge_attr: OptTensor)
     # propagate_type: (x: PairTensor, alpha: Tensor)
 
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: No = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: Yes = ...
+    ) -> tuple[Tensor, Weights]: ...
+    @overload
+    def forward(
+        self, x: Features, edge_index: Edges, edge_attr: Tensor | None = ..., return_attention_weights: Maybe = ...
+    ) -> Tensor | tuple[Tensor, Weights]: ...
     def forward(
         self,
         x: Tensor | PairTensor,
@@ -218,6 +288,12 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         out = conv.GATv2Conv.forward(self, x, graph, edge_attr)
         out = _writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _attend(self, graph: Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
         source, target = given["x"]

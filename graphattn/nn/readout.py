@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -10,10 +10,13 @@ from torch.nn import Parameter
 from torch_geometric.nn.aggr import Aggregation
 
 from ..errors import check_float_tensor, check_int, check_keywords, message, shape_of
+from ..normalizers import UserNormalizer
 from ..patterns import Full, Pattern
+from ..scores import Score, ScoreFunction
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
 from .projections import check_heads
+from .typed import Maybe, No, Yes, typed_as
 
 # What an attention layer can have, and a readout can't: edges from nodes to queries carry nothing.
 WITHOUT_MEANING = ("edge_dim", "add_self_loops", "encoding")
@@ -61,8 +64,8 @@ class AttentionReadout(Aggregation):
         heads: int = 1,
         *,
         num_queries: int = 1,
-        score: Any = "dot_product",
-        normalizer: Any = "softmax",
+        score: str | Score | ScoreFunction = "dot_product",
+        normalizer: str | UserNormalizer = "softmax",
         dropout: float = 0.0,
         layer: type[GraphAttention] | type[DenseGraphAttention] = GraphAttention,
         **options: Any,
@@ -88,6 +91,36 @@ class AttentionReadout(Aggregation):
         self.attention.reset_parameters()
         torch.nn.init.normal_(self.query)
 
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = ...,
+        ptr: Tensor | None = ...,
+        dim_size: int | None = ...,
+        dim: int = ...,
+        return_attention_weights: No = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = ...,
+        ptr: Tensor | None = ...,
+        dim_size: int | None = ...,
+        dim: int = ...,
+        return_attention_weights: Yes = ...,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = ...,
+        ptr: Tensor | None = ...,
+        dim_size: int | None = ...,
+        dim: int = ...,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, Tensor]: ...
     def forward(
         self,
         x: Tensor,
@@ -95,8 +128,8 @@ class AttentionReadout(Aggregation):
         ptr: Tensor | None = None,
         dim_size: int | None = None,
         dim: int = -2,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Read out every graph.
 
         Args:
@@ -131,9 +164,15 @@ class AttentionReadout(Aggregation):
             x = x.index_select(-2, order)
         query = self.query.to(x.dtype).repeat(graphs, 1).expand(*x.shape[:-2], -1, -1)
         result = self.attention((x, query), pattern, return_attention_weights=return_attention_weights)
-        out = result[0] if return_attention_weights else result
+        out, weights = result if isinstance(result, tuple) else (result, None)
         out = out.reshape(*x.shape[:-2], graphs, self.num_queries * self.out_channels)
-        return (out, self._by_node(result[1], pattern, order)) if return_attention_weights else out
+        return out if weights is None else (out, self._by_node(weights, pattern, order))
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _edges(self, x: Tensor, index: Tensor | None, ptr: Tensor | None) -> Tensor:
         """Return the same pattern as edges, which torch.compile can trace: their number depends on shapes alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +13,14 @@ from torch.nn import Embedding
 
 from ..call import as_pattern
 from ..errors import check_int, check_keywords, message, shape_of
-from ..patterns import Full, Pattern
+from ..patterns import Full, Pattern, PatternLike
 from ..patterns.base import Sides
 from ..patterns.box import parse_sizes
 from .attention import GraphAttention
 from .encodings import Encoding, Sinusoidal
 from .projections import check_heads
 from .transformer import GraphTransformer, TransformerBlock
+from .typed import Maybe, No, Yes, typed_as
 
 Sizes = int | Sequence[int] | Tensor
 
@@ -97,6 +98,7 @@ class Seq2Seq(torch.nn.Module):
         for module in (self.source_embedding, self.target_embedding, self.encoder, self.decoder):
             module.reset_parameters()
 
+    @overload
     def forward(
         self,
         source: Tensor,
@@ -104,9 +106,41 @@ class Seq2Seq(torch.nn.Module):
         target: Tensor,
         target_sizes: Sizes,
         *,
-        source_pattern: Any = None,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        source_pattern: PatternLike | None = ...,
+        return_attention_weights: No = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        source: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        *,
+        source_pattern: PatternLike | None = ...,
+        return_attention_weights: Yes = ...,
+    ) -> tuple[Tensor, list[Any]]: ...
+    @overload
+    def forward(
+        self,
+        source: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        *,
+        source_pattern: PatternLike | None = ...,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, list[Any]]: ...
+    def forward(
+        self,
+        source: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        *,
+        source_pattern: PatternLike | None = None,
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, list[Any]]:
         """Score the token that follows each target token, given those up to it: teacher forcing.
 
         Args:
@@ -127,7 +161,13 @@ class Seq2Seq(torch.nn.Module):
         memory = self.encode(source, source_sizes, source_pattern)
         return self.decode(memory, source_sizes, target, target_sizes, return_attention_weights)
 
-    def encode(self, source: Tensor, source_sizes: Sizes, source_pattern: Any = None) -> Tensor:
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
+
+    def encode(self, source: Tensor, source_sizes: Sizes, source_pattern: PatternLike | None = None) -> Tensor:
         """Return the memory [S, channels]; arguments as in `forward`."""
         sizes = _check_tokens("source", source, self.source_tokens, source_sizes)
         pattern = Full(sizes) if source_pattern is None else source_pattern
@@ -136,14 +176,41 @@ class Seq2Seq(torch.nn.Module):
             as_pattern("Seq2Seq", pattern, rows, rows, sides=Sides("source", "source"))
         return self.encoder(self.source_embedding(source), pattern)
 
+    @overload
     def decode(
         self,
         memory: Tensor,
         source_sizes: Sizes,
         target: Tensor,
         target_sizes: Sizes,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        return_attention_weights: No = ...,
+    ) -> Tensor: ...
+    @overload
+    def decode(
+        self,
+        memory: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        return_attention_weights: Yes = ...,
+    ) -> tuple[Tensor, list[Any]]: ...
+    @overload
+    def decode(
+        self,
+        memory: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, list[Any]]: ...
+    def decode(
+        self,
+        memory: Tensor,
+        source_sizes: Sizes,
+        target: Tensor,
+        target_sizes: Sizes,
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, list[Any]]:
         """Return what `forward` returns, from the memory [S, channels] that `encode` has made."""
         sizes = _check_tokens("target", target, self.target_tokens, target_sizes)
         across = Full(sizes, _check_sizes("memory", memory.size(0), source_sizes, target, len(sizes)))
@@ -168,7 +235,7 @@ class Seq2Seq(torch.nn.Module):
         *,
         begin: int,
         end: int,
-        source_pattern: Any = None,
+        source_pattern: PatternLike | None = None,
     ) -> Tensor:
         """Return the mean cross-entropy per token of writing each target and then `end`, having read `begin`.
 
@@ -197,7 +264,7 @@ class Seq2Seq(torch.nn.Module):
         begin: int,
         end: int,
         max_length: int,
-        source_pattern: Any = None,
+        source_pattern: PatternLike | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Write the likeliest next token other than `begin` until it is `end`: greedy decoding.
 

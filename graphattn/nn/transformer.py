@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from ..errors import (
     message,
     shape_of,
 )
-from ..patterns import Pattern
+from ..patterns import Pattern, PatternLike
 from ..patterns.base import Sides
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
 from .encodings import Encoding
 from .projections import check_heads
+from .typed import Maybe, No, Yes, typed_as
 
 # How a node's own features reach the feed-forward network beside those that attention has gathered.
 EGO = ("add", "concat", "none")
@@ -125,16 +126,49 @@ class TransformerBlock(torch.nn.Module):
             if not isinstance(module, Dropout):
                 module.reset_parameters()  # type: ignore[operator]
 
+    @overload
     def forward(
         self,
         x: Tensor,
-        edge_index: Any,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+        return_attention_weights: No = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+        return_attention_weights: Yes = ...,
+    ) -> tuple[Tensor, *tuple[Any, ...]]: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+        return_attention_weights: Maybe = ...,
+    ) -> Tensor | tuple[Tensor, *tuple[Any, ...]]: ...
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
         edge_attr: Tensor | None = None,
         *,
         memory: Tensor | None = None,
-        memory_pattern: Any = None,
-        return_attention_weights: bool | None = None,
-    ) -> Any:
+        memory_pattern: PatternLike | None = None,
+        return_attention_weights: Maybe = None,
+    ) -> Tensor | tuple[Tensor, *tuple[Any, ...]]:
         """Attend, and feed forward.
 
         Args:
@@ -168,6 +202,12 @@ class TransformerBlock(torch.nn.Module):
             h = torch.cat([h, gathered], -1) if self.ego == "concat" else gathered
         x = x + self.drop(self.feed_out(self.drop(torch.nn.functional.gelu(self.feed_in(h)))))
         return (x, *weights, *across) if return_attention_weights else x
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
     def _check_memory(self, memory: Tensor | None, pattern: object, x: Tensor) -> None:
         """Raise unless both are there, or neither where the block has no cross-attention."""
@@ -270,16 +310,49 @@ class GraphTransformer(torch.nn.Module):
             if module is not None:
                 module.reset_parameters()
 
+    @overload
     def forward(
         self,
         x: Tensor,
-        edge_index: Any,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        return_attention_weights: No = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        return_attention_weights: Yes = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+    ) -> tuple[Tensor, list[Any]]: ...
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
+        edge_attr: Tensor | None = ...,
+        return_attention_weights: Maybe = ...,
+        *,
+        memory: Tensor | None = ...,
+        memory_pattern: PatternLike | None = ...,
+    ) -> Tensor | tuple[Tensor, list[Any]]: ...
+    def forward(
+        self,
+        x: Tensor,
+        edge_index: PatternLike,
         edge_attr: Tensor | None = None,
-        return_attention_weights: bool | None = None,
+        return_attention_weights: Maybe = None,
         *,
         memory: Tensor | None = None,
-        memory_pattern: Any = None,
-    ) -> Any:
+        memory_pattern: PatternLike | None = None,
+    ) -> Tensor | tuple[Tensor, list[Any]]:
         """Run the stack.
 
         Args:
@@ -319,6 +392,12 @@ class GraphTransformer(torch.nn.Module):
         x = self.norm(x)
         x = x if self.lin_out is None else self.lin_out(x)
         return (x, weights) if return_attention_weights else x
+
+    if TYPE_CHECKING:
+
+        @typed_as(forward)
+        def __call__(self) -> None:
+            """See `forward`."""
 
 
 def _attend(

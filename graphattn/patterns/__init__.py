@@ -4,6 +4,8 @@ from . import saving as saving
 from .base import Pattern as Pattern
 from .edges import Edges as Edges
 from .grid import Grid as Grid
+from .like import EdgesLike as EdgesLike
+from .like import PatternLike as PatternLike
 from .metis import metis_parts as metis_parts
 from .random_edges import random_edges as random_edges
 from .random_edges import random_regular as random_regular

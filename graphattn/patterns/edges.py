@@ -12,6 +12,9 @@ from torch_geometric import EdgeIndex
 
 from ..errors import EdgeDtypeError, EdgeRangeError, check_int, message, shape_of
 from .base import OF_ATTENTION, Pattern, Sides, check_square
+from .like import EdgesLike
+
+# Why an index of a call must lie in its range.
 
 
 class Edges(Pattern):
@@ -49,7 +52,7 @@ class Edges(Pattern):
 
     def __init__(
         self,
-        edge_index: Any,
+        edge_index: EdgesLike,
         num_nodes: int | None = None,
         *,
         num_sources: int | None = None,

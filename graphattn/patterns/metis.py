@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,10 +9,11 @@ from torch import Tensor
 from ..errors import check_int, message
 from .base import Pattern, check_square
 from .edges import Edges
+from .like import EdgesLike
 
 
 def metis_parts(
-    edges: Any, num_parts: int, num_nodes: int | None = None, seed: int = 0, *, recursive: bool = False
+    edges: Pattern | EdgesLike, num_parts: int, num_nodes: int | None = None, seed: int = 0, *, recursive: bool = False
 ) -> Tensor:
     """Cut the nodes into parts of nearly equal size between which few edges run, by METIS.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
+from ..patterns import EdgesLike, Pattern
 from ..patterns.box import Box
 from .style import (
     MARK,
@@ -33,7 +33,7 @@ EM = 1.1
 
 def draw_arcs(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weight: Tensor | None = None,
     *,
     names: Sequence[str] | None = None,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, message, shape_of
-from ..patterns import Pattern
+from ..patterns import EdgesLike, Pattern
 from .style import (
     MARK,
     frame,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LAYOUTS = ("spring", "kamada_kawai", "spectral", "circular")
 
 
-def layout(pattern: Any, name: str = "spring", seed: int = 0) -> Tensor:
+def layout(pattern: Pattern | EdgesLike, name: str = "spring", seed: int = 0) -> Tensor:
     """Find a place for every node by one of networkx's layouts.
 
     Args:
@@ -91,7 +91,7 @@ def _spread(place: Tensor) -> Tensor:
 
 def draw_graph_weights(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weight: Tensor,
     *,
     target: int | None = None,

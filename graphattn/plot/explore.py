@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_choice, message, shape_of
-from ..patterns import Full, Grid, Pattern, Window
+from ..patterns import EdgesLike, Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from .arrows import read_position
 from .pixels import pixel_shape, read_colors
@@ -26,7 +26,7 @@ TEMPLATE = Path(__file__).with_name("explore.html")
 
 def explore(
     path: str | Path,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weights: Tensor | Sequence[Tensor],
     *,
     names: Sequence[str] | tuple[Sequence[str], Sequence[str]] | None = None,

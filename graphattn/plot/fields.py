@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from ..patterns import Full, Grid, Window, receptive_field
+from ..patterns import EdgesLike, Full, Grid, Pattern, Window, receptive_field
 from .arrows import add_arrows, add_faint, draw_nodes, node_radius, read_position, set_up
 from .style import MARK, points_per_unit, read_names, read_pattern, shade, text_color
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def draw_receptive_field(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     node: int,
     layers: int,
     *,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import message, shape_of
-from ..patterns import Pattern
+from ..patterns import EdgesLike, Pattern
 from .style import COLORS, read_pattern
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def draw_graph(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     position: Tensor,
     label: Tensor,
     *,

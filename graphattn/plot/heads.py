@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..errors import check_int, message, shape_of
-from ..patterns import Pattern
+from ..patterns import EdgesLike, Pattern
 from .matrices import write_weight
 from .pixels import pixel_shape
 from .style import read_pattern
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def draw_heads(
     figure: Any,
     draw: Callable[..., Axes],
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weights: Tensor,
     *,
     columns: int | None = None,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import message
-from ..patterns import Pattern
+from ..patterns import EdgesLike, Pattern
 from ..patterns.box import Box
 from .style import (
     COLORS,
@@ -35,7 +35,9 @@ MOST_DOTS, MOST_CELLS = 100, 400
 MOST_NUMBERS = 16
 
 
-def draw_pattern(axes: Axes, pattern: Any, *, names: Sequence[str] | None = None, target: int | None = None) -> Axes:
+def draw_pattern(
+    axes: Axes, pattern: Pattern | EdgesLike, *, names: Sequence[str] | None = None, target: int | None = None
+) -> Axes:
     """Draw who may attend to whom: a row per target, a column per source, a dot where there is an edge.
 
     Frames surround the components of a ragged batch. A pattern of more than 400 nodes becomes an image, each cell as
@@ -86,7 +88,7 @@ def _add_dots(axes: Axes, place: Tensor, size: float, colors: Sequence[str]) -> 
 
 def draw_weights(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weight: Tensor,
     *,
     names: Sequence[str] | None = None,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import message, shape_of
-from ..patterns import Grid, Pattern
+from ..patterns import EdgesLike, Grid, Pattern
 from .style import COLORS, MARK, read_node, read_pattern, read_weight, shares, strongest_of
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def draw_pixel_weights(
     axes: Axes,
-    pattern: Any,
+    pattern: Pattern | EdgesLike,
     weight: Tensor,
     *,
     pixel: tuple[int, int],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import check_int, message, shape_of
-from ..patterns import Edges, Pattern
+from ..patterns import Edges, EdgesLike, Pattern
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,12 +58,12 @@ def colormap() -> Any:
     return LinearSegmentedColormap.from_list("weights", SHADES).with_extremes(bad=(0, 0, 0, 0))
 
 
-def read_pattern(pattern: Any) -> Pattern:
+def read_pattern(pattern: Pattern | EdgesLike) -> Pattern:
     """A pattern as it is, or the edges of whatever `Edges` takes; on the CPU."""
     return (pattern if isinstance(pattern, Pattern) else Edges(pattern)).to("cpu")
 
 
-def read_square(where: str, pattern: Any) -> Pattern:
+def read_square(where: str, pattern: Pattern | EdgesLike) -> Pattern:
     """The pattern of a drawing in which sources and targets are the same nodes, or an error."""
     pattern = read_pattern(pattern)
     if pattern.num_sources != pattern.num_targets:
