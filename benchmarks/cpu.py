@@ -36,6 +36,7 @@ from systems import (
 from torch import Tensor
 
 from graphattn import Edges
+from graphattn.memory import format_bytes
 
 SMALL, LARGE, CORA, NARROW = (
     (20_000, 400_000, 4, 32),
@@ -241,8 +242,8 @@ def large() -> tuple[list[Line], dict | None]:
     measured, detail = None, "did not finish"
     if found is not None:
         measured = found["resident bytes"] / found["bytes of tensors"]
-        resident, asked = found["resident bytes"] / 1e9, found["bytes of tensors"] / 1e9
-        detail = f"{resident:.2f} GB of {asked:.2f} GB, {found['seconds']:.2f} s"
+        resident, asked = (format_bytes(found[name]) for name in ("resident bytes", "bytes of tensors"))
+        detail = f"{resident} of {asked}, {found['seconds']:.2f} s"
     lines = [Line(work, against, "x", 1.3, 1.1, measured, detail, more_is_better=False)]
     most = child("numba", 100_000_000, 2_000_000, limit=240)
     detail, measured = "did not finish", None
@@ -272,20 +273,22 @@ def scaling(most: dict | None) -> list[dict]:
     return found
 
 
-def picture(found: list[dict], path: Path, about: str) -> None:
+def picture(found: list[dict], path: Path, threads: object) -> None:
     """Time and peak memory over the number of edges, one line per system, on logarithmic axes."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
     names = {"pyg": "PyG", "compiled": "PyG, compiled", "numba": "graphattn"}
-    quantities = (("seconds", "seconds"), ("peak bytes", "peak memory beyond the inputs, bytes"))
-    for axes, (key, label) in zip(panels, quantities, strict=True):
+    quantities = (("seconds", 1, "seconds"), ("peak bytes", 2**20, "peak memory beyond the inputs, MiB"))
+    for axes, (key, unit, label) in zip(panels, quantities, strict=True):
         for system, name in names.items():
-            points = sorted((x["edges"], x[key]) for x in found if x["system"] == system)
+            points = sorted((x["edges"], x[key] / unit) for x in found if x["system"] == system)
             if points:
                 axes.loglog(*zip(*points, strict=True), "o-", color=COLORS[name], label=name, markersize=4)
         axes.set(xlabel="edges", ylabel=label, xticks=DECADES)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(frameon=False)
+    about = f"Forward + backward, {HEADS} heads of {WIDTH}, {DEGREE} edges per node, float32, {threads} threads.\n"
+    about += f"A line ends where the next size would take more than {format_bytes(ROOM)} or {PATIENCE} s."
     figure.suptitle(about, fontsize=10)
     figure.savefig(path, dpi=150)
     plt.close(figure)
@@ -312,11 +315,7 @@ def main() -> None:
     lines += sizes
     found = scaling(most)
     print(write("cpu", "The fused CPU kernel", about, lines, {"scaling": found}))
-    title = (
-        f"Forward + backward, {HEADS} heads of {WIDTH}, {DEGREE} edges per node, float32, {about['threads']} threads.\n"
-    )
-    title += f"A line ends where the next size would take more than {ROOM / 1e9:.0f} GB or {PATIENCE} s."
-    picture(found, RESULTS / "cpu.png", title)
+    picture(found, RESULTS / "cpu.png", about["threads"])
 
 
 if __name__ == "__main__":

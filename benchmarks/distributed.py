@@ -347,7 +347,7 @@ def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
 
 # A graph like ogbn-papers100M, a model for it, and what a GPU and its links are taken to do: see docs/scaling.md.
 NODES, EDGES, FEATURES, WIDTH, DEPTH, ITEM = 111_059_956, 1_615_685_872, 128, 128, 3, 2
-GPU_BYTES, GPU_READS, GPU_FLOPS, LINK_INSIDE, LINK_BETWEEN = 80e9, 2e12, 200e12, 300e9, 25e9
+GPU_READS, GPU_FLOPS, LINK_INSIDE, LINK_BETWEEN = 2e12, 200e12, 300e9, 25e9
 
 
 def page() -> str:
@@ -392,7 +392,7 @@ def foresee(held: dict[str, Any]) -> str:
             gathers = edges * 2 * WIDTH * ITEM * 4 * DEPTH / GPU_READS
             link = LINK_INSIDE if ranks <= 8 else LINK_BETWEEN
             seconds = [flops, gathers, 2 * DEPTH * rows / link]
-            cells = [f"{x / 1e9:.3g} GB" for x in (*memory, sum(memory))] + [f"{x * 1e3:.3g} ms" for x in seconds]
+            cells = [format_bytes(x) for x in (*memory, sum(memory))] + [f"{x * 1e3:.3g} ms" for x in seconds]
             lines.append(f"| {ranks} | {kind}: {halo / 1e6:.3g}M | {' | '.join(cells)} |")
     return "\n".join([f"{numbers:.3g} numbers of the width per node and layer at the peak.\n", *lines])
 

@@ -115,12 +115,12 @@ def picture(found: list[dict]) -> None:
     """Seconds and peak memory of an epoch, side by side, on logarithmic axes."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     labels = ["{}\n{}".format(*(line.partition(",")[0] for line in case["work"].split("\n"))) for case in found]
-    for axes, key, label in zip(
-        panels, ("seconds", "peak bytes"), ("seconds per epoch", "peak memory, bytes"), strict=True
-    ):
+    quantities = (("seconds", 1, "seconds per epoch"), ("peak bytes", 2**20, "peak memory, MiB"))
+    for axes, (key, unit, label) in zip(panels, quantities, strict=True):
         for place, case in enumerate(found):
             for side, (name, color) in enumerate(COLORS.items()):
-                axes.bar(place + 0.38 * side, case[key][name], 0.36, color=color, label=name if place == 0 else None)
+                height = case[key][name] / unit
+                axes.bar(place + 0.38 * side, height, 0.36, color=color, label=name if place == 0 else None)
         axes.set(yscale="log", ylabel=label)
         axes.set_xticks([place + 0.19 for place in range(len(found))], labels, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -82,8 +82,8 @@ def load(name, seed):
 def draw(results, path, title):
     """Accuracy of each seed, seconds per epoch, and peak memory, side by side."""
     figure, panels = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
-    labels = ("test accuracy, %", "milliseconds per epoch", "peak memory of a step, MB")
-    for axes, label, key in zip(panels, labels, ("accuracy", "ms", "megabytes"), strict=True):
+    labels = ("test accuracy, %", "milliseconds per epoch", "peak memory of a step, MiB")
+    for axes, label, key in zip(panels, labels, ("accuracy", "ms", "MiB"), strict=True):
         for place, (name, found) in enumerate(results.items()):
             if key == "accuracy":
                 spread = torch.linspace(-0.15, 0.15, len(found[key]))
@@ -122,7 +122,7 @@ def main():
 
     for name, found in results.items():
         found["ms"] = 1e3 * statistics.median(found["seconds"])
-        found["megabytes"] = (found["bytes"] or 0) / 1e6
+        found["MiB"] = (found["bytes"] or 0) / 2**20
         deviation = statistics.stdev(found["accuracy"])
         print(
             f"{name}: test accuracy {statistics.mean(found['accuracy']):.1f} +- {deviation:.1f} % over {seeds} seeds, "

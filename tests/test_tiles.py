@@ -150,7 +150,7 @@ def test_nothing_of_the_size_of_the_mask_or_the_edges_is_built():
     step = lambda: torch.autograd.grad(attention(x, x, x, pattern, backend="tiles").sum(), x)
     step()
     assert not pattern.has_kept("edge_index") and not pattern.has_kept("csr")
-    # 2.6 million edges: their index alone would take 41 MB.
+    # 2.6 million edges: their index alone would take 39 MiB.
     assert peak_memory(step) < 16 * x.nbytes + 16 * 2**20
 
 
