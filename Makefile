@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test test-oldest check docs format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -29,6 +29,10 @@ check: setup docs
 # The site, in build/docs: open build/docs/index.html. Nothing is fetched; a broken link is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Copies results, and what examples say, into the pages, between their marks; a test compares.
+docs-fill: setup
+	$(BIN)/python docs/make/fill.py
 
 format: setup
 	$(BIN)/ruff format $(SOURCES)

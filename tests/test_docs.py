@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -57,6 +58,14 @@ def test_numbers_in_the_text_are_those_of_the_results(page):
     assert all(number in PAGES[page] and number in results for number in numbers)
 
 
+def test_sizes_are_written_in_binary_units():
+    folders = ("benchmarks", "docs", "examples", "graphattn")
+    paths = [path for folder in folders for kind in ("*.md", "*.py", "*.html") for path in (ROOT / folder).rglob(kind)]
+    # Rates are decimal, as everywhere; what a user types may be.
+    found = {path.name for path in paths if re.search(r"\b[kKMGT]B\b(?!/s)", path.read_text())}
+    assert found == {"memory.py"}
+
+
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
     assert sorted(listed) == sorted(PAGES)
@@ -79,50 +88,65 @@ def test_the_page_on_scaling_has_the_tables_that_its_command_prints():
 
 
 @pytest.fixture
-def hooks(monkeypatch):
-    for package in ("mkdocs", "latex2mathml"):
-        pytest.importorskip(package, reason="needs pip install '.[docs]'")
+def make(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS / "make"))
-    import hooks
-
-    return hooks
+    return importlib.import_module
 
 
-def test_every_line_of_the_results_is_on_a_page(hooks):
-    filled = "".join(hooks.on_page_markdown(text) for text in PAGES.values())
+@pytest.mark.parametrize("page", PAGES)
+def test_what_pages_copy_is_what_there_is(make, page):
+    assert PAGES[page] == make("fill").fill(PAGES[page]), "Use make docs-fill."
+
+
+def test_every_page_says_something_where_nothing_is_built():
+    for page, text in PAGES.items():
+        said = re.sub(r"<!--.*?-->|^#.*$", "", text, flags=re.M)
+        assert re.search(r"\w{3}", said), page
+        assert text.count("<!-- fill: ") == text.count("<!-- end -->"), page
+
+
+def test_every_line_of_the_results_is_on_a_page():
+    pages = "".join(PAGES.values())
     for path in (ROOT / "benchmarks" / "results").glob("*.md"):
         for line in path.read_text().splitlines()[2:]:
-            assert line in filled
-    assert not hooks.FILL.search(filled)
+            assert line in pages
 
 
-def test_the_gallery_shows_every_example_with_its_picture(hooks):
-    gallery = hooks.gallery("")
-    for path in hooks.example_paths():
-        assert f"## {path.stem} " in gallery and f"[Read {path.name}](gallery/{path.stem}.md)" in gallery
+def test_the_site_has_all_texts_and_links_to_its_own_pages(make):
+    for package in ("mkdocs", "latex2mathml"):
+        pytest.importorskip(package, reason="needs pip install '.[docs]'")
+    hooks = make("hooks")
+    built = "".join(hooks.on_page_markdown(text) for text in PAGES.values())
+    assert "](../examples/" not in built and "](../benchmarks/" not in built and "<!-- include" not in built
+    assert all((ROOT / name).read_text().splitlines()[-1] in built for name in INCLUDED)
+
+
+def test_the_gallery_shows_every_example_with_its_picture(make):
+    gallery = PAGES["gallery.md"]
+    for path in make("fill").example_paths():
+        assert f"## {path.stem}\n" in gallery and f"[Read {path.name}](../examples/{path.name})" in gallery
     shown = set(re.findall(r"images/(\w+\.png)", gallery))
     assert shown == {path.name for path in (DOCS / "images").glob("*.png")}
 
 
-def test_the_drawing_of_the_rooms_is_that_of_their_imports(hooks):
-    import rooms
-
+def test_the_drawing_of_the_rooms_is_that_of_their_imports(make):
+    rooms = make("rooms")
+    assert (DOCS / "images" / "rooms.svg").read_text() == rooms.draw_rooms(ROOT), "Use make docs-fill."
     levels, found = rooms.levels_of(ROOT), rooms.imports_of(ROOT)
     assert found["nn"] >= {"functional", "patterns"} and found["errors"] == set()
     assert all(levels[other] <= levels[room] for room, others in found.items() for other in others)
-    assert rooms.draw_rooms(ROOT).count("<rect") == len(levels)
+    assert rooms.draw_rooms(ROOT).count("<rect") == len(levels) + 1
     assert rooms.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
 
 
-def test_docstrings_become_markdown(hooks):
+def test_docstrings_become_markdown(make):
     pytest.importorskip("griffe")
-    import docstrings
-
+    docstrings = make("docstrings")
     text = "Sum.\n\n    a + b\n\nArgs:\n    x: [*B, E] float,\n        as `y`.\n\nIt is.\n\nExample:\n    >>> 1\n    1"
     parts = ("Sum.", "    a + b", "**Arguments**", "- `x`: `[*B, E]` float, as `y`.", "It is.")
     assert docstrings.to_markdown(text).split("\n\n") == [*parts, "**Example**", "```pycon\n>>> 1\n1\n```"]
 
 
 def test_what_the_site_includes_is_there():
-    filled = re.findall(r"<!-- fill: include (\S+) -->", "".join(PAGES.values()))
+    filled = re.findall(r"<!-- include: (\S+) -->", "".join(PAGES.values()))
     assert sorted(filled) == sorted(INCLUDED) and all((ROOT / name).exists() for name in filled)

@@ -6,6 +6,12 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT, GAP, ROW = 98, 30, 14, 84
+# On a ground of its own, so that it can be read on light and dark pages.
+STYLE = (
+    "svg{font:12px system-ui,sans-serif}.ground{fill:#fff;stroke:none}path{fill:none;stroke:#8a8699}"
+    "marker path{fill:#8a8699;stroke:none}rect{fill:#f6f5fa;stroke:#332288}text{fill:#1d1b26;text-anchor:middle}"
+    ".level{fill:#6a6678;text-anchor:start}"
+)
 
 
 def levels_of(root: Path) -> dict[str, int]:
@@ -90,20 +96,21 @@ def draw_rooms(root: Path) -> str:
         parts.append(f'<text x="{x + WIDTH / 2:.0f}" y="{y + 20}">{escape(room)}</text>')
     height = len(rows) * ROW - (ROW - HEIGHT) + 40
     head = (
-        '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        '<path d="M0 0L8 4L0 8z"/></marker></defs>'
+        f'<style>{STYLE}</style><defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
     )
     title = "The rooms by level, with an arrow from each room to those that it imports"
-    about = f'class="rooms" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
-    return f"<svg {about}>{head}{''.join(parts)}</svg>"
+    about = f'xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}"'
+    ground = f'<rect class="ground" width="{width}" height="{height}" rx="6"/>'
+    return "\n".join([f"<svg {about}>{head}{ground}", *parts, "</svg>\n"])
 
 
 def write_rooms(root: Path) -> str:
-    """A table: level, room, number of files, and the first line of its docstring."""
-    lines = ["| level | room | files | what it is |", "|---|---|---|---|"]
+    """A table: level, room, and the first line of its docstring."""
+    lines = ["| level | room | what it is |", "|---|---|---|"]
     for room, level in sorted(levels_of(root).items(), key=lambda pair: (-pair[1], pair[0])):
         files = files_of(root, room)
         first = next((path for path in files if path.name == "__init__.py"), files[0])
         text = (ast.get_docstring(ast.parse(first.read_text())) or "").partition("\n")[0]
-        lines.append(f"| {level} | `{room}` | {len(files)} | {text} |")
+        lines.append(f"| {level} | `{room}` | {text} |")
     return "\n".join(lines)
