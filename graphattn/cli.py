@@ -136,7 +136,7 @@ def _add_compare(commands: Any) -> None:
     add("--normalizer", default="softmax", metavar="NAME", help=f"{', '.join(normalizers)} (default softmax)")
     add("--backend", default="auto", metavar="NAME", help=f"of the sparse side: {', '.join(backends)} (default auto)")
     add("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
-    add("--memory-limit", default="2GiB", metavar="BYTES", help="the dense side stops there (default 2GiB)")
+    add("--memory-limit", default="2GiB", metavar="BYTES", help="the dense sides stop there (default 2GiB)")
     add("--repeats", type=int, default=3, metavar="COUNT", help="timed runs, the median counts (default 3)")
     picture = f"picture to write, {', '.join(PICTURES)} (default outputs/compare_PATTERN.png)"
     add("--output", type=Path, metavar="PATH", help=picture)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from .comparison import Comparison, Cost, Row
@@ -17,7 +18,7 @@ from .dense import dense_attention
 from .errors import check_int, message
 from .functional import attention
 from .memory import peak_memory
-from .normalizers import Entmax, Identity, Normalizer, Relu, Sigmoid, UserNormalizer, as_normalizer
+from .normalizers import Entmax, Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .patterns import Edges, Pattern
 from .patterns.box import Box
 from .scores import Additive, DotProduct, Score, ScoreFunction, as_score
@@ -41,13 +42,16 @@ def compare(
     name: str | None = None,
     progress: bool = False,
 ) -> Comparison:
-    """Compare `attention` with `dense_attention` in accuracy, time and memory, forward and backward.
+    """Compare `attention` with dense attention in accuracy, time and memory, forward and backward.
 
         error = max |sparse - dense| / max |dense|
 
-    The dense side is always float64 for the errors: of the output, and of the gradients of query, key, value and of
-    the vector of an `Additive` score; the sparse side runs in float64 and in float32 on the same numbers. Where the
-    largest magnitude of the dense result is below 1e-6, nothing but rounding, the error is absolute.
+    Errors are those beside `dense_attention`, the oracle, in float64: of the output, and of the gradients of query,
+    key, value and of the vector of an `Additive` score; the sparse side runs in float64 and in float32 on the same
+    numbers. Where the largest magnitude of the dense result is below 1e-6, nothing but rounding, the error is absolute.
+
+    The oracle is written to be checked. What to beat is torch's `scaled_dot_product_attention` with the pattern as its
+    mask, which is timed too where it computes the same: softmax of `DotProduct`, and no parallel edges.
 
     Args:
         make_pattern: returns the pattern of a size, on the device to compare on.
@@ -57,8 +61,8 @@ def compare(
         score: as `attention` takes it.
         normalizer: as `attention` takes it.
         backend: as `attention` takes it: the sparse side.
-        memory_limit: bytes; the dense side stops at the first size whose float64 run should take more, see
-            `dense_memory`. The sparse side goes on.
+        memory_limit: bytes; the oracle stops at the first size whose float64 run should take more, see
+            `dense_memory`, and so does SDPA, which needs less. The sparse side goes on.
         repeats: number of timed runs of each side, in turns, after a warm-up; the median counts.
         seed: of query, key, value and the gradient of the output, which are standard normal.
         name: of the pattern in table and picture; that of the largest where left out.
@@ -74,8 +78,7 @@ def compare(
 
     Numerics:
         Time and memory are those of float32, and of torch's own allocations. What a pattern keeps (its CSR) is built
-        before; the dense side builds its mask in each run. It is the oracle, written to be checked: a fused dense
-        kernel is faster and needs less.
+        before; the dense sides build their mask in each run. SDPA gets none of the full pattern.
 
     Example:
         >>> from graphattn import Window
@@ -101,15 +104,21 @@ def compare(
             pattern = make_pattern(size)
             if not isinstance(pattern, Pattern):
                 raise TypeError(message("compare", "make_pattern", "must return a Pattern", type(pattern).__name__))
-            estimate = dense_memory(pattern, heads, width, score=score, normalizer=normalizer)
             tensors = _draw(pattern, heads, width, score, seed)
-            sides = [_make_side(attention, pattern, tensors, score, normalizer=normalizer, backend=backend)]
-            if estimate <= memory_limit and all(row.dense is not None for row in rows):
-                sides.append(_make_side(dense_attention, pattern, tensors, score, normalizer=normalizer))
-            errors = _find_errors(*sides) if len(sides) == 2 else {}
-            sparse, *dense = _find_costs(sides, repeats, pattern.device)
+            make = partial(_make_side, pattern=pattern, tensors=tensors, score=score)
+            sides = {"sparse": make(attention, normalizer=normalizer, backend=backend)}
+            dense = {"dense": make(dense_attention, normalizer=normalizer), "masked": make(_masked_attention)}
+            estimates = {"dense": dense_memory(pattern, heads, width, score=score, normalizer=normalizer)}
+            if _is_sdpa(pattern, score, normalizer):
+                estimates["masked"] = _masked_memory(pattern)
+            for side, estimate in estimates.items():
+                if estimate <= memory_limit and all(getattr(row, side) is not None for row in rows):
+                    sides[side] = dense[side]
+            errors = _find_errors(sides["sparse"], sides["dense"]) if "dense" in sides else {}
+            costs = dict(zip(sides, _find_costs(list(sides.values()), repeats, pattern.device), strict=True))
             counts = (size, pattern.num_targets, pattern.num_edges)
-            rows.append(Row(*counts, sparse, dense[0] if dense else None, estimate, errors))
+            cost = (costs["sparse"], costs.get("dense"), costs.get("masked"))
+            rows.append(Row(*counts, *cost, estimates, errors))
     counted = f"{heads} {'head' if heads == 1 else 'heads'} of width {width}"
     setting = f"{counted}, {normalizer.name} of {score}, float32 on {pattern.device.type}"
     return Comparison(repr(pattern) if name is None else name, setting, tuple(rows), memory_limit)
@@ -163,6 +172,30 @@ def dense_memory(
     return max(numbers * dtype.itemsize + rows * columns, 17 * axes * rows * columns)
 
 
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, *, score: DotProduct) -> Tensor:
+    """The output of `attention` under softmax, by torch's `scaled_dot_product_attention` with the pattern as a mask."""
+    query, key, value = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    mask = None if _is_full(pattern) else pattern.mask()
+    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=score.factor(query.size(-1)))
+    return out.squeeze(0).transpose(0, 1)
+
+
+def _is_full(pattern: Pattern) -> bool:
+    return pattern.num_edges == pattern.num_targets * pattern.num_sources
+
+
+def _is_sdpa(pattern: Pattern, score: Score, normalizer: Normalizer) -> bool:
+    """Whether `_masked_attention` computes the same: a mask has nothing for parallel edges."""
+    has_parallel = isinstance(pattern, Edges) and pattern.occurrence() is not None
+    return isinstance(score, DotProduct) and isinstance(normalizer, Softmax) and not has_parallel
+
+
+def _masked_memory(pattern: Pattern) -> int:
+    """Estimate the bytes of `_masked_attention` at its peak: the mask, once more in float32, and what it is made of."""
+    axes = pattern.shape.size(1) if isinstance(pattern, Box) else 0
+    return 0 if _is_full(pattern) else max(11, 17 * axes) * pattern.num_targets * pattern.num_sources
+
+
 def _draw(pattern: Pattern, heads: int, width: int, score: Score, seed: int) -> dict[str, Tensor]:
     """Query, key, value, the gradient of the output and an additive score's vector, in float32."""
     generator = torch.Generator().manual_seed(seed)
@@ -175,7 +208,7 @@ def _draw(pattern: Pattern, heads: int, width: int, score: Score, seed: int) -> 
 
 
 def _make_side(
-    function: Callable[..., Any], pattern: Pattern, tensors: dict[str, Tensor], score: Score, **options: Any
+    function: Callable[..., Any], *, pattern: Pattern, tensors: dict[str, Tensor], score: Score, **options: Any
 ) -> Side:
     def run(dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in tensors.items() if name != "grad_out"}

@@ -14,9 +14,14 @@ from .memory import format_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's blue and vermilion, which color-blind readers can tell apart; markers and dashes do the same in gray.
-SPARSE_LINE: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "sparse: attention()"}
-DENSE_LINE: dict[str, Any] = {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "dense: dense_attention()"}
+# The sides of a row, as tables and messages name them.
+NAMES = {"sparse": "sparse", "masked": "SDPA", "dense": "dense oracle"}
+# Okabe and Ito's colors, which color-blind readers can tell apart; markers and dashes do the same in gray.
+LINES: dict[str, dict[str, Any]] = {
+    "sparse": {"color": "#0072B2", "marker": "o", "linestyle": "-", "label": "sparse: attention()"},
+    "masked": {"color": "#009E73", "marker": "^", "linestyle": ":", "label": "SDPA with the mask"},
+    "dense": {"color": "#D55E00", "marker": "s", "linestyle": "--", "label": "dense oracle, for verification"},
+}
 
 
 class Cost(NamedTuple):
@@ -35,10 +40,12 @@ class Row:
         targets: T of its pattern, N in table and picture.
         edges: E.
         sparse: cost of `attention` in float32.
-        dense: cost of `dense_attention` in float32; None where the dense side was skipped.
-        dense_estimate: bytes that the dense side should take in float64.
+        dense: cost of the oracle, `dense_attention`, in float32; None where it was skipped.
+        masked: cost of `scaled_dot_product_attention` with the pattern as its mask; None where it was skipped, or
+            computes something else.
+        estimates: bytes that "dense" should take in float64, and "masked" in float32 if it computes the same.
         errors: by dtype of the sparse side, the largest error of "out" and of the gradient of "query", "key" and
-            "value" (and "vector", of an `Additive` score); empty where the dense side was skipped.
+            "value" (and "vector", of an `Additive` score); empty where the oracle was skipped.
     """
 
     size: int
@@ -46,12 +53,9 @@ class Row:
     edges: int
     sparse: Cost
     dense: Cost | None
-    dense_estimate: int
+    masked: Cost | None
+    estimates: dict[str, int]
     errors: dict[torch.dtype, dict[str, float]]
-
-    def both(self, column: int) -> tuple[float | None, float | None]:
-        """Sparse and dense seconds (column 0) or bytes (column 1)."""
-        return self.sparse[column], None if self.dense is None else self.dense[column]
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,7 +66,7 @@ class Comparison:
         name: of the pattern.
         setting: the rest of the call, in words.
         rows: one per size, smallest first.
-        memory_limit: bytes above which the dense side was skipped.
+        memory_limit: bytes above which dense sides were skipped.
     """
 
     name: str
@@ -71,12 +75,17 @@ class Comparison:
     memory_limit: int
 
     @property
-    def skipped(self) -> tuple[Row, ...]:
-        """The rows without a dense side."""
-        return tuple(row for row in self.rows if row.dense is None)
+    def sides(self) -> tuple[str, ...]:
+        """What is compared: "sparse", "dense", and "masked" in between where SDPA computes the same."""
+        has_masked = any("masked" in row.estimates for row in self.rows)
+        return ("sparse", "masked", "dense") if has_masked else ("sparse", "dense")
+
+    def skipped(self, side: str) -> tuple[Row, ...]:
+        """The rows that a dense side was too large for."""
+        return tuple(row for row in self.rows if side in row.estimates and getattr(row, side) is None)
 
     def largest_error(self, dtype: torch.dtype = torch.float32) -> float | None:
-        """Largest error of the output and all gradients over all sizes; None where the dense side never ran."""
+        """Largest error of the output and all gradients over all sizes; None where the oracle never ran."""
         errors = [error for row in self.rows for error in row.errors.get(dtype, {}).values()]
         # torch's max hands a NaN on, Python's may lose it.
         return float(torch.tensor(errors, dtype=torch.float64).max()) if errors else None
@@ -100,29 +109,43 @@ class Comparison:
 
 
 def _write_table(comparison: Comparison) -> str:
-    lines = [f"{comparison.name}: {comparison.setting}", "", *_align(_cost_cells(comparison.rows))]
-    if comparison.skipped:
-        lines += ["", f"skipped: {_explain_stop(comparison)}"]
+    lines = [f"{comparison.name}: {comparison.setting}", "", *_align(_cost_cells(comparison)), ""]
+    if "masked" in comparison.sides:
+        lines.append("SDPA: scaled_dot_product_attention() with the pattern as its mask")
+    lines.append("dense oracle, for verification: dense_attention()")
+    lines += [f"skipped: {stop}" for stop in _explain_stops(comparison)]
     compared = [row for row in comparison.rows if row.errors]
     if compared:
-        rule = "Largest error of the output and of each gradient, relative to the largest magnitude (dense, float64)"
+        rule = "Largest error of the output and of each gradient, relative to the oracle's largest magnitude in float64"
         lines += ["", rule, *_align(_error_cells(compared))]
     return "\n".join(lines)
 
 
-def _cost_cells(rows: Sequence[Row]) -> list[list[str]]:
-    cells = [
-        ["", "", "sparse", "dense", "dense/", "sparse", "dense", "dense/"],
-        ["N", "E", "time", "time", "sparse", "memory", "memory", "sparse"],
-    ]
-    for row in rows:
+def _cost_cells(comparison: Comparison) -> list[list[str]]:
+    sides = comparison.sides
+    names = [NAMES[side] for side in sides] + [f"{NAMES[sides[1]]}/"]
+    cells = [["", "", *names, *names], ["N", "E", *["time"] * len(sides), "sparse", *["memory"] * len(sides), "sparse"]]
+    for row in comparison.rows:
         line = [f"{row.targets:,}", f"{row.edges:,}"]
         for column, write in enumerate((_write_seconds, _write_memory)):
-            sparse, dense = row.both(column)
-            ratio = f"{dense / sparse:.3g}" if dense and sparse else "-"
-            line += [write(sparse), "skipped" if row.dense is None else write(dense), ratio]
+            line += [
+                "skipped" if row in comparison.skipped(side) else write(_cost(row, side, column)) for side in sides
+            ]
+            ratio = _ratio(row, sides[1], column)
+            line.append("-" if ratio is None else f"{ratio:.3g}")
         cells.append(line)
     return cells
+
+
+def _cost(row: Row, side: str, column: int) -> float | None:
+    """Seconds (column 0) or bytes (column 1) of a side."""
+    cost = getattr(row, side)
+    return None if cost is None else cost[column]
+
+
+def _ratio(row: Row, side: str, column: int) -> float | None:
+    ours, theirs = _cost(row, "sparse", column), _cost(row, side, column)
+    return theirs / ours if ours and theirs else None
 
 
 def _error_cells(rows: Sequence[Row]) -> list[list[str]]:
@@ -149,10 +172,15 @@ def _write_memory(count: float | None) -> str:
     return "not measured" if count is None else format_bytes(count)
 
 
-def _explain_stop(comparison: Comparison) -> str:
-    first = comparison.skipped[0]
-    need, limit = format_bytes(first.dense_estimate), format_bytes(comparison.memory_limit)
-    return f"dense stops before N = {first.targets:,}, where it needs about {need} in float64. The limit is {limit}."
+def _explain_stops(comparison: Comparison) -> list[str]:
+    """A sentence for each dense side that was skipped."""
+    sentences = []
+    for side in comparison.sides[1:]:
+        for first in comparison.skipped(side)[:1]:
+            need, limit = (format_bytes(x) for x in (first.estimates[side], comparison.memory_limit))
+            stop = f"{NAMES[side]} stops before N = {first.targets:,}, where it needs about {need}"
+            sentences.append(f"{stop}{' in float64' if side == 'dense' else ''}. The limit is {limit}.")
+    return sentences
 
 
 def _plot(comparison: Comparison, axes: Sequence[Axes] | None) -> Sequence[Axes]:
@@ -189,11 +217,12 @@ def _plot(comparison: Comparison, axes: Sequence[Axes] | None) -> Sequence[Axes]
 
 
 def _ratio_of_last(comparison: Comparison, column: int) -> str:
-    """What dense takes beside sparse at the largest size that has both, in words."""
+    """What the first dense side takes beside sparse at the largest size that has both, in words."""
+    side = comparison.sides[1]
     for row in reversed(comparison.rows):
-        sparse, dense = row.both(column)
-        if sparse and dense:
-            return f": dense / sparse = {dense / sparse:.3g} at N = {row.targets:,}"
+        ratio = _ratio(row, side, column)
+        if ratio is not None:
+            return f": {NAMES[side]} / sparse = {ratio:.3g} at N = {row.targets:,}"
     return ""
 
 
@@ -209,24 +238,20 @@ def _label_sizes(axis: Axes, sizes: list[int]) -> None:
 
 
 def _draw_lines(comparison: Comparison, column: int, axis: Axes) -> None:
-    sparse = [(row.targets, row.sparse[column]) for row in comparison.rows]
-    dense = [(row.targets, row.dense[column]) for row in comparison.rows if row.dense is not None]
-    drawn = [cost for _, cost in sparse + dense if cost]
-    for points, style in ((sparse, SPARSE_LINE), (dense, DENSE_LINE)):
-        measured = [(size, cost) for size, cost in points if cost]
-        axis.plot([size for size, _ in measured], [cost for _, cost in measured], **style)
+    drawn: list[float] = []
+    for side in comparison.sides:
+        measured = {row.targets: cost for row in comparison.rows if (cost := _cost(row, side, column))}
+        sizes, costs = list(measured), list(measured.values())
+        axis.plot(sizes, costs, **LINES[side])
+        drawn += costs
+        if comparison.skipped(side):
+            axis.plot(sizes[-1:], costs[-1:], marker="X", markersize=11, color=LINES[side]["color"])
     # The lines rise, which leaves room above them on the left for the legend and below them on the right for a note.
     if drawn:
         axis.set_ylim(min(drawn) / 5, max(drawn) * 5)
     else:
         axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center")
-    if not comparison.skipped:
-        return
-    left, right = axis.get_xlim()
-    if dense:
-        last, cost = dense[-1]
-        left = (last * comparison.skipped[0].targets) ** 0.5
-        axis.plot([last] if cost else [], [cost] if cost else [], marker="X", markersize=11, color=DENSE_LINE["color"])
-    axis.axvspan(left, right, color="0.95", zorder=0)
-    note = _explain_stop(comparison).replace(", where", ",\nwhere").replace(". The", ".\nThe")
-    axis.text(0.98, 0.02, note, transform=axis.transAxes, ha="right", va="bottom", color=DENSE_LINE["color"])
+    stops = _explain_stops(comparison)
+    if stops:
+        note = "\n".join(stops).replace(", where", ",\nwhere")
+        axis.text(0.98, 0.02, note, transform=axis.transAxes, ha="right", va="bottom", color="0.3", fontsize=9)

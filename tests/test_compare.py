@@ -16,8 +16,8 @@ from conftest import ROOT
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
-from graphattn.compare import compare, dense_memory
-from graphattn.comparison import DENSE_LINE, SPARSE_LINE
+from graphattn.compare import _masked_attention, compare, dense_memory
+from graphattn.comparison import LINES
 from graphattn.functional import attention
 from graphattn.memory import format_bytes, parse_bytes, peak_memory
 from graphattn.normalizers import NORMALIZERS
@@ -163,6 +163,51 @@ def test_memory_of_a_comparison_is_that_of_one_forward_and_backward():
     assert row.sparse.memory > 3 * 64 * 64 * 2 * 16 * 4
 
 
+@pytest.mark.parametrize("score", [DotProduct(), DotProduct(scale=0.1)], ids=repr)
+@pytest.mark.parametrize("name", ["full", "full bipartite", "window ragged", "grid 3-D", "edges"])
+def test_sdpa_with_the_mask_computes_the_same(name, score):
+    tensors = random_call(MEASURED[name], heads=2, width=16, dtype=torch.float64)
+    ours = attention(**tensors, pattern=MEASURED[name], score=score)
+    torch.testing.assert_close(_masked_attention(**tensors, pattern=MEASURED[name], score=score), ours)
+
+
+@pytest.mark.parametrize("name", ["window ragged", "grid 3-D", "edges"])
+def test_the_estimate_of_sdpa_is_within_a_factor_of_two(name):
+    # Large enough for the mask to be nearly all.
+    pattern = {"window ragged": Window([600, 500], 3), "grid 3-D": Grid((10, 10, 9), 1)}.get(name)
+    pattern = Edges(Window(900, radius=2).edge_index, 900) if pattern is None else pattern
+    row = compare(lambda size: pattern, 1, heads=1, width=4, repeats=1).rows[0]
+    assert 0.5 <= row.estimates["masked"] / row.masked.memory <= 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "options"),
+    [
+        (MEASURED["edges"], {"normalizer": "relu"}),
+        (MEASURED["edges"], {"score": SCORES["tanh"], "width": 16}),
+        (MEASURED["parallel edges"], {}),
+    ],
+    ids=["relu", "additive", "parallel edges"],
+)
+def test_sdpa_is_left_out_where_it_would_compute_something_else(pattern, options):
+    comparison = compare(lambda size: pattern, 1, heads=2, repeats=1, **options)
+    assert comparison.rows[0].masked is None and comparison.sides == ("sparse", "dense")
+    assert "SDPA" not in str(comparison) and "dense oracle/" in str(comparison)
+    assert [len(axis.lines) for axis in comparison.plot()] == [2, 2]
+
+
+def test_the_oracle_is_named_and_sdpa_stands_beside_it():
+    comparison = small()
+    assert "\ndense oracle, for verification: dense_attention()\n" in str(comparison)
+    assert "\nSDPA: scaled_dot_product_attention() with the pattern as its mask\n" in str(comparison)
+    first = str(comparison).splitlines()[2]
+    assert first.split() == ["sparse", "SDPA", "dense", "oracle", "SDPA/"] * 2
+    for axis in comparison.plot():
+        names = [text.get_text() for text in axis.get_legend().get_texts()]
+        assert names == ["sparse: attention()", "SDPA with the mask", "dense oracle, for verification"]
+        assert "SDPA / sparse" in axis.get_title(loc="left")
+
+
 def test_what_a_pattern_keeps_is_not_counted():
     pattern = Window(200, radius=2)
     first, second = (
@@ -190,8 +235,8 @@ def test_dense_stops_at_the_limit_and_the_table_says_so():
     assert [row.dense is None for row in comparison.rows] == [False, True, True]
     assert [bool(row.errors) for row in comparison.rows] == [True, False, False]
     assert all(row.sparse.seconds > 0 for row in comparison.rows)
-    need, limit = format_bytes(comparison.rows[1].dense_estimate), format_bytes(comparison.memory_limit)
-    said = f"skipped: dense stops before N = 16, where it needs about {need} in float64. The limit is {limit}."
+    need, limit = format_bytes(comparison.rows[1].estimates["dense"]), format_bytes(comparison.memory_limit)
+    said = f"skipped: dense oracle stops before N = 16, where it needs about {need} in float64. The limit is {limit}."
     assert said in str(comparison).splitlines()
     # Time and memory of two sizes, and the line itself.
     assert str(comparison).count("skipped") == 5
@@ -201,9 +246,9 @@ def test_dense_does_not_start_again_after_it_stopped():
     def make(size):
         return window(64 if size == 2 else 8)
 
-    assert not compare(make, [1, 2, 3], heads=2, width=4, repeats=1).skipped
+    assert not compare(make, [1, 2, 3], heads=2, width=4, repeats=1).skipped("dense")
     stopped = compare(make, [1, 2, 3], heads=2, width=4, repeats=1, memory_limit=limit_between(8, 64))
-    assert [row.size for row in stopped.skipped] == [2, 3]
+    assert [row.size for row in stopped.skipped("dense")] == [2, 3]
 
 
 def test_without_a_stop_nothing_is_said_of_one():
@@ -215,11 +260,11 @@ def test_without_a_stop_nothing_is_said_of_one():
 def test_the_picture_ends_the_dense_line_at_the_stop_and_says_so():
     comparison = small(memory_limit=limit_between(16, 32))
     for axis in comparison.plot():
-        sparse, dense, stop = axis.lines
-        assert list(sparse.get_xdata()) == [8, 16, 32]
+        sparse, masked, dense, stop = axis.lines
+        assert list(sparse.get_xdata()) == list(masked.get_xdata()) == [8, 16, 32]
         assert list(dense.get_xdata()) == [8, 16]
         assert list(stop.get_xdata()) == [16]
-        assert "dense stops before N = 32" in axis.texts[0].get_text()
+        assert "dense oracle stops before N = 32" in axis.texts[0].get_text()
         assert (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
 
 
@@ -238,7 +283,7 @@ def test_the_picture_is_drawn_on_the_axes_that_are_given():
     figure = Figure()
     axes = figure.subplots(1, 2)
     assert small().plot(axes) is axes
-    assert len(axes[0].lines) == len(axes[1].lines) == 2
+    assert len(axes[0].lines) == len(axes[1].lines) == 3
     assert figure._suptitle is None
 
 
@@ -302,7 +347,7 @@ def test_every_pattern_prints_a_table_and_writes_a_picture(pattern, capsys, tmp_
 
     picture = imread(tmp_path / "outputs" / f"compare_{pattern}.png")
     assert picture.shape[0] > 500
-    for line in (SPARSE_LINE, DENSE_LINE):
+    for line in LINES.values():
         assert (abs(picture[..., :3] - to_rgb(line["color"])).sum(-1) < 0.02).any()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, run_example
 
-from graphattn import Edges
+from graphattn import Edges, Window
 from graphattn.datasets import digits_graph
+from graphattn.nn import GraphAttention
 
 
 def test_node_classification_prints_scores_and_draws(tmp_path):
@@ -26,7 +28,19 @@ def test_node_classification_prints_scores_and_draws(tmp_path):
         float(part.split("by ")[1].split()[0].rstrip(",")) for part in difference.split(": ")[1].split(", ")
     )
     assert 0 < outputs < 1e-12 and 0 < gradients < 1e-12
+    (times,) = (line for line in printed.splitlines() if line.startswith("Forward and backward"))
+    assert re.search(r"sparse \d+ ms, SDPA with the mask \d+ ms; dense oracle, for verification, \d+ ms", times)
     assert (tmp_path / "node_classification_digits.png").stat().st_size > 50_000
+
+
+def test_sdpa_with_the_mask_is_the_same_layer(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    from node_classification import MaskedAttention
+
+    sparse, masked = GraphAttention(8, 12, heads=3), MaskedAttention(8, 12, heads=3)
+    masked.load_state_dict(sparse.state_dict())
+    x, pattern = torch.randn(7, 8), Window(7, radius=2)
+    torch.testing.assert_close(masked(x, pattern), sparse(x, pattern))
 
 
 @pytest.mark.skipif(not os.environ.get("GRAPHATTN_DATASETS"), reason="needs the real data sets in $GRAPHATTN_DATASETS")
