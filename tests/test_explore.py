@@ -12,6 +12,7 @@ import torch
 
 from graphattn import Edges, Full, Grid, Window, attention
 from graphattn.plot import explore
+from graphattn.plot.style import COLORS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 WORDS = ["I", "saw", "</script><b>a</b>", "saw & $aw"]
@@ -58,6 +59,15 @@ def shown(page):
         for row in page.query_selector_all("#sources button")
     }
     return int(selected.get_attribute("data-node")), listed
+
+
+def numbers(page, where):
+    return [float(text) for text in page.locator(f"{where} .number").all_inner_texts()]
+
+
+def brightness(page, selector, what="background-color"):
+    color = page.eval_on_selector(selector, f"element => getComputedStyle(element)['{what}']")
+    return sum(map(int, re.findall(r"\d+", color)[:3])) / 3
 
 
 def expected(pattern, weight, target, most=12):
@@ -198,6 +208,44 @@ def test_negative_weights_are_striped_or_hollow(page, tmp_path, layout, marked):
     assert page.query_selector_all(f"{marked}, #sources .negative") == [] and not page.is_visible("#below")
 
 
+@pytest.mark.parametrize("kind", ["words", "pixels", "nodes"])
+def test_classes_have_their_color_and_their_share_of_the_weights(page, tmp_path, kind):
+    pattern = Full(4)
+    weights, label = weights_of(pattern, 1), torch.tensor([5, 1, 5, 1])
+    options = {"image": torch.rand(2, 2)} if kind == "pixels" else {"layout": kind}
+    names = ["", "<b>", "", "", "", "verb"]
+    page.goto(explore(tmp_path / "page.html", pattern, weights, label=label, label_names=names, **options).as_uri())
+    page.click("#target-2", force=True)
+    assert_shows(page, pattern, weights[:, 0], 2)
+    assert page.text_content("#selected").endswith(", verb attends to")
+    listed = dict(zip(page.locator("#classes .name").all_inner_texts(), numbers(page, "#classes"), strict=True))
+    into = weights[8:12, 0]
+    assert listed == pytest.approx({"<b>": float(into[[1, 3]].sum()), "verb": float(into[[0, 2]].sum())}, abs=2e-4)
+    color = "element => getComputedStyle(element).getPropertyValue('--class')"
+    assert [page.eval_on_selector(f"#target-{node}", color) for node in (0, 1)] == [COLORS[5], COLORS[1]]
+
+
+def test_without_classes_nothing_is_said_of_them(page, tmp_path):
+    page.goto(explore(tmp_path / "page.html", Full(2), torch.ones(4)).as_uri())
+    assert not page.is_visible("#by-class") and page.query_selector_all(".chip, .classed") == []
+
+
+@pytest.mark.parametrize("kind", ["words", "pixels", "nodes"])
+def test_the_page_is_dark_where_the_system_is(page, tmp_path, kind):
+    options = {"image": torch.rand(2, 2)} if kind == "pixels" else {"layout": kind}
+    page.goto(
+        explore(tmp_path / "page.html", Full(4), weights_of(Full(4), 2), label=torch.arange(4), **options).as_uri()
+    )
+    for scheme, is_dark in (("light", False), ("dark", True), ("light", False)):
+        page.emulate_media(color_scheme=scheme)
+        # The page hears of it before the next frame.
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        ground, strongest = (brightness(page, what) for what in ("body", "#sources .bar"))
+        # The strongest weight is far from the page, and so is the text.
+        assert (ground < 60 and strongest > 200) if is_dark else (ground > 240 and strongest < 60)
+        assert abs(brightness(page, "body", "color") - ground) > 180
+
+
 def test_one_node_has_one_edge(page, tmp_path):
     page.goto(explore(tmp_path / "page.html", Full(1), torch.ones(1, 1)).as_uri())
     assert page.text_content("#about").endswith(": 1 node, 1 edge")
@@ -223,6 +271,14 @@ def test_a_thousand_nodes_stay_fluid(page, tmp_path):
     touched = [page.evaluate(watch, node) for node in range(50)]
     assert 0 < max(touched) < graph.num_targets
     assert_shows(page, graph, layers[0][:, 0], 49)
+
+
+def test_classes_are_in_the_page_in_the_order_of_their_numbers(tmp_path):
+    label = torch.tensor([3, 0, 3, 1])
+    text = explore(tmp_path / "page.html", Full(4), torch.ones(16), label=label).read_text(encoding="utf-8")
+    data = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', text)[1])
+    assert data["classOf"] == [2, 0, 2, 1]
+    assert data["classes"] == [{"name": f"class {x}", "color": COLORS[x]} for x in (0, 1, 3)]
 
 
 def test_a_page_holds_all_that_it_needs(tmp_path):

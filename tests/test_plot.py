@@ -25,7 +25,7 @@ from graphattn.plot import (
     layout,
     mark_node,
 )
-from graphattn.plot.style import MARK, SHADES, shade
+from graphattn.plot.style import COLORS, MARK, SHADES, shade
 
 WORDS = ["I", "saw", "a", "saw"]
 
@@ -192,6 +192,25 @@ def test_arrows_are_as_many_as_edges_and_uniform_ones_alike(axes, target):
     assert texts(axes) == list("abcde")
 
 
+def test_nodes_have_the_colors_of_their_classes_and_a_legend_names_them(axes):
+    label = torch.tensor([2, 0, 0])
+    draw_graph_weights(axes, CHAIN, torch.ones(2), target=2, label=label, label_names=["a", "b", "c"])
+    nodes = axes.collections[-1]
+    assert [tuple(color[:3]) for color in nodes.get_facecolors()] == [to_rgb(COLORS[x]) for x in label.tolist()]
+    assert [tuple(color[:3]) == to_rgb(MARK) for color in nodes.get_edgecolors()] == [False, False, True]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "c"]
+    draw_graph_weights(axes, CHAIN, torch.ones(2), label=label + 10)
+    assert [tuple(color) for color in axes.collections[-1].get_facecolors()] == [
+        tuple(x) for x in nodes.get_facecolors()
+    ]
+
+
+@pytest.mark.parametrize("draw", [draw_pattern, draw_uniform], ids=["draw_pattern", "draw_weights"])
+def test_matrices_say_which_side_is_which(axes, draw):
+    draw(axes, Full(2, 3))
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("source", "target")
+
+
 def test_long_names_stand_on_the_outer_side_and_short_ones_inside(axes):
     place = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
     for names, expected in ((["a", "Bertram"], [-1, 1]), (["a", "b"], [0, 0])):
@@ -331,6 +350,26 @@ BAD = (
         "target must be less than the number of nodes, 4, got 4",
     ),
     (lambda axes: draw_arcs(axes, Full(4, 3)), ValueError, "draw_arcs: pattern must have as many sources as targets"),
+    (
+        lambda axes: draw_graph_weights(axes, Full(2), torch.ones(4), label=[0, 1]),
+        TypeError,
+        "draw_graph_weights: label must be a tensor, got list",
+    ),
+    (
+        lambda axes: draw_graph_weights(axes, Full(2), torch.ones(4), label=torch.arange(2), label_names=["a"]),
+        ValueError,
+        r"draw_graph_weights: label must lie in \[0, 1\) because there are 1 label_names, got 1",
+    ),
+    (
+        lambda axes: explore("x", Full(2), torch.ones(4), label=torch.arange(3)),
+        ValueError,
+        r"explore: label must have shape \[2\], got \[3\]",
+    ),
+    (
+        lambda axes: explore("x", Full(2, 3), torch.ones(6), label=torch.arange(2)),
+        ValueError,
+        "explore: label needs the same nodes as sources and targets, got 3 sources and 2 targets",
+    ),
     (
         lambda axes: draw_graph_weights(axes, Full(2), torch.ones(4), position="sprng"),
         ValueError,

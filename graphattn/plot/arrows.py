@@ -12,8 +12,10 @@ from ..errors import check_choice, message, shape_of
 from ..patterns import EdgesLike, Pattern
 from .style import (
     MARK,
+    color_of,
     frame,
     points_per_unit,
+    read_label,
     read_names,
     read_node,
     read_square,
@@ -97,6 +99,8 @@ def draw_graph_weights(
     target: int | None = None,
     position: Tensor | str = "kamada_kawai",
     names: Sequence[str] | None = None,
+    label: Tensor | None = None,
+    label_names: Sequence[str] | None = None,
     strongest: float | None = None,
 ) -> Axes:
     """Draw attention on a graph: arrows from sources to the targets that attend to them, thick and dark as weights.
@@ -112,15 +116,17 @@ def draw_graph_weights(
         position: [N, 2] coordinates, or the name of a `layout`.
         names: a text per node; all in the nodes where none has more than three letters, else all on the outer side,
             above or below.
+        label: [N] integers; the color of each node, in turn from `COLORS`. The target's rim is marked then.
+        label_names: a text for each label from 0 on, in a legend below the graph.
         strongest: the weight drawn thickest; the largest drawn where left out.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor.
-        ValueError: sources and targets aren't the same nodes; weight, position, names or target don't fit the
-            pattern; strongest isn't above 0.
+        TypeError: weight is no tensor, or label none of integers.
+        ValueError: sources and targets aren't the same nodes; weight, position, names, label or target don't fit the
+            pattern; a label has no name; strongest isn't above 0.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -134,6 +140,7 @@ def draw_graph_weights(
     weight = read_weight("draw_graph_weights", pattern, weight)
     texts = read_names("draw_graph_weights", "names", names, pattern.num_targets)
     place = read_position("draw_graph_weights", pattern, position)
+    labels = None if label is None else read_label("draw_graph_weights", label, pattern.num_targets, label_names)
     edge_index = pattern.edge_index
     if target is not None:
         into = edge_index[1] == read_node("draw_graph_weights", "target", target, pattern.num_targets)
@@ -151,11 +158,23 @@ def draw_graph_weights(
     is_arrow = ~is_loop & (share > 0)
     add_arrows(axes, place, edge_index[:, is_arrow], weight[is_arrow] < 0, share[is_arrow], radius)
     _add_rings(axes, place[edge_index[1, is_loop]], share[is_loop], radius)
-    fills = ["white"] * pattern.num_targets
-    if target is not None:
+    fills = ["white"] * pattern.num_targets if labels is None else [color_of(x) for x in labels]
+    if target is not None and labels is None:
         fills[target] = MARK
-    draw_nodes(axes, place, radius, fills, texts)
+    draw_nodes(axes, place, radius, fills, texts, marked=None if labels is None else target)
+    if labels is not None and label_names is not None:
+        _add_legend(axes, sorted(set(labels)), label_names)
     return axes
+
+
+def _add_legend(axes: Axes, labels: Sequence[int], names: Sequence[str]) -> None:
+    """Discs in the colors of the labels, and their names, below the axes."""
+    from matplotlib.lines import Line2D
+
+    disc: dict[str, Any] = {"marker": "o", "linestyle": "", "markeredgecolor": "#333333", "markeredgewidth": 0.8}
+    handles = [Line2D([], [], markerfacecolor=color_of(x), label=str(names[x]), **disc) for x in labels]
+    columns = min(len(labels), 4)
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=columns, frameon=False, fontsize=9)
 
 
 def add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
@@ -204,8 +223,19 @@ def _fit_inside(texts: Sequence[str]) -> bool:
     return max(map(len, texts), default=0) <= 3
 
 
-def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], texts: Sequence[str] | None) -> None:
-    """Discs; texts stand in them where none has more than three letters, else above or below, away from the middle."""
+def draw_nodes(
+    axes: Axes,
+    place: Tensor,
+    radius: float,
+    fills: Sequence[Any],
+    texts: Sequence[str] | None,
+    *,
+    marked: int | None = None,
+) -> None:
+    """Discs, the rim of one of them marked.
+
+    Texts stand in them where none has more than three letters, else above or below, away from the middle.
+    """
     from matplotlib import patheffects
     from matplotlib.collections import EllipseCollection
     from matplotlib.colors import to_rgb
@@ -219,8 +249,8 @@ def draw_nodes(axes: Axes, place: Tensor, radius: float, fills: Sequence[Any], t
         offsets=place.numpy(),
         offset_transform=axes.transData,
         facecolors=list(fills),
-        edgecolors="#333333",
-        linewidths=0.8,
+        edgecolors=[MARK if node == marked else "#333333" for node in range(len(place))],
+        linewidths=[2.5 if node == marked else 0.8 for node in range(len(place))],
         zorder=3,
     )
     axes.add_collection(discs, autolim=False)

@@ -18,9 +18,11 @@ from ..patterns import EdgesLike, Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from .arrows import read_position
 from .pixels import pixel_shape, read_colors
-from .style import MARK, SHADES, read_names, read_pattern
+from .style import SHADES, color_of, read_label, read_names, read_pattern
 
 LAYOUTS = ("words", "pixels", "nodes")
+# On a dark page more weight is lighter.
+DARK_SHADES = ("#2a2638", "#4a4190", "#8f83d6", "#c9c2f2", "#ffffff")
 TEMPLATE = Path(__file__).with_name("explore.html")
 
 
@@ -32,6 +34,8 @@ def explore(
     names: Sequence[str] | tuple[Sequence[str], Sequence[str]] | None = None,
     position: Tensor | str = "spring",
     image: Tensor | None = None,
+    label: Tensor | None = None,
+    label_names: Sequence[str] | None = None,
     layout: str | None = None,
     layer_names: Sequence[str] | None = None,
     title: str = "Whom does it attend to?",
@@ -41,7 +45,7 @@ def explore(
     The page needs no server and no network. It lists the strongest sources with their weights and what all weights
     add up to. Keys: arrows walk, digits choose a head, m is the mean of the heads, h and l go to the next head and
     layer (with shift to the previous one). Its address keeps what is selected. Negative weights
-    are striped, dashed or hollow. A thousand nodes stay fluid.
+    are striped, dashed or hollow. A thousand nodes stay fluid. It is dark where the reader's system is.
 
     Args:
         path: where to write it.
@@ -52,6 +56,9 @@ def explore(
         position: [N, 2] coordinates of a graph's nodes, y upward, or the name of a `layout`.
         image: [H, W], drawn dark where large, or [H, W, 3] of colors in [0, 1] or [0, 255], below the
             pixels.
+        label: [N] integers where sources are the targets; the class of each node, drawn in its color, in turn from
+            `COLORS`. The page then says how much weight goes to each class.
+        label_names: a text for each label from 0 on; the numbers where left out.
         layout: "words" in lines, "pixels" in an array or "nodes" with edges between them. Where left out, sequences
             (`Full`, `Window`) are words, a `Grid` or an image are pixels, and all else are nodes.
         layer_names: a text per layer; "layer 0" and so on where left out.
@@ -61,9 +68,9 @@ def explore(
         The path written to.
 
     Raises:
-        TypeError: weights are neither a tensor nor a list of them.
-        ValueError: weights aren't [E, H] or aren't finite; names, image, position or layer_names don't fit the
-            pattern; the layout is unknown, or can't show this pattern.
+        TypeError: weights are neither a tensor nor a list of them, or label no tensor of integers.
+        ValueError: weights aren't [E, H] or aren't finite; names, image, position, label or layer_names don't fit the
+            pattern; a label has no name; the layout is unknown, or can't show this pattern.
 
     Numerics:
         Weights are stored with 16 bits, as steps of 1/65,535 of the range of their layer and head: of weights in
@@ -100,9 +107,9 @@ def explore(
         "ptr": _encode(ptr, torch.int32),
         "index": _encode(index, torch.int32),
         "weights": [_encode_weights(layer if perm is None else layer[perm.long()]) for layer in layers],
-        "shades": SHADES,
-        "mark": MARK,
+        "shades": [SHADES, DARK_SHADES],
         **_name_nodes(pattern, names, is_square),
+        **_classify(pattern, label, label_names, is_square),
         **_place(kind, pattern, position, image),
     }
     # Inside of a script element nothing may look like markup.
@@ -183,6 +190,20 @@ def _name_nodes(pattern: Pattern, names: Any, is_square: bool) -> dict[str, Any]
     if not is_square:
         named["targetNames"] = read_names("explore", "names of targets", targets, pattern.num_targets)
     return named
+
+
+def _classify(pattern: Pattern, label: Any, names: Sequence[str] | None, is_square: bool) -> dict[str, Any]:
+    """The classes that there are, name and color of each, and which of them each node has."""
+    if label is None:
+        return {}
+    if not is_square:
+        got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
+        raise ValueError(message("explore", "label", "needs the same nodes as sources and targets", got))
+    labels = read_label("explore", label, pattern.num_targets, names)
+    there = sorted(set(labels))
+    classes = [{"name": f"class {x}" if names is None else str(names[x]), "color": color_of(x)} for x in there]
+    place = {x: position for position, x in enumerate(there)}
+    return {"classes": classes, "classOf": [place[x] for x in labels]}
 
 
 def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import message, shape_of
 from ..patterns import EdgesLike, Pattern
-from .style import COLORS, read_pattern
+from .style import color_of, read_label, read_pattern
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,27 +51,17 @@ def draw_graph(
     fix = "" if isinstance(pattern, Pattern) else "Use Edges(edge_index, num_nodes) where some nodes have no edge."
     pattern = read_pattern(pattern)
     number = pattern.num_targets
-    for argument, x, shape in (
-        ("position", position, [number, 2]),
-        ("label", label, [number]),
-        ("wrong", wrong, [number]),
-    ):
+    for argument, x, shape in (("position", position, [number, 2]), ("wrong", wrong, [number])):
         if x is not None and list(x.shape) != shape:
             raise ValueError(message("draw_graph", argument, f"must have shape {shape}", shape_of(x), fix))
-    if label.is_floating_point():
-        raise TypeError(message("draw_graph", "label", "must be integers", label.dtype, "Use label.long()."))
+    colors = [color_of(number) for number in read_label("draw_graph", label, number, names, "names", fix)]
     position, label = position.detach().cpu(), label.cpu()
-    unnamed = label[(label < 0) | (label >= len(names))] if names is not None else label[:0]
-    if names is not None and len(unnamed):
-        rule = f"must lie in [0, {len(names)}) because there are {len(names)} names"
-        raise ValueError(message("draw_graph", "label", rule, int(unnamed[0])))
     edge_index = pattern.edge_index
     edge_index = edge_index[:, edge_index[0] < edge_index[1]]
     edge_index = edge_index[:, :: math.ceil(edge_index.size(1) / most_edges) or 1]
     axes.add_collection(
         LineCollection(list(position[edge_index.t()].numpy()), colors="#777777", linewidths=0.3, alpha=0.25)
     )
-    colors = [COLORS[number % len(COLORS)] for number in label.tolist()]
     axes.scatter(position[:, 0].numpy(), position[:, 1].numpy(), s=13, c=colors, linewidths=0, zorder=2)
     if wrong is not None and bool(wrong.any()):
         ringed = position[wrong.cpu()].numpy()
@@ -147,7 +137,7 @@ def draw_neighborhood(
     strongest = max([float(weight[edge]) for edge in shown], default=1.0) or 1.0
 
     def draw_node(node: int, x: float, y: float, half: float) -> None:
-        color = COLORS[int(label[node]) % len(COLORS)]
+        color = color_of(int(label[node]))
         _draw_node(axes, None if images is None else images[node], captions[node], (x, y), half, color)
 
     for place, edge in enumerate(shown):

@@ -177,6 +177,8 @@ def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[s
 
     axes.set(xlim=(-0.5, max(pattern.num_sources, 1) - 0.5), ylim=(max(pattern.num_targets, 1) - 0.5, -0.5))
     axes.set_aspect("equal")
+    axes.set_xlabel("source", fontsize=9)
+    axes.set_ylabel("target", fontsize=9)
     axes.tick_params(length=0)
     # Names take about a third of the room that the cells have now.
     cell = 0.7 * points_per_unit(axes)

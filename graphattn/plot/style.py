@@ -96,6 +96,29 @@ def read_names(where: str, argument: str, names: Sequence[str] | None, number: i
     return [str(name) for name in names]
 
 
+def read_label(
+    where: str, label: Any, number: int, names: Sequence[str] | None, names_are: str = "label_names", fix: str = ""
+) -> list[int]:
+    """The class of each node, an integer, checked against the texts that name classes from 0 on."""
+    if not isinstance(label, Tensor):
+        raise TypeError(message(where, "label", "must be a tensor", type(label).__name__))
+    if label.is_floating_point():
+        raise TypeError(message(where, "label", "must be integers", label.dtype, "Use label.long()."))
+    if label.shape != (number,):
+        raise ValueError(message(where, "label", f"must have shape [{number}]", shape_of(label), fix))
+    labels: list[int] = label.tolist()
+    unnamed = [] if names is None else [x for x in labels if not 0 <= x < len(names)]
+    if names is not None and unnamed:
+        rule = f"must lie in [0, {len(names)}) because there are {len(names)} {names_are}"
+        raise ValueError(message(where, "label", rule, unnamed[0]))
+    return labels
+
+
+def color_of(label: int) -> str:
+    """The color of a class, in turn from `COLORS`."""
+    return COLORS[label % len(COLORS)]
+
+
 def read_node(where: str, argument: str, node: Any, number: int, of: str = "nodes") -> int:
     """An index of a node, or of a row of them."""
     node = check_int(where, argument, node, 0)
