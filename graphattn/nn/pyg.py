@@ -43,7 +43,6 @@ class TransformerConv(Fused, conv.TransformerConv):
     # PyG's inspector reads these, and looks no further than the first class of this name.
     # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: OptTensor)
 
-    @functools.wraps(conv.TransformerConv.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.root_weight:
@@ -103,6 +102,10 @@ class TransformerConv(Fused, conv.TransformerConv):
             edge = self.lin_edge(edge).view(-1, self.heads, self.out_channels)
         options = dict(edge_key=edge, edge_value=edge, edge_bias=bias, dropout_p=self._drops(), backend=self.backend)
         return graph.attend(given["query"], given["key"], given["value"], DotProduct(), **options)
+
+
+# Not as a decorator, behind which a type checker would no longer see the class.
+functools.update_wrapper(TransformerConv.__init__, conv.TransformerConv.__init__)
 
 
 class GATConv(Fused, conv.GATConv):
