@@ -10,8 +10,8 @@ from torch import Tensor
 
 from graphattn import Edges, attention
 from graphattn.compiled import run_tasks
-from graphattn.kernels.numba_heads import axpy_heads
-from graphattn.kernels.numba_vector import OPTIONS, prefetch
+from graphattn.compiled.jit.llvm import OPTIONS, prefetch
+from graphattn.kernels.rows.cpu.jit.heads import axpy_heads
 
 
 @njit(**OPTIONS)

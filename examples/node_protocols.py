@@ -26,7 +26,7 @@ from tqdm import tqdm
 from graphattn import Edges
 from graphattn.datasets import digits_graph, load_graph
 from graphattn.nn import GraphTransformer
-from graphattn.nn.pyg import GATConv
+from graphattn.nn.pyg.layers import GATConv
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")

@@ -10,7 +10,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from . import nn as nn
-from .bias import OffsetBias as OffsetBias
 from .dense import dense_attention as dense_attention
 from .errors import message as _message
 from .functional import attention as attention
@@ -18,6 +17,7 @@ from .functional import explain_backend as explain_backend
 from .functional import merge as merge
 from .nn import accelerate as accelerate
 from .nn import restore as restore
+from .offset_bias import OffsetBias as OffsetBias
 from .patterns import Edges as Edges
 from .patterns import Full as Full
 from .patterns import Grid as Grid

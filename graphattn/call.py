@@ -8,12 +8,12 @@ from typing import Any, Literal, Required, TypedDict
 import torch
 from torch import Tensor
 
-from .bias import OffsetBias
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
+from .offset_bias import OffsetBias
 from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
-from .patterns.known import known_edges
+from .patterns.lookup import known_edges
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
 
 

@@ -15,7 +15,7 @@ import torch
 import graphattn
 
 from .compare import compare
-from .comparison import Comparison
+from .compare.result import Comparison
 from .distributed import block_parts, read_graph, save_parts, split_graph
 from .errors import check_choice, check_int, message
 from .kernels import KERNELS

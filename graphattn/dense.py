@@ -12,11 +12,11 @@ from typing import Literal, NamedTuple, Unpack, overload
 import torch
 from torch import Tensor
 
-from .bias import OffsetBias
 from .call import AnyOptions, OutAlone, WithBoth, WithLse, WithWeights, prepare
+from .dropout import draw_seed, keep_edges, keep_scale
 from .normalizers import Normalizer, Softmax, UserNormalizer
+from .offset_bias import OffsetBias
 from .patterns import PatternLike
-from .random import draw_seed, keep_edges, keep_scale
 from .scores import DotProduct, Score, ScoreFunction, repeat_heads
 
 

@@ -9,14 +9,14 @@ from typing import Literal, Unpack, overload
 import torch
 from torch import Tensor
 
-from .bias import OffsetBias
 from .call import AnyOptions, Call, OutAlone, WithBoth, WithLse, WithWeights, is_transformed, prepare
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel
 from .kernels.base import in_parts
 from .normalizers import Normalizer, UserNormalizer
+from .offset_bias import OffsetBias
 from .patterns import PatternLike
-from .patterns.remote import RemotePattern
+from .patterns.across_processes import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bias import OffsetBias
 from .dense import dense_attention
 from .errors import check_kind
 from .functional import attention
+from .offset_bias import OffsetBias
 from .patterns import Edges, Full, Grid, Pattern, Window
 from .scores import Additive, Score, ScoreFunction
 

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from graphattn.kernels import KERNELS
-from graphattn.kernels.csr_op import NORMALIZER_CODES
+from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.normalizers import NORMALIZERS
 
 ROOT = Path(__file__).resolve().parents[1]

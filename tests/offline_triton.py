@@ -27,15 +27,18 @@ from triton.compiler import ASTSource
 
 from graphattn import random_regular
 from graphattn.call import accumulate_dtype
-from graphattn.kernels import triton_csr, triton_gradients, triton_plan, triton_rows
-from graphattn.kernels.csr_op import NORMALIZER_CODES, SCORE_CODES
+from graphattn.kernels.rows.gpu import kernel as gpu_kernel
+from graphattn.kernels.rows.gpu import plan as gpu_plan
+from graphattn.kernels.rows.gpu.jit import backward as gpu_backward
+from graphattn.kernels.rows.gpu.jit import forward as gpu_forward
+from graphattn.kernels.rows.op import NORMALIZER_CODES, SCORE_CODES
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 TYPES |= {torch.int32: "i32", torch.int64: "i64"}
 KERNELS = {
-    triton_rows: ("forward_rows", "weigh_rows", "merge_forward"),
-    triton_gradients: ("target_gradients", "source_gradients", "merge_sums"),
+    gpu_forward: ("forward_rows", "weigh_rows", "merge_forward"),
+    gpu_backward: ("target_gradients", "source_gradients", "merge_sums"),
 }
 # Heads, kv heads, width, dtype, edges of a row, and what else the call has: middle rows and short ones, grouped heads,
 # an awkward width; then every score, normalizer, edge tensor and gradient, the widest rows, and rows cut into pieces.
@@ -94,15 +97,15 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
         bias, edge = zeros(1, pattern.num_edges, heads), zeros(1, pattern.num_edges, kv_heads, width)
     seed, dropout_p = (torch.zeros(1, dtype=torch.int64), 0.5) if "dropout" in words else (None, 0.0)
     shared = (query, key, key, vector, bias, edge, edge, seed)
-    usual = triton_plan.PIECE_EDGES
-    triton_plan.PIECE_EDGES = (degree // 2,) * 2 if "cut" in words else usual
-    rows, columns = triton_plan.plan(pattern.csr()), triton_plan.plan(pattern.csc())
-    triton_plan.PIECE_EDGES = usual
+    usual = gpu_plan.PIECE_EDGES
+    gpu_plan.PIECE_EDGES = (degree // 2,) * 2 if "cut" in words else usual
+    rows, columns = gpu_plan.plan(pattern.csr()), gpu_plan.plan(pattern.csc())
+    gpu_plan.PIECE_EDGES = usual
     mode = (score, normalizer, 1.0, 0.0, dropout_p)
-    out, sums, exact = triton_csr.forward(*shared, rows, normalizer == 0 and dtype != number or dropout_p > 0, *mode)
-    triton_csr.weights(*shared, sums, rows, *mode)
+    out, sums, exact = gpu_kernel.forward(*shared, rows, normalizer == 0 and dtype != number or dropout_p > 0, *mode)
+    gpu_kernel.weights(*shared, sums, rows, *mode)
     needs = [True] * 3 + [x is not None for x in shared[3:7]]
-    triton_csr.backward(out, None, None, *shared, exact if exact.numel() else out, sums, rows, columns, needs, *mode)
+    gpu_kernel.backward(out, None, None, *shared, exact if exact.numel() else out, sums, rows, columns, needs, *mode)
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import graphattn
 from graphattn import nn as ours
-from graphattn.nn.fused import FUSED, why_not_fused
+from graphattn.nn.pyg.fused import FUSED, why_not_fused
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))

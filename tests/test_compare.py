@@ -16,8 +16,8 @@ from conftest import ROOT
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
-from graphattn.compare import _masked_attention, compare, dense_memory
-from graphattn.comparison import LINES
+from graphattn.compare.result import LINES
+from graphattn.compare.run import _masked_attention, compare, dense_memory
 from graphattn.functional import attention
 from graphattn.memory import format_bytes, parse_bytes, peak_memory
 from graphattn.normalizers import NORMALIZERS
@@ -83,7 +83,7 @@ def test_a_wrong_output_or_gradient_shows_in_its_column(wrong, monkeypatch):
         out = attention(off("query", query), off("key", key), off("value", value), pattern, score=score, **options)
         return out + 0.01 * out.detach() if wrong == "out" else out
 
-    monkeypatch.setattr("graphattn.compare.attention", wrong_attention)
+    monkeypatch.setattr("graphattn.compare.run.attention", wrong_attention)
     comparison = compare(window, 16, heads=2, width=16, score=SCORES["tanh"], repeats=1)
     for errors in comparison.rows[0].errors.values():
         assert errors.pop(wrong) == pytest.approx(0.01, rel=1e-3)
@@ -421,7 +421,7 @@ def test_a_backend_that_cannot_run_the_call_is_one_line_and_status_two(capsys, m
     def refuse(*_, **__):
         raise NotImplementedError("attention: backend='other' cannot run this call: it is too hot.")
 
-    monkeypatch.setattr("graphattn.compare.attention", refuse)
+    monkeypatch.setattr("graphattn.compare.run.attention", refuse)
     status, out, err = run(capsys, *SMALL)
     assert (status, out) == (2, "")
     assert err.splitlines()[-1] == "attention: backend='other' cannot run this call: it is too hot."

@@ -20,11 +20,11 @@ import pytest
 from graphattn import errors
 from graphattn.compiled import cache
 from graphattn.compiled.cache import cache_folder, keep_on_disk
-from graphattn.compiled.load import COMPILED
+from graphattn.compiled.load import compiled_modules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "graphattn"
-MODULES = [*(f"graphattn.{module}" for module in COMPILED), cache.__name__]
+MODULES = [*(f"graphattn.{module}" for module in compiled_modules()), cache.__name__]
 
 CALL = """
 import torch, graphattn
@@ -196,7 +196,7 @@ def test_every_module_that_numba_compiles_is_listed():
         for path in PACKAGE.rglob("*.py")
         if imported(path) & {"numba", "llvmlite"}
     }
-    assert found == {*COMPILED, "compiled.cache"}
+    assert found == {*compiled_modules(), "compiled.cache"}
 
 
 @pytest.mark.parametrize("kind", ["zip", "pyc"])
@@ -216,7 +216,7 @@ def test_a_package_without_sources_beside_it_compiles_and_keeps(kind, tmp_path):
     (where, *printed), warned = run(CALL, place, XDG_CACHE_HOME=tmp_path / "user")
     assert where.startswith(str(place)) and printed == ["True", "numba"] and not warned
     parent = tmp_path / "user" if kind == "zip" else place
-    assert [path.suffix for path in parent.rglob("graphattn.kernels.numba_forward.forward_tasks*")] == [".nbc"]
+    assert [path.suffix for path in parent.rglob("graphattn.kernels.rows.cpu.jit.forward.forward_tasks*")] == [".nbc"]
 
 
 def test_a_call_on_a_full_disk(tmp_path):
@@ -331,7 +331,7 @@ for _ in range(2):
 purge()
 # What was made of the former package goes on, its compiled graphs among it.
 print(torch.equal(graph(x), out), torch.equal(former.attention(x, x, x, edge_index), out))
-print(sys.modules["graphattn.kernels.numba_csr"].__name__)
+print(sys.modules["graphattn.kernels.rows.cpu.kernel"].__name__)
 """
     printed, warned = run(code)
-    assert printed == ["True True"] * 3 + ["graphattn.kernels.numba_csr"] and not warned
+    assert printed == ["True True"] * 3 + ["graphattn.kernels.rows.cpu.kernel"] and not warned

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from graphattn.kernels import numba_csr
+from graphattn.kernels.rows.cpu import kernel as cpu_kernel
 from graphattn.testing import graph_zoo, random_call
 
 MODES = {
@@ -27,7 +27,7 @@ def test_operators_pass_opcheck(name, dtype):
     vector = torch.randn(2, 4) if has_vector else None
     seed = torch.tensor([5]) if mode[4] > 0 else None
     shared = (query, key, value, vector, *(x[None] for x in edges), seed)
-    rows, columns = numba_csr._plan(pattern.csr()), numba_csr._plan(pattern.csc())
+    rows, columns = cpu_kernel._plan(pattern.csr()), cpu_kernel._plan(pattern.csc())
     operators = torch.ops.graphattn
     is_exact = mode[1] == 0 and (dtype == torch.bfloat16 or mode[4] > 0)
     out, sums, exact = operators.csr_forward(*shared, rows, is_exact, *mode)

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from graphattn import Additive, DotProduct, Edges, OffsetBias, Window, attention, dense_attention, explain_backend
-from graphattn.kernels import numba_csr
-from graphattn.kernels.csr_op import NORMALIZER_CODES
+from graphattn.kernels.rows.cpu import kernel as cpu_kernel
+from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, random_call
 
-TASK_EDGES = numba_csr._compiled("forward").TASK_EDGES
+TASK_EDGES = cpu_kernel._compiled("forward").TASK_EDGES
 NORMALIZERS = [normalizer().name for normalizer in NORMALIZER_CODES]
 # Sums across a vector are shared by 4 heads where the width divides by 16, by 8 where it is 8, and by none elsewhere.
 SIZES = [
@@ -54,7 +54,7 @@ def test_cut_rows_and_columns_equal_the_oracle(dtype, normalizer):
     pattern = long_rows()
     assert (
         max(pattern.csr().ptr.diff().max(), pattern.csc().ptr.diff().max())
-        > 2 * numba_csr._compiled("forward").TASK_EDGES
+        > 2 * cpu_kernel._compiled("forward").TASK_EDGES
     )
     tensors = random_call(pattern, edge_tensors=True, dtype=dtype, width=8)
     if normalizer != "softmax":
@@ -213,10 +213,10 @@ def test_rows_beyond_the_2_to_the_31st_number_are_found():
 
 def test_tasks_of_more_than_2_to_the_31_edges_cover_each_edge_once():
     ptr = torch.tensor([0, 2**31 - 3, 2**31 + 600])
-    tasks, cut = numba_csr._compiled("forward").plan_tasks(ptr.numpy())
+    tasks, cut = cpu_kernel._compiled("forward").plan_tasks(ptr.numpy())
     assert tasks[0, 2] == 0 and tasks[-1, 3] == 2**31 + 600
     assert (tasks[1:, 2] == tasks[:-1, 3]).all() and (
-        tasks[:, 3] - tasks[:, 2] <= numba_csr._compiled("forward").TASK_EDGES
+        tasks[:, 3] - tasks[:, 2] <= cpu_kernel._compiled("forward").TASK_EDGES
     ).all()
     assert cut[-1, 2] == tasks[-1, 4] + 1
 
@@ -242,7 +242,7 @@ def test_each_reason_why_the_kernel_cannot_run(monkeypatch):
     callable_score = lambda query, key, edge: (query * key).sum(-1)
     report = explain_backend(query, key, value, pattern, score=callable_score)
     assert report.chosen == "scatter" and "it has no score like" in report.answers["numba"][0]
-    monkeypatch.setattr(numba_csr, "why_not_compiled", lambda: "Numba is not installed (pip install numba)")
+    monkeypatch.setattr(cpu_kernel, "why_not_compiled", lambda: "Numba is not installed (pip install numba)")
     report = explain_backend(query, key, value, pattern)
     assert report.chosen == "scatter" and "pip install numba" in report.answers["numba"][0]
 

@@ -8,8 +8,8 @@ from conftest import ON_A_CPU
 
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, attention
 from graphattn.kernels import KERNELS
-from graphattn.kernels.csr_op import NORMALIZER_CODES
-from graphattn.kernels.triton_plan import plan
+from graphattn.kernels.rows.gpu.plan import plan
+from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.nn import GraphAttention
 from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call

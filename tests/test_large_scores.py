@@ -15,7 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 import graphattn
 from graphattn import Additive, Edges, Full, Window, attention, dense_attention, merge
-from graphattn.kernels.csr_op import SCORE_CODES
+from graphattn.kernels.rows.op import SCORE_CODES
 
 SCALES = (1e2, 1e4, 1e8, 1e15, 1e30)
 HEADS, WIDTH = 2, 8

@@ -7,7 +7,7 @@ import torch
 
 from graphattn import Edges, attention
 from graphattn.csr import CSR
-from graphattn.kernels.numba_csr import _plan
+from graphattn.kernels.rows.cpu.kernel import _plan
 from graphattn.testing import random_call
 
 HEADS, WIDE, ROWS = 8, 2**16, 2**12 + 1

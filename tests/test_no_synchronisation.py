@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphattn import Additive, attention
-from graphattn.kernels import flex, triton_csr
+from graphattn.kernels import flex
+from graphattn.kernels.rows.gpu import kernel as gpu_kernel
 from graphattn.testing import pattern_zoo, random_call
 
 ZOO = pattern_zoo()
@@ -34,7 +35,8 @@ class NoReads(TorchDispatchMode):
 
 def recorders(launches):
     """What replaces the kernels: each notes its launch, and isn't run."""
-    from graphattn.kernels import triton_gradients, triton_rows
+    from graphattn.kernels.rows.gpu.jit import backward as gpu_backward
+    from graphattn.kernels.rows.gpu.jit import forward as gpu_forward
 
     class Recorder:
         def __init__(self, name):
@@ -44,8 +46,8 @@ def recorders(launches):
             return lambda *arguments, **options: launches.append(self.name)
 
     names = {
-        triton_rows: ("forward_rows", "weigh_rows", "merge_forward"),
-        triton_gradients: ("target_gradients", "source_gradients", "merge_sums"),
+        gpu_forward: ("forward_rows", "weigh_rows", "merge_forward"),
+        gpu_backward: ("target_gradients", "source_gradients", "merge_sums"),
     }
     return [(module, name, Recorder(name)) for module, functions in names.items() for name in functions]
 
@@ -57,10 +59,10 @@ def launched(monkeypatch):
     launches = []
     for recorder in recorders(launches):
         monkeypatch.setattr(*recorder)
-    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
+    monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
     monkeypatch.setattr(flex.Flex, "device", "cpu")
     for name in ("forward", "weights", "backward"):
-        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(triton_csr, name))
+        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(gpu_kernel, name))
     return launches
 
 

@@ -17,7 +17,7 @@ NAMES = {
         Additive DotProduct Edges Full Grid OffsetBias Pattern Window accelerate attention dense_attention
         explain_backend merge nn random_edges random_regular restore
     """,
-    "graphattn.compare": "compare dense_memory",
+    "graphattn.compare": "Comparison compare dense_memory",
     "graphattn.datasets": """
         AmbiguousWords GRAPHS MNIST TREEBANKS UniversalDependencies dataset_root digits_graph generate_ambiguous_words
         load_graph

@@ -15,7 +15,7 @@ from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_t
 import graphattn
 from graphattn import Edges, Window
 from graphattn import nn as ours
-from graphattn.nn.fused import FUSED
+from graphattn.nn.pyg.fused import FUSED
 
 NAMES = ["TransformerConv", "GATConv", "GATv2Conv"]
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2, 2, 4, 1], [1, 2, 0, 1, 3, 2, 1, 0, 1]])
@@ -119,8 +119,8 @@ def test_outputs_and_gradients_are_pygs(name, options, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_are_fused_unless_someone_watches(name, monkeypatch):
-    calls, attend = [], graphattn.nn.fused.attention
-    monkeypatch.setattr(graphattn.nn.fused, "attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
+    calls, attend = [], graphattn.nn.pyg.fused.attention
+    monkeypatch.setattr(graphattn.nn.pyg.fused, "attention", lambda *a, **k: calls.append(1) or attend(*a, **k))
     _, layer = pair(name, 6, 4, heads=2)
     x = torch.randn(5, 6, dtype=torch.float64)
     layer(x, EDGES)

@@ -14,7 +14,7 @@ from torch_geometric.nn.conv import utils
 from torch_geometric.utils import softmax
 
 from graphattn import nn as ours
-from graphattn.nn.fused import FUSED
+from graphattn.nn.pyg.fused import FUSED
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])
 PAIRS = pytest.mark.parametrize(("theirs", "mine"), FUSED.items(), ids=[cls.__name__ for cls in FUSED])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graphattn.random import GOLDEN, MULTIPLIERS, WORD, edge_hash, keep_edges, keep_scale, threshold
+from graphattn.dropout import GOLDEN, MULTIPLIERS, WORD, edge_hash, keep_edges, keep_scale, threshold
 
 # Frozen: a kernel written in another language must give these numbers, in every release.
 VECTORS = [

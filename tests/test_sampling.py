@@ -19,7 +19,7 @@ from torch_geometric.utils import trim_to_layer
 from graphattn import Edges
 from graphattn.nn import GATv2Conv, GraphAttention, TransformerConv
 from graphattn.patterns import base
-from graphattn.patterns.known import known_edges
+from graphattn.patterns.lookup import known_edges
 from graphattn.sampling import ClusterData, NeighborLoader, NeighborSampler
 
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphattn import Additive, DotProduct, Edges, Full, Grid, OffsetBias, Window, attention
-from graphattn.kernels.tiles_op import SLOPES
-from graphattn.kernels.tiles_plan import read_groups, tile_shapes, why_not_cut, write_plan
+from graphattn.kernels.tiles.op import SLOPES
+from graphattn.kernels.tiles.plan import read_groups, tile_shapes, why_not_cut, write_plan
 from graphattn.memory import peak_memory
 from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call

@@ -7,9 +7,9 @@ import torch
 from torch.library import opcheck
 
 from graphattn import Full, Grid, OffsetBias, Pattern, Window, attention, explain_backend
-from graphattn.kernels import tiles_panels
-from graphattn.kernels.tiles_panels import panel_sizes, write_panels
-from graphattn.kernels.tiles_plan import why_not_cut
+from graphattn.kernels.tiles.panels import plan as panels_plan
+from graphattn.kernels.tiles.panels.plan import panel_sizes, write_panels
+from graphattn.kernels.tiles.plan import why_not_cut
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 LARGER = {
@@ -107,7 +107,7 @@ def test_chunks_of_a_color_share_no_source(pattern):
 
 
 def test_chunks_without_a_color_of_their_own_run_one_after_another(monkeypatch):
-    monkeypatch.setattr(tiles_panels, "BITS", 1)
+    monkeypatch.setattr(panels_plan, "BITS", 1)
     window = Window(1500, radius=40)
     assert len(write_panels(window)[1]) > 2
     assert_matches_dense(random_call(window, width=16), window, backend="tiles", return_weights=False)
@@ -178,7 +178,7 @@ def test_learned_biases_take_rows_where_no_panel_knows_them(pattern):
 
 
 def test_tiles_too_wide_for_the_cache_take_the_products_of_torch(monkeypatch):
-    monkeypatch.setattr(tiles_panels, "MOST_COLUMNS", 50)
+    monkeypatch.setattr(panels_plan, "MOST_COLUMNS", 50)
     full = Full([20, 51])
     assert_matches_dense(random_call(full, width=16), full, backend="tiles", return_weights=False)
     assert full.has_kept("tiles")

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from graphattn import Additive, DotProduct, Edges, attention, explain_backend
-from graphattn.kernels import triton_csr, triton_plan
-from graphattn.kernels.csr_op import NORMALIZER_CODES
+from graphattn.kernels.rows.gpu import kernel as gpu_kernel
+from graphattn.kernels.rows.gpu import plan as gpu_plan
+from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
 
 triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
@@ -29,9 +30,9 @@ GUARD = 64
 @pytest.fixture(autouse=True)
 def interpreted(monkeypatch):
     """Let the CPU's tensors reach the kernel by way of the operators."""
-    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
+    monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
     for name in ("forward", "weights", "backward"):
-        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(triton_csr, name))
+        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(gpu_kernel, name))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -70,13 +71,13 @@ def test_low_precision_stays_within_the_oracles_own_error(dtype):
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("name", ["star in", "star out"])
 def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
-    monkeypatch.setattr(triton_plan, "PIECE_EDGES", (2, 2))
-    monkeypatch.setattr(triton_plan, "SHORT_ROW", 1)
-    monkeypatch.setattr(triton_plan, "MERGED_PIECES", 2)
-    monkeypatch.setattr(triton_plan, "MERGED_NUMBERS", 4)
+    monkeypatch.setattr(gpu_plan, "PIECE_EDGES", (2, 2))
+    monkeypatch.setattr(gpu_plan, "SHORT_ROW", 1)
+    monkeypatch.setattr(gpu_plan, "MERGED_PIECES", 2)
+    monkeypatch.setattr(gpu_plan, "MERGED_NUMBERS", 4)
     pattern = Edges(graph_zoo()[name].edge_index, graph_zoo()[name].num_sources)
     side = pattern.csr() if name == "star in" else pattern.csc()
-    ((_, first, last),) = triton_plan.plan(side)[-1].tolist()
+    ((_, first, last),) = gpu_plan.plan(side)[-1].tolist()
     assert last - first > 2
     tensors = random_call(pattern, batch=(2,), kv_heads=1, edge_tensors=True)
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
@@ -89,8 +90,8 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
 def test_scores_of_any_size_leave_the_same_weights_and_slopes(is_cut, activation, dropout_p, dtype, monkeypatch):
     """Whole scores, most of them tied: times a power of two, their differences stay 0 or beyond any weight."""
     if is_cut:
-        monkeypatch.setattr(triton_plan, "PIECE_EDGES", (2, 2))
-        monkeypatch.setattr(triton_plan, "SHORT_ROW", 1)
+        monkeypatch.setattr(gpu_plan, "PIECE_EDGES", (2, 2))
+        monkeypatch.setattr(gpu_plan, "SHORT_ROW", 1)
     pattern = ZOO["unsorted edges"]
     generator = torch.Generator().manual_seed(0)
     whole = lambda *shape: torch.randint(-2, 3, shape, generator=generator).to(dtype)
@@ -177,7 +178,7 @@ def test_each_reason_why_the_kernel_cannot_run(monkeypatch):
     pattern = ZOO["chain"]
     reason = lambda **options: str(explain_backend(**{**random_call(pattern, **options), "pattern": pattern}))
     assert "heads must be at most 256 wide, not 300" in reason(width=300)
-    monkeypatch.setattr(triton_csr, "HAS_TRITON", False)
+    monkeypatch.setattr(gpu_kernel, "HAS_TRITON", False)
     assert "Triton is not installed (pip install triton)" in reason()
-    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cuda")
+    monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cuda")
     assert "tensors are on cpu" in reason()

@@ -9,8 +9,9 @@ import torch
 
 from graphattn import Edges, explain_backend
 from graphattn.call import prepare
-from graphattn.kernels import triton_csr, triton_plan
 from graphattn.kernels.base import FORWARD_SHARE
+from graphattn.kernels.rows.gpu import kernel as gpu_kernel
+from graphattn.kernels.rows.gpu import plan as gpu_plan
 from graphattn.testing import graph_zoo, random_call
 
 WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256), (1, 32, 256), (8, 1, 8), (4, 1, 2)]
@@ -18,9 +19,9 @@ WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256
 
 @pytest.mark.parametrize("name", list(graph_zoo()))
 def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
-    monkeypatch.setattr(triton_plan, "PIECE_EDGES", (16, 16))
+    monkeypatch.setattr(gpu_plan, "PIECE_EDGES", (16, 16))
     csr = graph_zoo()[name].csr()
-    long, short, cut = triton_plan.plan(csr)[-3:]
+    long, short, cut = gpu_plan.plan(csr)[-3:]
     items = torch.cat([long, short]).long()
     edges = [torch.arange(begin, end) for begin, end in items[:, 1:3].tolist()]
     assert torch.equal(
@@ -29,7 +30,7 @@ def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
     whole = items[items[:, 3] < 0]
     assert torch.equal(torch.cat([whole[:, 0], cut[:, 0].long()]).sort().values, torch.arange(len(csr.ptr) - 1))
     degree = items[:, 2] - items[:, 1]
-    assert (degree <= 16).all() and (degree[len(long) :] <= triton_plan.SHORT_ROW).all()
+    assert (degree <= 16).all() and (degree[len(long) :] <= gpu_plan.SHORT_ROW).all()
     assert (whole[:, 2] - whole[:, 1]).diff().le(0).all()
     pieces = items[items[:, 3] >= 0]
     assert torch.equal(pieces[:, 3], torch.arange(len(pieces)))
@@ -39,8 +40,8 @@ def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
 
 def test_parallel_edges_are_counted_in_their_order():
     edges = Edges(torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 1]]), 3)
-    assert triton_plan.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
-    assert triton_plan.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
+    assert gpu_plan.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
+    assert gpu_plan.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
 
 
 @pytest.mark.parametrize("is_backward", [False, True])
@@ -49,13 +50,13 @@ def test_parallel_edges_are_counted_in_their_order():
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_a_program_holds_what_fits_into_registers(widths, itemsize, is_short, is_backward):
     kv_heads, group, width = widths
-    rows, heads, warps = triton_plan.block_of(kv_heads, group, (width, width), itemsize, is_short, is_backward)
-    one = triton_plan.power_of_two(group) * triton_plan.power_of_two(width)
-    room = triton_plan.TILE // 2 ** (is_short + is_backward + (itemsize == 8))
+    rows, heads, warps = gpu_plan.block_of(kv_heads, group, (width, width), itemsize, is_short, is_backward)
+    one = gpu_plan.power_of_two(group) * gpu_plan.power_of_two(width)
+    room = gpu_plan.TILE // 2 ** (is_short + is_backward + (itemsize == 8))
     # A group of heads stays together, whatever its size: it has more warps then.
-    assert rows * heads * one <= max(room, one) and heads <= triton_plan.power_of_two(kv_heads)
+    assert rows * heads * one <= max(room, one) and heads <= gpu_plan.power_of_two(kv_heads)
     # Long rows lie beside each other only where a warp would load less than a quarter of a tile.
-    assert (rows == 1 or is_short or (rows // 2) * heads * one < 256) and 1 <= warps <= triton_plan.MOST_WARPS
+    assert (rows == 1 or is_short or (rows // 2) * heads * one < 256) and 1 <= warps <= gpu_plan.MOST_WARPS
     assert warps == 1 or one > room
 
 
@@ -66,7 +67,7 @@ def test_every_pass_sums_a_width_by_as_many_threads(wide, narrow, itemsize):
     """A tile that has less than a warp loads at once is spread by its size: then all passes must have the same."""
     for kv_heads, group in ((1, 1), (8, 1), (2, 4)):
         blocks = {
-            triton_plan.block_of(kv_heads, group, (narrow, wide), itemsize, is_short, is_backward)
+            gpu_plan.block_of(kv_heads, group, (narrow, wide), itemsize, is_short, is_backward)
             for is_short in (False, True)
             for is_backward in (False, True)
         }
@@ -90,7 +91,7 @@ def test_every_pass_sums_a_width_by_as_many_threads(wide, narrow, itemsize):
     ],
 )
 def test_blocks_by_hand(block, expected):
-    assert triton_plan.block_of(*block) == expected
+    assert gpu_plan.block_of(*block) == expected
 
 
 def call_on_a_thousand_edges(requires_grad=True, **options):
@@ -103,37 +104,37 @@ def test_the_estimate_by_hand():
     # 64 nodes, two heads of 4 in float32: every number that is gathered lies in the cache.
     call = call_on_a_thousand_edges(dtype=torch.float32)
     rows, edges = 64 * 2 * 8 * 4, 1000
-    moved = 3 * (2 * rows + 8 * edges) / triton_plan.MEMORY + 3 * edges * 2 * 8 * 4 / triton_plan.CACHE
-    counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / triton_plan.INSTRUCTIONS
-    assert triton_plan.estimate(call) == pytest.approx(max(moved, counted) + 12e-5, rel=1e-12)
+    moved = 3 * (2 * rows + 8 * edges) / gpu_plan.MEMORY + 3 * edges * 2 * 8 * 4 / gpu_plan.CACHE
+    counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / gpu_plan.INSTRUCTIONS
+    assert gpu_plan.estimate(call) == pytest.approx(max(moved, counted) + 12e-5, rel=1e-12)
     alone = call_on_a_thousand_edges(requires_grad=False, dtype=torch.float32)
-    assert triton_plan.estimate(alone) == pytest.approx(FORWARD_SHARE * triton_plan.estimate(call), rel=1e-12)
+    assert gpu_plan.estimate(alone) == pytest.approx(FORWARD_SHARE * gpu_plan.estimate(call), rel=1e-12)
 
 
 def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
-    monkeypatch.setattr(triton_plan, "INSTRUCTIONS", math.inf)
-    seconds = lambda **options: triton_plan.estimate(call_on_a_thousand_edges(**options)) - 12e-5
+    monkeypatch.setattr(gpu_plan, "INSTRUCTIONS", math.inf)
+    seconds = lambda **options: gpu_plan.estimate(call_on_a_thousand_edges(**options)) - 12e-5
     full = seconds(dtype=torch.float32, width=64)
     assert 0.5 < seconds(dtype=torch.bfloat16, width=64) / full < 0.52
     assert 1 < seconds(dtype=torch.float32, width=64, edge_tensors=True) / full
-    monkeypatch.setattr(triton_plan, "CACHE_BYTES", 0)
+    monkeypatch.setattr(gpu_plan, "CACHE_BYTES", 0)
     beyond = seconds(dtype=torch.float32, width=64)
-    assert full < beyond < full * triton_plan.CACHE / triton_plan.MEMORY
+    assert full < beyond < full * gpu_plan.CACHE / gpu_plan.MEMORY
 
 
 def test_auto_takes_the_kernel_only_once_it_was_measured(monkeypatch):
-    monkeypatch.setattr(triton_csr.TritonCSR, "device", "cpu")
-    monkeypatch.setattr(triton_csr, "HAS_TRITON", True)
+    monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
+    monkeypatch.setattr(gpu_kernel, "HAS_TRITON", True)
     pattern = graph_zoo()["unsorted edges"]
     tensors = random_call(pattern)
-    kernel = triton_csr.TritonCSR()
-    monkeypatch.setattr(triton_csr, "MEASURED", False)
+    kernel = gpu_kernel.TritonCSR()
+    monkeypatch.setattr(gpu_kernel, "MEASURED", False)
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
     assert "\n  triton   can run, by its name alone\n" in str(report)
     assert str(explain_backend(**tensors, pattern=pattern, backend="triton")).startswith("backend='triton' runs")
     assert not kernel.reads_traced_edges(torch.device("cpu"))
-    monkeypatch.setattr(triton_csr, "MEASURED", True)
+    monkeypatch.setattr(gpu_kernel, "MEASURED", True)
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen == "triton" and "\n> triton   can run, estimated 0.12 ms\n" in str(report)
     assert kernel.reads_traced_edges(torch.device("cpu")) and not kernel.reads_traced_edges(torch.device("meta"))

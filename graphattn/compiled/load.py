@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
+import pkgutil
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import message, warn_once
 
-# Modules that Numba compiles, and those that hold what they call, below the package.
-COMPILED = (
-    "kernels.numba_vector",
-    "kernels.numba_heads",
-    "kernels.numba_forward",
-    "kernels.numba_backward",
-    "kernels.numba_sampling",
-    "kernels.tiles_block",
-    "kernels.tiles_loops",
-)
 PACKAGE = __package__.rpartition(".")[0]
 
 _modules: dict[str, Any] = {}
@@ -54,6 +47,22 @@ def why_not_compiled() -> str | None:
     return _reason[0]
 
 
+def compiled_modules() -> list[str]:
+    """Names below the package of what Numba compiles: the modules in folders named "jit", but those for a GPU."""
+    names = _names_below(str(Path(__file__).parents[1]), "")
+    return [name for name in names if ".jit." in name and ".gpu." not in name]
+
+
+def _names_below(folder: str, prefix: str) -> list[str]:
+    """Names of all modules in a folder and the folders in it, none of which is imported."""
+    names = []
+    for found in pkgutil.iter_modules([folder]):
+        names.append(prefix + found.name)
+        if found.ispkg:
+            names += _names_below(os.path.join(folder, found.name), f"{prefix}{found.name}.")
+    return names
+
+
 def _load_all() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (pip install numba)"
@@ -64,7 +73,7 @@ def _load_all() -> str | None:
 
         from .cache import keep_on_disk
 
-        modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in COMPILED}
+        modules = {name: importlib.import_module(f"{PACKAGE}.{name}") for name in compiled_modules()}
         config: Any = numba.config
         if config.DISABLE_JIT:
             reason, fix = "NUMBA_DISABLE_JIT is set", "Unset it."

@@ -11,12 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..dropout import draw_seed, keep_edges_of_heads, keep_scale
 from ..errors import message
 from ..functional import attention
 from ..patterns import Edges
+from ..patterns.across_processes import RemotePattern
 from ..patterns.edges import Loops
-from ..patterns.remote import RemotePattern
-from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..segments import Rows, gather
 from .exchange import collective, exchange, gather_objects, raise_together
 from .parts import Part

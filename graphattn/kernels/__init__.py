@@ -4,9 +4,9 @@ from ..call import Call as Call
 from .base import Kernel as Kernel
 from .base import Result as Result
 from .flex import Flex as Flex
-from .numba_csr import NumbaCSR as NumbaCSR
+from .rows.cpu.kernel import NumbaCSR as NumbaCSR
+from .rows.gpu.kernel import TritonCSR as TritonCSR
 from .scatter import Scatter as Scatter
-from .tiles import Tiles as Tiles
-from .triton_csr import TritonCSR as TritonCSR
+from .tiles.kernel import Tiles as Tiles
 
 KERNELS: tuple[Kernel, ...] = (Tiles(), Flex(), NumbaCSR(), TritonCSR(), Scatter())

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from ..bias import OffsetBias
 from ..call import Call
+from ..offset_bias import OffsetBias
 from ..scores import Additive
 
 # A forward pass alone, as a part of forward and backward.

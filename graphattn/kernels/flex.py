@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bias import OffsetBias
 from ..call import Call
 from ..normalizers import Softmax
+from ..offset_bias import OffsetBias
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from ..scores import DotProduct

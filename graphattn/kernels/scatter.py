@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..bias import OffsetBias
 from ..call import Call
+from ..dropout import draw_seed, keep_edges_of_heads, keep_scale
 from ..normalizers import Softmax
+from ..offset_bias import OffsetBias
 from ..patterns import Pattern
-from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..scores import repeat_heads
 from ..segments import Rows, gather, permute, segment_sum
 from .base import Kernel, Result, share

@@ -1,8 +1,5 @@
 """Layers."""
 
-from .accelerate import AccelerateReport as AccelerateReport
-from .accelerate import accelerate as accelerate
-from .accelerate import restore as restore
 from .attention import GraphAttention as GraphAttention
 from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
@@ -14,9 +11,12 @@ from .encodings import RandomWalkPosition as RandomWalkPosition
 from .encodings import RelativeBias as RelativeBias
 from .encodings import Rotary as Rotary
 from .encodings import Sinusoidal as Sinusoidal
-from .pyg import GATConv as GATConv
-from .pyg import GATv2Conv as GATv2Conv
-from .pyg import TransformerConv as TransformerConv
+from .pyg.accelerate import AccelerateReport as AccelerateReport
+from .pyg.accelerate import accelerate as accelerate
+from .pyg.accelerate import restore as restore
+from .pyg.layers import GATConv as GATConv
+from .pyg.layers import GATv2Conv as GATv2Conv
+from .pyg.layers import TransformerConv as TransformerConv
 from .readout import AttentionReadout as AttentionReadout
 from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer

@@ -9,17 +9,17 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.typing import OptTensor
 
-from ..bias import OffsetBias
 from ..call import Options, as_pattern, can_be_fused
+from ..dropout import draw_seed, keep_edges_of_heads, keep_scale
 from ..errors import check_choice, check_device, message, shape_of
 from ..functional import attention
 from ..kernels import KERNELS
 from ..normalizers import UserNormalizer
+from ..offset_bias import OffsetBias
 from ..patterns import Pattern, PatternLike
+from ..patterns.across_processes import check_at_hand
 from ..patterns.base import Sides
 from ..patterns.edges import read_edges
-from ..patterns.remote import check_at_hand
-from ..random import draw_seed, keep_edges_of_heads, keep_scale
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
 from .projections import Projections

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import Conv1d, Conv2d, Conv3d, Parameter
 from torch.nn.parameter import is_lazy
 
-from ..bias import OffsetBias
 from ..errors import check_float_tensor, message, shape_of
+from ..offset_bias import OffsetBias
 from ..patterns import Grid, Pattern
 from .attention import GraphAttention
 from .encodings import Encoding

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, overload
 import torch
 from torch import Tensor
 
-from ..bias import OffsetBias
 from ..dense import attend_matrix
+from ..dropout import draw_seed, keep_edges
 from ..errors import message, shape_of
 from ..normalizers import UserNormalizer
+from ..offset_bias import OffsetBias
 from ..patterns import Pattern
-from ..random import draw_seed, keep_edges
 from ..scores import Score, ScoreFunction, as_score
 from .encodings import Encoding
 from .projections import Projections

@@ -11,7 +11,6 @@ from torch.nn import Parameter
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.inits import glorot
 
-from ..bias import OffsetBias
 from ..errors import (
     check_choice,
     check_device,
@@ -24,6 +23,7 @@ from ..errors import (
     shape_of,
 )
 from ..normalizers import Normalizer, as_normalizer
+from ..offset_bias import OffsetBias
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding

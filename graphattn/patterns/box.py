@@ -15,7 +15,7 @@ from ..csr import build_csr
 from ..errors import check_int, message
 from .base import Pattern, check_square
 from .edges import Edges
-from .tokens import GlobalTokens
+from .global_tokens import GlobalTokens
 
 
 class Box(Pattern):

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch_geometric import EdgeIndex
 
 from ..errors import EdgeDtypeError, EdgeRangeError, check_int, message, shape_of
+from .annotations import EdgesLike
 from .base import OF_ATTENTION, Pattern, Sides, check_square
-from .like import EdgesLike
 
 # Why an index of a call must lie in its range.
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from ..errors import check_int, message
+from .annotations import EdgesLike
 from .base import Pattern, check_square
 from .edges import Edges
-from .like import EdgesLike
 
 
 def metis_parts(

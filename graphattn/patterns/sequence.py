@@ -21,7 +21,7 @@ from .box import (
     sizes_of_batch,
     write_sizes,
 )
-from .tokens import GlobalTokens, parse_tokens
+from .global_tokens import GlobalTokens, parse_tokens
 
 
 class Full(Box):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...bias import OffsetBias
 from ...errors import check_finite, check_float_tensor, check_int, message, shape_of
+from ...offset_bias import OffsetBias
 from ...patterns import Pattern
 from ...patterns.box import Box
 

@@ -15,7 +15,7 @@ from torch_geometric.utils import coalesce, to_undirected
 
 from ...errors import check_int
 from ...patterns import Pattern
-from ...patterns.remote import check_at_hand
+from ...patterns.across_processes import check_at_hand
 from .base import Encoding, check_features, check_fit
 
 # Components of fewer nodes are solved by dense matrices, which is as fast there and can't fail to converge.

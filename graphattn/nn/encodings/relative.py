@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...bias import OffsetBias
 from ...call import accumulate_dtype
 from ...errors import check_int
+from ...offset_bias import OffsetBias
 from ...patterns import Pattern
 from ...patterns.box import Box
 from ...segments import Rows, gather

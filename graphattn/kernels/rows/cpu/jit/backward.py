@@ -1,0 +1,305 @@
+"""The gradients of attention over compressed rows in loops that Numba compiles: see `forward`.
+
+Two passes, each over its own tasks: one whose rows are targets, for the query and the edge tensors, and one whose rows
+are sources, for key and value. They differ in which side is gathered; a branch on that in one loop would cost more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .....compiled.jit.llvm import OPTIONS, accumulate, exponential, prefetch, store_row
+from .forward import (
+    IDENTITY,
+    RELU,
+    SIGMOID,
+    SOFTMAX,
+    TASK_EDGES,
+    activate,
+    count_parallel,
+    edge_at,
+    edges_ahead,
+    hash_source,
+    hash_target,
+    invert,
+    score_heads,
+    weigh,
+    whole_lines,
+)
+from .heads import (
+    add_heads,
+    axpy_heads,
+    dot_heads,
+    drop_heads,
+    finish_rows,
+    shift_rows,
+    sum_products,
+)
+
+# Thirty arguments on a line each would hide the loops.
+# fmt: off
+
+
+@njit(**OPTIONS)
+def weigh_with_gradient(s, g, normalizer):
+    """Turn scores into weights, and gradients by the weights into gradients by the scores, in place.
+
+    Not those of softmax, which depend on their row.
+    """
+    if normalizer == RELU:
+        for t in range(s.size):
+            g[t] = g[t] if not s[t] <= 0 else 0
+    elif normalizer == IDENTITY:
+        for t in range(s.size):
+            g[t] = g[t] if s[t] != -np.inf else 0
+    weigh(s, normalizer)
+    if normalizer == SIGMOID:
+        for t in range(s.size):
+            g[t] = s[t] * (1 - s[t]) * g[t]
+
+
+@njit(**OPTIONS, forceinline=True)
+def differentiate_heads(
+    g, f, at, one, row, value, of_edge, of_weights, state, threshold, keep_scale,
+    v, ev, grad_out, grad_weights, kv_head, heads, group, width
+):
+    """Set g to the gradients by the weights of one edge, and f to dropout's factors."""
+    dot_heads(g, at, one, grad_out, row * width, v, value, ev, of_edge, kv_head, heads, group, width)
+    if threshold > 0:
+        drop_heads(f, at, None, state, threshold, keep_scale, heads)
+        drop_heads(g, at, g, state, threshold, keep_scale, heads)
+    add_heads(g, at, grad_weights, of_weights, heads)
+
+
+@njit(**OPTIONS)
+def target_gradient_tasks(
+    begin, end, by_edge, tasks, slots, csr, shape, data, edges, mode, dropout, grads, out, more, weighed,
+    grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value
+):
+    """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
+
+    `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
+    tensors. Softmax also sets `stats`: of each row the shift of its scores, the inverse of the sum of their
+    exponentials, and delta, the sum of weights times their gradients, plus `more`. It is the sum of the very weights
+    that are used here, so that what cancels does so to the last bit. A cut row has no such sum in one place, but it is
+    grad_out * out, before dropout's scale, and `weighed`, the part of the returned weights.
+    """
+    ptr, index, perm = csr
+    batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
+    q, k, v, vector = data
+    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
+    kind, normalizer, slope, scale = mode
+    seed, threshold, keep_scale = dropout
+    grad_out, sums, stats, grad_weights = grads
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
+    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
+    size = 2 * (TASK_EDGES + 1) * heads
+    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    total, acc = np.empty(heads, stats.dtype), whole_lines(heads * width, stats)
+    key_row, value_row = kv_heads * width, kv_heads * value_width
+    ahead = edges_ahead(k, key_row + value_row)
+    for t in range(begin, end):
+        b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
+        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        for i in range(tasks[task, 0], tasks[task, 1]):
+            row = (b * targets + i) * heads
+            if normalizer == SOFTMAX:
+                # Pieces of a cut row write the same numbers.
+                for h in range(heads):
+                    stats[3 * row + h] = sums[2 * row + h]
+                    stats[3 * row + heads + h] = invert(sums[2 * row + heads + h])
+                if slot >= 0:
+                    dot_heads(
+                        total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
+                        heads, 1, value_width
+                    )
+                    add_heads(total, 0, more, row, heads)
+                    add_heads(total, 0, weighed, row, heads)
+                    for h in range(heads):
+                        stats[3 * row + 2 * heads + h] = total[h]
+            state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
+            for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
+                soon = b * sources + np.int64(index[min(e + ahead, last)])
+                prefetch(k, soon * key_row, key_row)
+                prefetch(v, soon * value_row, value_row)
+                edge = edge_at(perm, e)
+                kept = state
+                if threshold > 0:
+                    kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
+                j, at = b * sources + np.int64(index[e]), (e - first) * heads
+                score_heads(
+                    s, at, a, row * width, j * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
+                    heads, group, width, kind, slope, scale
+                )
+                differentiate_heads(
+                    g, factors, at, one, row, j * value_row, (b * ev_stride + edge) * value_row,
+                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
+                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
+                )
+            if normalizer == SOFTMAX:
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                shift_rows(s, (low - first) * heads, stats, 3 * row, 0, None, 0, high - low, heads)
+        if normalizer == SOFTMAX:
+            exponential(s)
+            for i in range(tasks[task, 0], tasks[task, 1]):
+                low, high = max(ptr[i], first), min(ptr[i + 1], stop)
+                row, at = (b * targets + i) * heads, (low - first) * heads
+                factor = 3 * row + heads
+                if slot < 0:
+                    sum_products(s, g, at, stats, factor, total, high - low, heads)
+                    add_heads(total, 0, more, row, heads)
+                    for h in range(heads):
+                        stats[factor + heads + h] = total[h]
+                finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
+        else:
+            weigh_with_gradient(s, g, normalizer)
+        if threshold > 0:
+            for d in range(s.size):
+                s[d] *= factors[d]
+        if grad_bias is not None:
+            for e in range(first, stop):
+                for h in range(heads):
+                    accumulate(grad_bias, (b * eb_stride + edge_at(perm, e)) * heads + h, g[(e - first) * heads + h])
+        if vector is None:
+            for d in range(g.size):
+                g[d] *= scale
+        for i in range(tasks[task, 0], tasks[task, 1]):
+            for d in range(acc.size):
+                acc[d] = 0
+            row = (b * targets + i) * heads
+            query = row * width
+            for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
+                key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
+                edge = edge_at(perm, e)
+                of_edge = (b * ek_stride + edge) * key_row
+                if vector is None:
+                    axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
+                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, q, query, None, 0, head, heads, group, width)
+                else:
+                    if part_vector is None:
+                        activate(
+                            None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                        )
+                    else:
+                        activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                        axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
+                    axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
+                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
+                axpy_heads(
+                    grad_edge_value, (b * ev_stride + edge) * value_row, kv_head, s, at,
+                    grad_out, row * value_width, None, 0, head, heads, group, value_width
+                )
+            if slot < 0:
+                store_row(grad_query, query, one, acc, 0, acc.size)
+            else:
+                store_row(part_query, (b * slots + slot) * acc.size, one, acc, 0, acc.size)
+
+
+@njit(**OPTIONS)
+def source_gradient_tasks(
+    begin, end, tasks, slots, csc, shape, data, edges, mode, dropout, grads, grad_key, grad_value, part_key, part_value
+):
+    """Gradients of key and value; rows are sources."""
+    ptr, index, perm = csc
+    _, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
+    q, k, v, vector = data
+    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
+    kind, normalizer, slope, scale = mode
+    seed, threshold, keep_scale = dropout
+    grad_out, _, stats, grad_weights = grads
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
+    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
+    size = 2 * (TASK_EDGES + 1) * heads
+    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    key_row, value_row = kv_heads * width, kv_heads * value_width
+    key_acc, value_acc = whole_lines(key_row, stats), whole_lines(value_row, stats)
+    query_row, out_row = heads * width, heads * value_width
+    ahead = edges_ahead(q, query_row + out_row)
+    for t in range(begin, end):
+        b = t // count
+        task = t - b * count
+        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                soon = b * targets + np.int64(index[min(e + ahead, last)])
+                prefetch(q, soon * query_row, query_row)
+                prefetch(grad_out, soon * out_row, out_row)
+                if normalizer == SOFTMAX:
+                    prefetch(stats, soon * 3 * heads, 3 * heads)
+                edge = edge_at(perm, e)
+                i = np.int64(index[e])
+                kept = np.uint64(0)
+                if threshold > 0:
+                    kept = hash_source(hash_target(seed, b, i), j, count_parallel(index, ptr[j], e))
+                row, at = (b * targets + i) * heads, (e - first) * heads
+                score_heads(
+                    s, at, a, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
+                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
+                    heads, group, width, kind, slope, scale
+                )
+                differentiate_heads(
+                    g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
+                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
+                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
+                )
+        if normalizer == SOFTMAX:
+            row, stride = b * targets * 3 * heads, 3 * heads
+            shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)
+            exponential(s)
+            finish_rows(s, g, 0, stats, row + heads, stride, index, first, stop - first, heads)
+        else:
+            weigh_with_gradient(s, g, normalizer)
+        if threshold > 0:
+            for d in range(s.size):
+                s[d] *= factors[d]
+        if vector is None:
+            for d in range(g.size):
+                g[d] *= scale
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            for d in range(key_acc.size):
+                key_acc[d] = 0
+            for d in range(value_acc.size):
+                value_acc[d] = 0
+            key = (b * sources + j) * kv_heads * width
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                row = (b * targets + np.int64(index[e])) * heads
+                edge = edge_at(perm, e)
+                of_edge = (b * ek_stride + edge) * kv_heads * width
+                at = (e - first) * heads
+                if vector is None:
+                    axpy_heads(key_acc, 0, kv_head, g, at, q, row * width, None, 0, head, heads, group, width)
+                else:
+                    activate(
+                        None, u, q, row * width, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    )
+                    axpy_heads(key_acc, 0, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
+                axpy_heads(
+                    value_acc, 0, kv_head, s, at, grad_out, row * value_width, None, 0, head,
+                    heads, group, value_width
+                )
+            if slot < 0:
+                store_row(grad_key, (b * sources + j) * key_row, one, key_acc, 0, key_row)
+                store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
+            else:
+                store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)
+                store_row(part_value, (b * slots + slot) * value_row, one, value_acc, 0, value_row)
+
+
+@njit(**OPTIONS)
+def merge_sums(batches, rows, cut, slots, width, one, whole, part):
+    """Add up the pieces of cut rows, in their order."""
+    acc = np.empty(width, part.dtype)
+    for b in range(batches):
+        for c in range(cut.shape[0]):
+            for d in range(width):
+                acc[d] = 0
+            for slot in range(cut[c, 1], cut[c, 2]):
+                for d in range(width):
+                    acc[d] += part[(b * slots + slot) * width + d]
+            store_row(whole, (b * rows + cut[c, 0]) * width, one, acc, 0, width)

@@ -1,0 +1,519 @@
+"""Scores and weighted sums of all heads of an edge, in vector code.
+
+Scores and weights of a task lie edge by edge, the heads of an edge side by side. Rows of queries, keys and values are
+flat as well: their heads, each so many numbers wide, follow one another. Arithmetic is the exact one of
+`compiled.jit.llvm`, so that each pass over the edges finds the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from .....compiled.jit.llvm import (
+    add,
+    constant,
+    float_of,
+    integer,
+    lanes_loop,
+    load_lanes,
+    loop,
+    multiply,
+    multiply_add,
+    nothing,
+    pointer_at,
+    splat,
+    store_lanes,
+    subtract,
+    tanh_lanes,
+    wide,
+)
+
+
+def _halve(builder: Any, vectors: list) -> Any:
+    """Sums of neighboring lanes: of one vector, half as many; of two, one behind the other."""
+    count = vectors[0].type.count * len(vectors) // 2
+    even, odd = (ir.Constant(wide(ir.IntType(32), count), [2 * i + side for i in range(count)]) for side in (0, 1))
+    parts = [builder.shuffle_vector(vectors[0], vectors[-1], places) for places in (even, odd)]
+    return add(builder, *parts)
+
+
+def _loader(
+    context: Any, builder: Any, kind: types.Type, array: Any, offset: Any, other: tuple = (types.none, None, None)
+) -> Any:
+    """Load from an array at an offset; where there is another array, the sum of both."""
+    pointer, (other_kind, other_array, other_offset) = pointer_at(context, builder, kind, array, offset), other
+    if other_kind == types.none:
+        return lambda i, lanes: load_lanes(builder, kind.dtype, pointer(i), lanes)
+    second = pointer_at(context, builder, other_kind, other_array, other_offset)
+    parts = lambda i, lanes: (
+        load_lanes(builder, kind.dtype, pointer(i), lanes),
+        load_lanes(builder, other_kind.dtype, second(i), lanes),
+    )
+    return lambda i, lanes: add(builder, *parts(i, lanes))
+
+
+def _dot(builder: Any, kind: ir.Type, load_x: Any, load_y: Any, n: Any) -> Any:
+    """Sum of x[d] * y[d] over d < n."""
+    sums = {lanes: cgutils.alloca_once(builder, wide(kind, lanes)) for lanes in (16, 4, 1)}
+    for lanes, total in sums.items():
+        builder.store(constant(kind, lanes, 0.0), total)
+
+    def body(d, lanes):
+        product = multiply_add(builder, load_x(d, lanes), load_y(d, lanes), builder.load(sums[lanes]))
+        builder.store(product, sums[lanes])
+
+    lanes_loop(builder, n, body)
+    four = _halve(builder, [_halve(builder, [builder.load(sums[16])])])
+    two = _halve(builder, [add(builder, four, builder.load(sums[4]))])
+    ends = [builder.extract_element(two, ir.Constant(ir.IntType(32), lane)) for lane in (0, 1)]
+    return add(builder, add(builder, *ends), builder.load(sums[1]))
+
+
+def _grouped(builder: Any, heads: Any, width: Any, group: Any, bodies: tuple) -> None:
+    """Run four(head), eight(head) or flat(head, lanes) over heads where the width allows, one(head) over the rest."""
+    four, eight, flat, one = bodies
+    done = cgutils.alloca_once(builder, ir.IntType(64))
+    builder.store(integer(0), done)
+    is_equal = lambda x, number: builder.icmp_signed("==", x, integer(number))
+    is_alone = is_equal(group, 1)
+    for condition, size, body in (
+        (is_equal(builder.and_(width, integer(15)), 0), 4, four),
+        (builder.and_(is_equal(width, 8), is_alone), 8, eight),
+    ):
+        with builder.if_then(condition):
+            stop = builder.and_(heads, integer(-size))
+            with loop(builder, integer(0), stop, size) as (head, _):
+                body(head)
+            builder.store(stop, done)
+    with builder.if_then(builder.and_(is_equal(width, 1), is_alone)):
+        lanes_loop(builder, heads, flat, (16, 8, 4, 1))
+        builder.store(heads, done)
+    with loop(builder, builder.load(done), heads, 1) as (head, _):
+        one(head)
+
+
+@intrinsic
+def dot_heads(typingctx, s, at, scale, x, of_x, y, of_y, z, of_z, y_head, heads, group, width):
+    """Set s[at + h] = scale * sum over d < width of x[of_x + h * width + d] * (y + z)[y_head[h] * width + d].
+
+    y begins at of_y, and z, which may be None, at of_z. Sums across a vector are shared by four heads where the width
+    is a multiple of 16, and by eight where it is 8 and each head has a y of its own (group is 1).
+    """
+    i64 = types.int64
+    signature = types.void(s, i64, s.dtype, x, i64, y, i64, z, i64, y_head, i64, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        to, kind, scale = pointer_at(context, builder, s, args[0], args[1]), float_of(s.dtype), args[2]
+        load_x = _loader(context, builder, x, args[3], args[4])
+        load_y = _loader(context, builder, y, args[5], args[6], (z, args[7], args[8]))
+        of_head = pointer_at(context, builder, y_head, args[9], integer(0))
+        heads, group, width = args[10:]
+
+        def store(head, sums):
+            lanes = sums.type.count if isinstance(sums.type, ir.VectorType) else 1
+            pointer = builder.bitcast(to(head), sums.type.as_pointer())
+            builder.store(multiply(builder, sums, splat(builder, scale, lanes)), pointer, align=s.dtype.bitwidth // 8)
+
+        def four(head):
+            sums = [cgutils.alloca_once(builder, wide(kind, 16)) for _ in range(4)]
+            begins = []
+            for i, total in enumerate(sums):
+                builder.store(constant(kind, 16, 0.0), total)
+                of_x = builder.add(head, integer(i))
+                begins.append([builder.mul(width, place) for place in (of_x, builder.load(of_head(of_x)))])
+            with loop(builder, integer(0), width, 16) as (d, _):
+                for (of_x, of_y), total in zip(begins, sums, strict=True):
+                    factors = load_x(builder.add(of_x, d), 16), load_y(builder.add(of_y, d), 16)
+                    builder.store(multiply_add(builder, *factors, builder.load(total)), total)
+            a, b, c, d = (builder.load(total) for total in sums)
+            sixteen = _halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])
+            store(head, _halve(builder, [_halve(builder, [sixteen])]))
+
+        def eight(head):
+            begin = builder.mul(head, width)
+            places = [builder.add(begin, integer(16 * i)) for i in range(4)]
+            a, b, c, d = (multiply(builder, load_x(place, 16), load_y(place, 16)) for place in places)
+            store(head, _halve(builder, [_halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])]))
+
+        def flat(head, lanes):
+            store(head, multiply(builder, load_x(head, lanes), load_y(head, lanes)))
+
+        def one(head):
+            of_x, of_y = (builder.mul(width, place) for place in (head, builder.load(of_head(head))))
+            total = _dot(
+                builder,
+                kind,
+                lambda d, lanes: load_x(builder.add(of_x, d), lanes),
+                lambda d, lanes: load_y(builder.add(of_y, d), lanes),
+                width,
+            )
+            store(head, total)
+
+        _grouped(builder, heads, width, group, (four, eight, flat, one))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, heads, group, width):
+    """Add s[at + h] * (x + z)[x_head[h] * width + d] to y[of_y + y_head[h] * width + d], for d < width.
+
+    x begins at of_x, and z, which may be None, at of_z. Nothing happens where y is None. Heads are taken two at a time
+    where the width is 8 and each has an x and a y of its own (group is 1).
+    """
+    i64 = types.int64
+    signature = types.void(y, i64, y_head, s, i64, x, i64, z, i64, x_head, i64, i64, i64)
+    if y == types.none:
+        return nothing(types.void, signature.args)
+
+    def codegen(context, builder, sig, args):
+        to, factors = (
+            pointer_at(context, builder, y, args[0], args[1]),
+            pointer_at(context, builder, s, args[3], args[4]),
+        )
+        load_x = _loader(context, builder, x, args[5], args[6], (z, args[7], args[8]))
+        of_y, of_x = (pointer_at(context, builder, kind, args[i], integer(0)) for kind, i in ((y_head, 2), (x_head, 9)))
+        heads, group, width = args[10:]
+        align, i32 = y.dtype.bitwidth // 8, ir.IntType(32)
+
+        def add_to(place, factor, new):
+            pointer = builder.bitcast(to(place), new.type.as_pointer())
+            old = builder.load(pointer, align=align)
+            builder.store(multiply_add(builder, factor, new, old), pointer, align=align)
+
+        def begins(head):
+            return [builder.mul(width, builder.load(of(head))) for of in (of_y, of_x)]
+
+        def four(first):
+            for i in range(4):
+                head = builder.add(first, integer(i))
+                begin_y, begin_x = begins(head)
+                factor = splat(builder, builder.load(factors(head)), 16)
+                with loop(builder, integer(0), width, 16) as (d, _):
+                    add_to(builder.add(begin_y, d), factor, load_x(builder.add(begin_x, d), 16))
+
+        def eight(head):
+            begin = builder.mul(head, width)
+            kind = wide(float_of(s.dtype), 8)
+            all_eight = builder.load(builder.bitcast(factors(head), kind.as_pointer()), align=align)
+            for i in range(4):
+                lanes = ir.Constant(wide(i32, 16), [2 * i + lane // 8 for lane in range(16)])
+                place = builder.add(begin, integer(16 * i))
+                add_to(place, builder.shuffle_vector(all_eight, all_eight, lanes), load_x(place, 16))
+
+        def flat(head, lanes):
+            pointer = builder.bitcast(factors(head), wide(float_of(s.dtype), lanes).as_pointer())
+            add_to(head, builder.load(pointer, align=align), load_x(head, lanes))
+
+        def one(head):
+            begin_y, begin_x = begins(head)
+            factor = builder.load(factors(head))
+
+            def body(d, lanes):
+                new = load_x(builder.add(begin_x, d), lanes)
+                add_to(builder.add(begin_y, d), splat(builder, factor, lanes), new)
+
+            lanes_loop(builder, width, body)
+
+        _grouped(builder, heads, width, group, (four, eight, flat, one))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, is_tanh, slope):
+    """Set a[of_a + d] to the activation of x = q[of_q + d] + k[of_k + d] + ek[of_ek + d], over d < n.
+
+    And u[of_a + d] to its derivative times vector[of_a + d]. The activation is tanh, or leaky_relu of this slope. ek
+    and either result may be None.
+    """
+    i64 = types.int64
+    signature = types.void(a, i64, u, vector, q, i64, k, i64, ek, i64, i64, types.boolean, vector.dtype)
+
+    def codegen(context, builder, sig, args):
+        of_a, n, is_tanh, slope = args[1], *args[10:]
+        kind = float_of(vector.dtype)
+        load_q = _loader(context, builder, q, args[4], args[5])
+        load_k = _loader(context, builder, k, args[6], args[7], (ek, args[8], args[9]))
+        factor = pointer_at(context, builder, vector, args[3], of_a)
+        results = [
+            None if x == types.none else pointer_at(context, builder, x, args[i], of_a) for x, i in ((a, 0), (u, 2))
+        ]
+
+        def finish(d, lanes, y, derivative):
+            to_a, to_u = results
+            if to_a is not None:
+                store_lanes(builder, vector.dtype, to_a(d), y)
+            if to_u is not None:
+                slant = multiply(builder, derivative(), load_lanes(builder, vector.dtype, factor(d), lanes))
+                store_lanes(builder, vector.dtype, to_u(d), slant)
+
+        def by_tanh(d, lanes):
+            y, one = tanh_lanes(builder, add(builder, load_q(d, lanes), load_k(d, lanes))), constant(kind, lanes, 1.0)
+            finish(d, lanes, y, lambda: subtract(builder, one, multiply(builder, y, y)))
+
+        def by_leaky_relu(d, lanes):
+            x, one = add(builder, load_q(d, lanes), load_k(d, lanes)), constant(kind, lanes, 1.0)
+            # Where x isn't positive, or is NaN.
+            slant = builder.select(
+                builder.fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one, splat(builder, slope, lanes)
+            )
+            finish(d, lanes, multiply(builder, x, slant), lambda: slant)
+
+        with builder.if_else(is_tanh) as (then, otherwise):
+            with then:
+                lanes_loop(builder, n, by_tanh, (16, 8, 4, 1))
+            with otherwise:
+                lanes_loop(builder, n, by_leaky_relu, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def drop_heads(typingctx, to, at, s, state, threshold, keep_scale, heads):
+    """Set to[at + h] to keep_scale, times s[at + h] where there is an s, if dropout keeps head h of an edge, else to 0.
+
+    That is where the mixer of `graphattn.dropout`, here on 32-bit lanes, gives at least `threshold`, a 64-bit number up
+    to 2^32; `state` is the hash's state after the edge.
+    """
+    signature = types.void(to, types.int64, s, types.uint64, types.uint64, to.dtype, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, align, i32 = pointer_at(context, builder, to, args[0], args[1]), to.dtype.bitwidth // 8, ir.IntType(32)
+        given = None if s == types.none else pointer_at(context, builder, s, args[2], args[1])
+        state, threshold, keep_scale, heads = builder.trunc(args[3], i32), *args[4:]
+        # No 32-bit number is as large as 2^32.
+        keeps_any = builder.icmp_unsigned("<", threshold, ir.Constant(threshold.type, 2**32))
+        bound = builder.trunc(threshold, i32)
+
+        def body(head, lanes):
+            number = lambda value: constant(i32, lanes, value)
+            word = splat(builder, builder.trunc(head, i32), lanes)
+            if lanes > 1:
+                word = builder.add(word, ir.Constant(wide(i32, lanes), list(range(lanes))))
+            word = builder.xor(word, splat(builder, state, lanes))
+            for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+                word = builder.mul(builder.xor(word, builder.lshr(word, number(shift))), number(factor))
+            word = builder.xor(word, builder.lshr(word, number(16)))
+            is_kept = builder.icmp_unsigned(">=", word, splat(builder, bound, lanes))
+            is_kept = builder.and_(is_kept, splat(builder, keeps_any, lanes))
+            kept, kind = splat(builder, keep_scale, lanes), float_of(to.dtype)
+            if given is not None:
+                kept = multiply(builder, kept, load_lanes(builder, s.dtype, given(head), lanes))
+            x = builder.select(is_kept, kept, constant(kind, lanes, 0.0))
+            builder.store(x, builder.bitcast(place(head), x.type.as_pointer()), align=align)
+
+        lanes_loop(builder, heads, body, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _columns(builder: Any, place: Any, edges: Any, heads: Any, body: Any) -> None:
+    """Run body(head, lanes, over) over heads; over(action) runs action(pointer to that head's scores) over edges."""
+
+    def chunk(head, lanes):
+        def over(action):
+            with loop(builder, integer(0), edges, 1) as (e, _):
+                pointer = place(builder.add(builder.mul(e, heads), head))
+                action(builder.bitcast(pointer, wide(pointer.type.pointee, lanes).as_pointer()))
+
+        body(head, lanes, over)
+
+    lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+
+
+@intrinsic
+def shift_columns(typingctx, s, at, top, edges, heads):
+    """Set top[h] to the largest of the scores s[at + e * heads + h] over edges, and subtract it unless it is -inf.
+
+    NaN is never the largest.
+    """
+    signature = types.void(s, types.int64, top, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, to = (
+            pointer_at(context, builder, s, args[0], args[1]),
+            pointer_at(context, builder, top, args[2], integer(0)),
+        )
+        align = s.dtype.bitwidth // 8
+
+        def body(head, lanes, over):
+            kind = wide(float_of(s.dtype), lanes)
+            lowest = constant(float_of(s.dtype), lanes, float("-inf"))
+            found = cgutils.alloca_once(builder, kind)
+            builder.store(lowest, found)
+
+            def compare(pointer):
+                x, largest = builder.load(pointer, align=align), builder.load(found)
+                builder.store(builder.select(builder.fcmp_ordered(">", x, largest), x, largest), found)
+
+            over(compare)
+            largest = builder.load(found)
+            builder.store(largest, builder.bitcast(to(head), kind.as_pointer()), align=align)
+            is_finite = builder.fcmp_ordered(">", largest, lowest)
+            shift = builder.select(is_finite, largest, constant(float_of(s.dtype), lanes, 0.0))
+            over(
+                lambda pointer: builder.store(
+                    subtract(builder, builder.load(pointer, align=align), shift), pointer, align=align
+                )
+            )
+
+        _columns(builder, place, args[3], args[4], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def sum_columns(typingctx, s, at, total, edges, heads):
+    """Set total[h] to the sum of s[at + e * heads + h] over edges."""
+    signature = types.void(s, types.int64, total, types.int64, types.int64)
+
+    def codegen(context, builder, sig, args):
+        place, to = (
+            pointer_at(context, builder, s, args[0], args[1]),
+            pointer_at(context, builder, total, args[2], integer(0)),
+        )
+        align = s.dtype.bitwidth // 8
+
+        def body(head, lanes, over):
+            kind = wide(float_of(s.dtype), lanes)
+            found = cgutils.alloca_once(builder, kind)
+            builder.store(constant(float_of(s.dtype), lanes, 0.0), found)
+            over(
+                lambda pointer: builder.store(
+                    add(builder, builder.load(found), builder.load(pointer, align=align)), found
+                )
+            )
+            builder.store(builder.load(found), builder.bitcast(to(head), kind.as_pointer()), align=align)
+
+        _columns(builder, place, args[3], args[4], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def add_heads(typingctx, s, at, x, of_x, heads):
+    """Add x[of_x + h] to s[at + h]; nothing where x is None."""
+    signature = types.void(s, types.int64, x, types.int64, types.int64)
+    if x == types.none:
+        return nothing(types.void, signature.args)
+
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, s, args[0], args[1])
+        of = pointer_at(context, builder, x, args[2], args[3])
+
+        def body(head, lanes):
+            total = add(
+                builder, load_lanes(builder, s.dtype, to(head), lanes), load_lanes(builder, x.dtype, of(head), lanes)
+            )
+            store_lanes(builder, s.dtype, to(head), total)
+
+        lanes_loop(builder, args[4], body, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def sum_products(typingctx, s, g, at, factor, of_factor, total, edges, heads):
+    """Set total[h] to the sum over edges of (s * factor) * g, with one factor[of_factor + h] for all edges."""
+    i64 = types.int64
+    signature = types.void(s, g, i64, factor, i64, total, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        of_s, of_g = (pointer_at(context, builder, x, args[i], args[2]) for i, x in ((0, s), (1, g)))
+        of_factor = pointer_at(context, builder, factor, args[3], args[4])
+        to, edges, heads = pointer_at(context, builder, total, args[5], integer(0)), args[6], args[7]
+
+        def chunk(head, lanes):
+            found = cgutils.alloca_once(builder, wide(float_of(s.dtype), lanes))
+            builder.store(constant(float_of(s.dtype), lanes, 0.0), found)
+            each = load_lanes(builder, factor.dtype, of_factor(head), lanes)
+            with loop(builder, integer(0), edges, 1) as (e, _):
+                place = builder.add(builder.mul(e, heads), head)
+                weight = multiply(builder, load_lanes(builder, s.dtype, of_s(place), lanes), each)
+                slope = load_lanes(builder, g.dtype, of_g(place), lanes)
+                builder.store(multiply_add(builder, weight, slope, builder.load(found)), found)
+            store_lanes(builder, total.dtype, to(head), builder.load(found))
+
+        lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _over_rows(
+    context: Any, builder: Any, index: types.Type, of_index: Any, first: Any, edges: Any, heads: Any, body: Any
+) -> None:
+    """Run body(head, lanes, place, row) over edges and heads; `row` is index[first + e], or zero without an index."""
+    rows = None if index == types.none else pointer_at(context, builder, index, of_index, first)
+
+    def chunk(head, lanes):
+        with loop(builder, integer(0), edges, 1) as (e, _):
+            row = integer(0) if rows is None else builder.sext(builder.load(rows(e)), ir.IntType(64))
+            body(head, lanes, builder.add(builder.mul(e, heads), head), row)
+
+    lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
+
+
+@intrinsic
+def shift_rows(typingctx, s, at, stats, of_stats, stride, index, first, edges, heads):
+    """Subtract stats[of_stats + index[first + e] * stride + h] from s[at + e * heads + h]; see `_over_rows`."""
+    i64 = types.int64
+    signature = types.void(s, i64, stats, i64, i64, index, i64, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, s, args[0], args[1])
+        of = pointer_at(context, builder, stats, args[2], args[3])
+
+        def body(head, lanes, place, row):
+            shift = of(builder.add(builder.mul(row, args[4]), head))
+            x, y = load_lanes(builder, s.dtype, to(place), lanes), load_lanes(builder, stats.dtype, shift, lanes)
+            store_lanes(builder, s.dtype, to(place), subtract(builder, x, y))
+
+        _over_rows(context, builder, index, args[5], args[6], args[7], args[8], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def finish_rows(typingctx, s, g, at, stats, of_stats, stride, index, first, edges, heads):
+    """Multiply exponentials s by their row's factor, and turn gradients g by weights into those by scores.
+
+    They become s * factor and then s * (g - delta). A row's heads have their factors at the place in `stats` of which
+    `shift_rows` speaks, and their deltas behind them. g may be None.
+    """
+    i64 = types.int64
+    signature = types.void(s, g, i64, stats, i64, i64, index, i64, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        of_s = pointer_at(context, builder, s, args[0], args[2])
+        of_g = None if g == types.none else pointer_at(context, builder, g, args[1], args[2])
+        of, heads = pointer_at(context, builder, stats, args[3], args[4]), args[9]
+
+        def body(head, lanes, place, row):
+            begin = builder.add(builder.mul(row, args[5]), head)
+            x = load_lanes(builder, s.dtype, of_s(place), lanes)
+            weight = multiply(builder, x, load_lanes(builder, stats.dtype, of(begin), lanes))
+            store_lanes(builder, s.dtype, of_s(place), weight)
+            if of_g is not None:
+                delta = load_lanes(builder, stats.dtype, of(builder.add(begin, heads)), lanes)
+                slope = subtract(builder, load_lanes(builder, g.dtype, of_g(place), lanes), delta)
+                store_lanes(builder, g.dtype, of_g(place), multiply(builder, weight, slope))
+
+        _over_rows(context, builder, index, args[6], args[7], args[8], heads, body)
+        return context.get_dummy_value()
+
+    return signature, codegen

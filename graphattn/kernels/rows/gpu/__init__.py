@@ -1,0 +1,1 @@
+"""Rows on the GPU, compiled by Triton."""

@@ -1,0 +1,1 @@
+"""Attention of windows, grids and full patterns as small dense tiles."""

@@ -1,0 +1,141 @@
+"""Windows, grids and full patterns as batches of dense tiles, on any device.
+
+A window of radius 64 uses each key 129 times: matrix products can make use of that, a loop over edges can't. What a
+tile computes in vain, pairs outside the pattern, it wins back many times over.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...call import Call
+from ...dropout import draw_seed
+from ...offset_bias import OffsetBias
+from ...scores import DotProduct
+from ..base import Kernel, LastDerivative, Result, needs_grad, share
+from .op import SLOPES
+from .panels.cpu import are_vectors, in_vectors, is_for_panels
+from .panels.plan import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
+from .plan import tile_seconds, tile_shapes, why_not_cut, write_plan
+
+
+class Tiles(Kernel):
+    """See the module."""
+
+    name = "tiles"
+
+    def why_not(self, call: Call) -> str | None:
+        """Patterns, scores, normalizers and edge tensors that aren't made for tiles."""
+        reason = why_not_cut(call.pattern)
+        if reason is not None:
+            return reason
+        if not isinstance(call.score, DotProduct):
+            return f"a score like {call.score} is no matrix product"
+        if call.normalizer.name not in SLOPES:
+            return f"it has no normalizer like {call.normalizer}"
+        if call.edge_key is not None or call.edge_value is not None:
+            return "edge_key and edge_value differ from pair to pair"
+        return None
+
+    def cost(self, call: Call) -> float:
+        """Count what each panel takes, see `panel_seconds`, or each tile by torch's products, see `tile_seconds`."""
+        pattern = call.pattern
+        if why_not_cut(pattern) is not None:
+            return math.inf
+        if is_for_panels(call):
+            sizes = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
+            if sizes[2] <= MOST_COLUMNS:
+                copied = not all(are_vectors(x) for x in (call.query, call.value))
+                return share(call) * panel_seconds(call, sizes, copied)
+        shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
+        widths = (call.query.size(-1), call.value.size(-1))
+        seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
+        pairs = sum(tiles * height * width for tiles, height, width in shapes)
+        # Dropout hashes 64-bit integers; biases and weights are looked up pair by pair; sparse normalizers sort.
+        by_edge = call.return_weights or call.edge_bias is not None
+        is_sorted = call.normalizer.name in ("sparsemax", "entmax15")
+        seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * by_edge + 4e-8 * is_sorted)
+        # A guess for GPUs, as none was measured.
+        speed = 1 if call.query.device.type == "cpu" else 100
+        return share(call) * (2e-3 + 4 * call.batch_shape.numel() * call.heads * seconds / speed)
+
+    def run(self, call: Call) -> Result:
+        """Compute the call."""
+        pattern, value_width, dtype = call.pattern, call.value.size(-1), call.query.dtype
+        query, key, value = call.query, call.key, call.value
+        plan, numbers = pattern.keep("panels", lambda: write_panels(pattern)) if is_for_panels(call) else ((), ())
+        if plan:
+            query, key, value = (x if are_vectors(x) else in_vectors(x) for x in (query, key, value))
+        else:
+            plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
+        dims = len(call.batch_shape)
+        flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
+        bias = None if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
+        table = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else None
+        if bias is not None:
+            leading = bias.shape[:dims]
+            bias = flat(bias if leading.numel() == 1 else bias.expand(*call.batch_shape, *bias.shape[dims:]))
+        assert isinstance(call.score, DotProduct)
+        scale = call.score.factor(call.query.size(-1))
+        seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
+        apply: Any = _Attend.forward if torch.compiler.is_compiling() and not needs_grad(call) else _Attend.apply
+        out, weights, lse = apply(
+            flat(query),
+            flat(key),
+            flat(value),
+            bias,
+            table,
+            seed,
+            list(plan),
+            list(numbers),
+            call.normalizer.name,
+            scale,
+            call.dropout_p,
+            call.return_weights,
+            bool(call.return_lse),
+        )
+        batch = call.batch_shape
+        out = out[..., :value_width].to(dtype)
+        return Result(
+            out.view(*batch, *out.shape[1:]),
+            weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,
+            lse.view(*batch, *lse.shape[1:]) if call.return_lse else None,
+        )
+
+
+class _Attend(torch.autograd.Function):
+    """Output, weights and lse; what isn't asked for is empty."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.ops.graphattn.tiles_forward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        *tensors, plan, numbers, normalizer, scale, dropout_p, weights, lse = inputs
+        ctx.mode, ctx.asked = (numbers, normalizer, scale, dropout_p), (weights, lse)
+        ctx.shape = output[0].shape
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *plan)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        tensors, plan = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+        needs = list(ctx.needs_input_grad[:5])
+        grad_out, *others = grads
+        grad_out = tensors[0].new_zeros(ctx.shape) if grad_out is None else grad_out
+        others = [grad if asked else None for grad, asked in zip(others, ctx.asked, strict=True)]
+        # What is compiled has no second derivative anyway.
+        function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
+        gradients = function(grad_out, *others, *tensors, plan, *ctx.mode, needs)
+        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 8
+
+
+class _Gradients(LastDerivative):
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.graphattn.tiles_backward(*inputs))

@@ -1,0 +1,1 @@
+"""Tiles of a window, grid or full pattern in compiled code, on the CPU."""

@@ -1,0 +1,156 @@
+"""Turn PyG's attention layers inside a model into ours, and back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch_geometric.nn import MessagePassing
+
+from ...errors import message
+from .fused import FUSED, Fused, own_class, why_not_fused
+
+_MARK = "_was_accelerated"
+
+
+class Change(NamedTuple):
+    """One attention layer of a model: its name, its class, and why it was left as it is (None if it was changed)."""
+
+    name: str
+    kind: str
+    reason: str | None
+
+
+class AccelerateReport:
+    """What `accelerate` did. Printing it shows one line per attention layer.
+
+    Attributes:
+        changed: the layers that are ours now.
+        left: every other attention in the model, with the reason: further layers of PyG, those of the three that could
+            not be changed, `torch.nn.MultiheadAttention`, and modules that call themselves attention.
+        before: how many layers were ours before, `GraphAttention` included.
+    """
+
+    def __init__(self, changed: list[Change], left: list[Change], before: int) -> None:
+        self.changed = changed
+        self.left = left
+        self.before = before
+
+    def __repr__(self) -> str:
+        count = len(self.changed)
+        lines = [
+            f"{count} layer{'' if count == 1 else 's'} accelerated, {len(self.left)} left"
+            + (f", {self.before} ours before" if self.before else "")
+        ]
+        lines += [f"  {change.name or 'the model itself'}: {change.kind}" for change in self.changed]
+        lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
+        return "\n".join(lines)
+
+
+def accelerate(model: torch.nn.Module) -> AccelerateReport:
+    """Turn every `TransformerConv`, `GATConv` and `GATv2Conv` of PyG inside a model into ours, in place.
+
+    A layer changes its class and nothing else: parameters, their names, hooks, optimizers and checkpoints go on as
+    they were, and so do the numbers (dropout draws another random stream). Layers that PyG's own arithmetic alone can
+    compute are left, and the report says why.
+
+    Args:
+        model: any module, an attention layer itself included; basic models, `Sequential`, `HeteroConv`, `to_hetero`
+            and `GPSConv` as well.
+
+    Returns:
+        What was changed and what was left; it prints.
+
+    Raises:
+        TypeError: `model` is not a module.
+
+    Example:
+        >>> from torch_geometric.nn import GAT
+        >>> model = GAT(16, 32, num_layers=2, heads=4)
+        >>> accelerate(model)
+        2 layers accelerated, 0 left
+          convs.0: GATConv
+          convs.1: GATConv
+        >>> restore(model)
+        2
+    """
+    changed, left, before = [], [], 0
+    for name, layer in _attentions("accelerate", model):
+        if isinstance(layer, Fused) or own_class(layer).__module__.startswith("graphattn."):
+            before += 1
+            continue
+        reason = _why_left(layer)
+        if reason is not None:
+            left.append(Change(name, type(layer).__name__, reason))
+            continue
+        own = own_class(layer)
+        _change_class(layer, own, FUSED[own])
+        layer.__dict__[_MARK] = True
+        changed.append(Change(name, own.__name__, None))
+    return AccelerateReport(changed, left, before)
+
+
+def restore(model: torch.nn.Module) -> int:
+    """Undo `accelerate`: give its layers PyG's classes back, and return how many there were.
+
+    Raises:
+        TypeError: `model` is not a module.
+
+    Example:
+        >>> from torch_geometric.nn import GATConv
+        >>> layer = GATConv(16, 8)
+        >>> report = accelerate(layer)
+        >>> restore(layer), type(layer) is GATConv
+        (1, True)
+    """
+    count = 0
+    for _, layer in _attentions("restore", model):
+        if isinstance(layer, Fused) and layer.__dict__.get(_MARK, False):
+            _change_class(layer, FUSED[layer.theirs], layer.theirs)
+            del layer.__dict__[_MARK]
+            if layer.explain:
+                # As PyG does when an explainer comes: the code that it generates knows nothing of masks.
+                layer.__dict__["propagate"] = type(layer)._orig_propagate.__get__(layer)
+            count += 1
+    return count
+
+
+def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(message(where, "model", "must be a torch.nn.Module", type(model).__name__))
+    return [(name, layer) for name, layer in model.named_modules() if _attends(layer)]
+
+
+def _attends(module: torch.nn.Module) -> bool:
+    """Whether a module is a layer of attention, as far as its names tell, and no mere frame around others."""
+    if isinstance(module, MessagePassing):
+        # Other layers of PyG have an alpha, too, that is no weight.
+        steps = (getattr(step, "__code__", None) for step in (module.message, module.edge_update))
+        has_softmax = any(code is not None and "softmax" in code.co_names for code in steps)
+        return has_softmax or hasattr(module, "heads") or hasattr(module, "attention")
+    if not any("Attention" in cls.__name__ for cls in type(module).__mro__):
+        return False
+    return not any(_attends(inner) for inner in module.modules() if inner is not module)
+
+
+def _why_left(layer: torch.nn.Module) -> str | None:
+    if isinstance(layer, torch.nn.MultiheadAttention):
+        rest = "GraphAttention.from_multihead_attention(layer) with Full.from_batch(batch) needs no padding"
+        return f"{type(layer).__name__} attends within padded batches; {rest}"
+    return why_not_fused(layer)
+
+
+def _change_class(layer: Any, old: type[Any], new: type[Any]) -> None:
+    """Give a layer another class, below those that torch may have made over it."""
+    # PyG sets these on a layer when an explainer leaves it; they are its class's.
+    for method in ("propagate", "edge_updater"):
+        layer.__dict__.pop(method, None)
+    layer.__class__ = _remade(type(layer), old, new)
+
+
+def _remade(kind: type[Any], old: type[Any], new: type[Any]) -> type[Any]:
+    """Make a class anew with another one below it; copies of a layer share theirs, so that it can't be changed."""
+    if kind is old or not issubclass(kind, old):
+        return new if kind is old else kind
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    return type(kind.__name__, tuple(_remade(base, old, new) for base in kind.__bases__), own)

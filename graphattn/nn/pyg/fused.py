@@ -1,0 +1,290 @@
+"""What our versions of PyG's attention layers share: when they are fused, and how PyG's own `forward` gets there.
+
+Each runs PyG's `forward`, and hands it the edges as a `Graph`. That is neither a tensor nor a sparse matrix: PyG adds
+no self-loops to it and passes it on unread to `edge_updater` and `propagate`, which are ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric import EdgeIndex
+from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.aggr import SumAggregation
+
+from ...call import as_pattern, is_transformed
+from ...errors import check_device, message, shape_of
+from ...functional import attention
+from ...kernels import KERNELS
+from ...patterns import Edges, Pattern
+from ...patterns.across_processes import RemotePattern
+from ...patterns.base import Sides
+from ...patterns.edges import Loops
+from ...patterns.lookup import known_edges, remember_edges
+from ...scores import Additive, Score
+from .edges import check_edge_attr
+
+HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
+
+# Ours of each of PyG's layers.
+FUSED: dict[type[Any], type[Fused]] = {}
+
+
+class Graph:
+    """The edges of one call, in the order in which PyG has them: renewed self-loops last."""
+
+    def __init__(
+        self, pattern: Pattern, renewed: Loops | None, num_given: int, by_messages: bool, return_weights: bool
+    ) -> None:
+        self.pattern = pattern
+        self.renewed = renewed
+        self.num_given = num_given
+        self.by_messages = by_messages
+        self.return_weights = return_weights
+        # In messages, where each edge stands, if not in that order.
+        self.order: Tensor | None = None
+        # What `edge_updater` was given, and the weights [E, H] once they are computed.
+        self.given: dict[str, Any] = {}
+        self.weights: Tensor | None = None
+
+    @property
+    def edge_index(self) -> Tensor:
+        """[2, E] in the order of messages."""
+        edge_index = self.pattern.edge_index
+        return edge_index if self.order is None else edge_index[:, self.order]
+
+    def to_messages(self, of_edges: Tensor | None) -> Tensor | None:
+        """Reorder a tensor of edges as messages."""
+        return of_edges if self.order is None or of_edges is None else of_edges[self.order]
+
+    def from_messages(self, of_messages: Tensor) -> Tensor:
+        """Reorder a tensor of messages as edges."""
+        return of_messages if self.order is None else of_messages[self.order.argsort()]
+
+    def listed(self, edge_index: Any) -> Tensor:
+        """The edges as PyG returns them: those given, or new ones of the same kind if loops were renewed."""
+        if isinstance(edge_index, RemotePattern):
+            return self.pattern.edge_index
+        if self.renewed is None:
+            return edge_index
+        listed = self.pattern.edge_index.to(edge_index.dtype, copy=True)
+        if not isinstance(edge_index, EdgeIndex):
+            return listed
+        return EdgeIndex(listed, sparse_size=(self.pattern.num_sources, self.pattern.num_targets))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
+        """Attend: [T, H, C], in the dtype at which PyG's own arithmetic would arrive."""
+        tensors = (query, key, value)
+        dtypes = [x.dtype for x in tensors] + ([score.vector.dtype] if isinstance(score, Additive) else [])
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
+        query, key, value = (x.to(dtype) for x in tensors)
+        options |= dict(score=score.to(dtype), return_weights=self.return_weights)
+        with torch.autocast(query.device.type, enabled=False):
+            result = attention(query, key, value, self.pattern, **options)
+        if not self.return_weights:
+            return result
+        out, weights = result
+        self.weights = weights.to(dtype)
+        return out
+
+
+class Fused(MessagePassing):
+    """What our versions of PyG's layers share: when they are fused, and what PyG's `forward` calls.
+
+    Attributes:
+        returns_dropped_weights: PyG's GAT layers return the weights that dropout left over; ours, those of before.
+            True brings PyG's back.
+        mask_removes_edges: an explainer's mask multiplies messages after their weights were normalized, so that a mask
+            of 0 is not a missing edge. True adds its logarithm to the scores instead: then it is one.
+        backend: as in `attention`. "scatter" has derivatives of second order.
+    """
+
+    returns_dropped_weights = False
+    mask_removes_edges = False
+    backend = "auto"
+
+    heads: int
+    dropout: float
+    # PyG's class; a subclass that names one is ours of it.
+    theirs: type[Any]
+
+    def __init_subclass__(cls) -> None:
+        if "theirs" not in vars(cls):
+            return
+        FUSED[cls.theirs] = cls
+        # PyG's tools read arguments and documentation off the class: its cheat sheet, the inspector, `help`.
+        own: Any = cls.forward
+        own.__signature__ = inspect.signature(cls.theirs.forward)
+        if cls.__doc__ is not None and cls.theirs.__doc__ is not None:
+            cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
+
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        """Let PyG generate its code for its own class, when a first layer is made or loaded; ours needs none."""
+        if "_jinja_propagate" not in vars(self.theirs):
+            with torch.random.fork_rng(devices=[]):
+                self.theirs(1, 1)
+
+    def edge_updater(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        """PyG's for edges that it reads itself; for ours, what the fused kernel needs, or PyG's if someone watches."""
+        if not isinstance(edge_index, Graph):
+            return self._of_pyg("edge_updater")(self, edge_index, size=size, **kwargs)
+        edge_index.given = kwargs
+        if not edge_index.by_messages:
+            return None
+        given = {**kwargs, "edge_attr": edge_index.to_messages(kwargs.get("edge_attr"))}
+        return self._of_pyg("edge_updater")(self, edge_index.edge_index, size=size, **given)
+
+    def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
+        """PyG's for edges that it reads itself; for ours, fused attention, or PyG's if someone watches."""
+        if not isinstance(edge_index, Graph):
+            return self._of_pyg("propagate")(self, edge_index, size=size, **kwargs)
+        graph, bias = edge_index, None
+        if not graph.by_messages:
+            bias = self._mask_bias(graph)
+            return self._attend(graph, {**kwargs, **graph.given}, bias)
+        if "edge_attr" in kwargs:
+            kwargs["edge_attr"] = graph.to_messages(kwargs["edge_attr"])
+        out = self._of_pyg("propagate")(self, graph.edge_index, size=size, **kwargs)
+        if graph.return_weights:
+            alpha: Tensor = kwargs["alpha"] if "alpha" in kwargs else self._alpha
+            if "alpha" in kwargs and self.training and self.dropout > 0 and not self.returns_dropped_weights:
+                self._attend(graph, {**kwargs, **graph.given}, bias)
+            else:
+                graph.weights = graph.from_messages(alpha)
+        return out
+
+    # PyG goes back and forth between these when an explainer comes and goes.
+    _orig_propagate = _jinja_propagate = propagate
+    _orig_edge_updater = _jinja_edge_updater = edge_updater
+
+    def _of_pyg(self, name: str) -> Any:
+        """PyG's `propagate` or `edge_updater`: the code generated for its class, or what serves every class."""
+        # Generated code knows nothing of explainers, nor of what a subclass's methods take.
+        is_plain = not self.explain and self.decomposed_layers == 1 and own_class(self) is FUSED[self.theirs]
+        return getattr(self.theirs if is_plain else MessagePassing, name)
+
+    def _attend(self, graph: Graph, given: dict[str, Any], bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _drops(self) -> float:
+        return self.dropout if self.training else 0.0
+
+    def _plain(self, x: Any, edge_index: Any) -> Any:
+        """Edges as PyG takes them: those of a pattern, which `_read` finds again by the tensor that lists them."""
+        if not isinstance(edge_index, Pattern) or isinstance(edge_index, RemotePattern):
+            return edge_index
+        source, target = (x, x) if isinstance(x, Tensor) else x
+        num_targets = edge_index.num_targets if target is None else target.size(0)
+        as_pattern(type(self).__name__, edge_index, source.size(0), num_targets, sides=Sides.of(x))
+        # Another tensor of the same memory: the pattern keeps its own, and would be remembered for ever by that.
+        listed = edge_index.edge_index.detach()
+        if isinstance(edge_index, Edges):
+            remember_edges(listed, edge_index)
+        return listed
+
+    def _is_theirs(self, edge_index: Any, return_weights: bool, renews: bool, has_edge_attr: bool) -> bool:
+        """Whether PyG goes all the way alone: where fused attention means something else, or can't be traced."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return True
+        if isinstance(edge_index, RemotePattern):
+            self._check_remote(edge_index, return_weights)
+            return False
+        if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
+            return True
+        if is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
+            return True
+        if edge_index.layout != torch.strided:
+            is_listed_twice = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
+            return return_weights or (renews and (has_edge_attr or is_listed_twice))
+        # How many edges there are after loops were renewed depends on the data: no compiled graph can hold that.
+        if not (torch.compiler.is_compiling() and renews):
+            return False
+        return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
+
+    def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:
+        reason = why_not_fused(self)
+        if self.explain or self._is_watched() or (self.returns_dropped_weights and return_weights):
+            reason = "only PyG's own route has what is asked for: an explainer, hooks, or dropped weights"
+        if reason is not None:
+            where, rule = type(self).__name__, f"must be in one process: {reason}"
+            raise NotImplementedError(message(where, "edge_index", rule, pattern))
+
+    def _is_watched(self) -> bool:
+        hooks = (getattr(self, f"_{kind}_forward{when}_hooks") for kind in HOOKS for when in ("_pre", ""))
+        return any(hooks) or (bool(self.explain) and not self.mask_removes_edges)
+
+    def _read(
+        self, x: Any, edge_index: Any, edge_attr: Any, num_targets: int, loops: int | None, return_weights: bool
+    ) -> Graph:
+        """Read the edges of a call; with `loops`, those between different nodes and one loop for each so many nodes."""
+        where, sides = type(self).__name__, Sides.of(x)
+        source = x if isinstance(x, Tensor) else x[0]
+        rows = (source.size(0), num_targets)
+        check_device(where, "edge_index", edge_index.device, source, sides.source)
+        pattern: Edges | RemotePattern
+        is_remote = isinstance(edge_index, RemotePattern)
+        is_traced = not is_remote and torch.compiler.is_compiling() and edge_index.layout == torch.strided
+        if isinstance(edge_index, RemotePattern):
+            pattern = edge_index
+            as_pattern(where, pattern, *rows, sides=sides)
+        elif is_traced:
+            plain = edge_index.as_tensor() if isinstance(edge_index, EdgeIndex) else edge_index
+            pattern = Edges.traced(where, plain, *rows, loops, sides)
+        else:
+            pattern = known_edges(where, edge_index, *rows, sides)
+        check_edge_attr(where, edge_attr, self.lin_edge, pattern.num_edges, num_targets)
+        renewed = None if loops is None or is_traced else pattern.renew_self_loops(loops)
+        wants_dropped = self.returns_dropped_weights and return_weights and self._drops() > 0
+        by_messages = not (is_remote or is_traced) and (self._is_watched() or wants_dropped)
+        attended = pattern if renewed is None else renewed.pattern
+        graph = Graph(attended, renewed, pattern.num_edges, by_messages, return_weights)
+        # An explainer's mask has PyG's order. What watches the weights has the caller's, as far as his edges go.
+        if graph.by_messages and renewed is not None and not self.explain:
+            graph.order = renewed.order
+        return graph
+
+    def _mask_bias(self, graph: Graph) -> Tensor | None:
+        """[E, H], the logarithm of an explainer's mask, where it is to remove edges."""
+        if not (self.explain and self.mask_removes_edges):
+            return None
+        mask = self._edge_mask
+        if mask is None:
+            raise ValueError(message(type(self).__name__, "_edge_mask", "must be set to explain the layer", None))
+        if mask.shape != (graph.num_given,):
+            rule = f"must have shape [{graph.num_given}], one number per edge"
+            raise ValueError(message(type(self).__name__, "_edge_mask", rule, shape_of(mask)))
+        bias = torch.nn.functional.logsigmoid(mask) if self._apply_sigmoid else mask.log()
+        if graph.renewed is not None:
+            bias = bias if graph.renewed.kept is None else bias[graph.renewed.kept]
+            bias = torch.nn.functional.pad(bias, (0, graph.pattern.num_edges - bias.numel()))
+        return bias.unsqueeze(-1).expand(-1, self.heads)
+
+
+def own_class(layer: torch.nn.Module) -> type[Any]:
+    """A layer's class, without those that torch makes over it for parametrizations and for sharded parameters."""
+    return next(cls for cls in type(layer).__mro__ if not cls.__module__.startswith("torch."))
+
+
+def why_not_fused(layer: Any) -> str | None:
+    """Why a layer's messages can't be fused, whatever its input; None if they can."""
+    theirs = next((cls for cls in FUSED if isinstance(layer, cls)), None)
+    if theirs is None:
+        return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+    own = own_class(layer)
+    if own is not theirs and own is not FUSED[theirs]:
+        return f"{own.__name__} is a subclass of {theirs.__name__}, and may mean something else"
+    if not isinstance(layer.aggr_module, SumAggregation):
+        return f"aggr={layer.aggr!r} is not 'add'"
+    if layer.flow != "source_to_target":
+        return f"flow={layer.flow!r} is not 'source_to_target'"
+    if layer.decomposed_layers != 1:
+        return f"decomposed_layers={layer.decomposed_layers} is not 1"
+    replaced = [name for name in ("message", "aggregate", "update", "edge_update") if name in vars(layer)]
+    if replaced:
+        return f"its {replaced[0]} was replaced"
+    return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"

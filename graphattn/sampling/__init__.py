@@ -1,0 +1,5 @@
+"""Sampled neighborhoods and clusters of a large graph."""
+
+from .loader import ClusterData as ClusterData
+from .loader import NeighborLoader as NeighborLoader
+from .loader import NeighborSampler as NeighborSampler

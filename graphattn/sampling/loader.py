@@ -1,0 +1,348 @@
+"""Mini-batches of a graph that is too big to train on at once: sampled neighborhoods, and clusters.
+
+Where pyg-lib is installed, PyG's own loaders serve as well, and sample by weight, by time and in heterogeneous graphs
+besides; these here need nothing but Numba (and, for clusters, pymetis).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.loader import ClusterData as PyGClusterData
+from torch_geometric.loader import NodeLoader
+from torch_geometric.loader.base import DataLoaderIterator
+from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
+
+from ..compiled import load, run_tasks
+from ..csr import CSR
+from ..errors import check_int, message, shape_of
+from ..patterns import Edges, metis_parts
+from ..patterns.lookup import known_edges, remember_edges
+
+# What PyG's samplers have besides, and what each is set to where nobody asks for it.
+NOT_OFFERED = {
+    "disjoint": False,
+    "directed": True,
+    "input_time": None,
+    "neighbor_sampler": None,
+    "subgraph_type": "directional",
+    "temporal_strategy": "uniform",
+    "time_attr": None,
+    "transform_sampler_output": None,
+    "weight_attr": None,
+}
+USE_PYG = "Use torch_geometric.loader.{}, which needs pyg-lib."
+
+
+class NeighborSampler(BaseSampler):
+    """Draw some of the neighbors of nodes, some of theirs, and so on: the sampler of `NeighborLoader`.
+
+    A hop draws, for each node that the hop before was the first to reach, up to so many of the edges that point to it,
+    each as likely as any other. Every node is reached along edges from itself back to their sources, so one step of
+    message passing for each hop gives the seeds what the drawn edges carry.
+
+    Args:
+        data: a homogeneous graph, with `edge_index`.
+        num_neighbors: for each hop how many edges per node, at least 1; -1 for all.
+        replace: draw with replacement, so that a node with any neighbor has as many as asked for.
+        seed: 0 or more. The drawn edges are a function of this seed and of the nodes to start from, in their order:
+            neither threads nor workers of a DataLoader change them. A loader that shuffles has other batches in each
+            epoch, hence other draws; where it doesn't shuffle, set `loader.node_sampler.seed` to draw anew, which
+            workers that persist don't hear of.
+
+    As PyG has it, seeds come first among the nodes of a batch, then those of each hop, so that PyG's `trim_to_layer`
+    can drop them; a seed that is given twice is there twice. Edges come by target, then by source: compressed rows
+    without sorting. Indices of `edge` are those of `data`.
+
+    Raises:
+        NotImplementedError: the graph is heterogeneous, or one of PyG's further options is asked for.
+        TypeError: `data` isn't a graph, or a number isn't an integer.
+        ValueError: there is no hop, or a hop of no neighbors; `replace` with all neighbors; no `edge_index`.
+        IndexError: a seed is no node of the graph; when sampling.
+        ImportError: Numba isn't installed, or can't be loaded.
+
+    Example:
+        >>> path = Data(edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]), num_nodes=5)
+        >>> out = NeighborSampler(path, [1, 1]).sample_from_nodes(NodeSamplerInput(None, torch.tensor([4, 1])))
+        >>> out.node, out.edge, out.num_sampled_nodes
+        (tensor([4, 1, 3, 0, 2]), tensor([3, 0, 2]), [2, 2, 1])
+        >>> out.row, out.col
+        (tensor([2, 3, 4]), tensor([0, 1, 2]))
+
+    References:
+        Hamilton et al., "Inductive Representation Learning on Large Graphs", 2017.
+    """
+
+    def __init__(
+        self, data: Data, num_neighbors: Sequence[int], *, replace: bool = False, seed: int = 0, **options: Any
+    ) -> None:
+        where = "NeighborSampler"
+        for name, value in options.items():
+            if name not in NOT_OFFERED:
+                raise TypeError(message(where, name, "is no argument"))
+            if value != NOT_OFFERED[name]:
+                fix = USE_PYG.format("NeighborLoader")
+                raise NotImplementedError(message(where, name, f"must be {NOT_OFFERED[name]!r} here", value, fix))
+        for name, value, kind in (("data", data, HeteroData), ("num_neighbors", num_neighbors, dict)):
+            if isinstance(value, kind):
+                fix = USE_PYG.format("NeighborLoader")
+                raise NotImplementedError(message(where, name, "must be of one type of nodes", kind.__name__, fix))
+        if not isinstance(data, Data):
+            raise TypeError(message(where, "data", "must be a Data", type(data).__name__))
+        if data.edge_index is None:
+            raise ValueError(message(where, "data", "must have an edge_index", f"{data}"))
+        if isinstance(num_neighbors, Tensor):
+            num_neighbors = num_neighbors.tolist()
+        if not isinstance(num_neighbors, Sequence) or len(num_neighbors) == 0:
+            fix = "Use num_neighbors=[10, 10] for two hops."
+            raise ValueError(message(where, "num_neighbors", "must have one number for each hop", num_neighbors, fix))
+        self.num_neighbors = [check_int(where, "num_neighbors", count, -1) for count in num_neighbors]
+        if 0 in self.num_neighbors:
+            fix = "Leave the hop out, or use -1 for all neighbors."
+            raise ValueError(message(where, "num_neighbors", "must be at least 1, or -1", num_neighbors, fix))
+        if replace and -1 in self.num_neighbors:
+            rule = "must be numbers with replace=True, for all neighbors are drawn once each"
+            raise ValueError(message(where, "num_neighbors", rule, num_neighbors, "Use replace=False."))
+        self.replace = bool(replace)
+        self.seed = check_int(where, "seed", seed, 0)
+        if self.seed >= 2**63:
+            raise ValueError(message(where, "seed", "must be less than 2^63", seed))
+        self.num_nodes = int(data.num_nodes or 0)
+        csr = known_edges(where, data.edge_index, self.num_nodes, self.num_nodes).csr()
+        # Arrays are what workers of a DataLoader share with their parent.
+        ptr, index = csr.ptr.cpu().numpy(), csr.index.cpu().numpy()
+        self._graph = (ptr, index, np.empty(0, np.int32) if csr.perm is None else csr.perm.cpu().numpy())
+        # Compiled now, so that no worker does it again.
+        self._sample(torch.empty(0, dtype=torch.int64), None)
+
+    def sample_from_nodes(self, inputs: NodeSamplerInput, **kwargs: Any) -> SamplerOutput:
+        """Sample as PyG's loaders ask for it.
+
+        Returns:
+            What PyG says, all int64. Behind the two entries of `metadata` that PyG knows comes a list with the
+            compressed rows and columns of each layer: the first layer has all hops, the last one that around the seeds.
+        """
+        if inputs.time is not None:
+            rule, fix = "must be None: nothing is drawn by time here", USE_PYG.format("NeighborLoader")
+            raise NotImplementedError(message("NeighborSampler", "input_time", rule, fix=fix))
+        return self._sample(inputs.node, inputs.input_id)
+
+    # The loops' hash overflows, which Numba takes as it is, and NumPy, where nothing is compiled, warns of.
+    @np.errstate(over="ignore")
+    def _sample(self, nodes: Tensor, input_id: Tensor | None) -> SamplerOutput:
+        if nodes.is_floating_point() or nodes.dtype == torch.bool or nodes.dim() != 1:
+            got = f"{nodes.dtype} of shape {shape_of(nodes)}"
+            raise TypeError(message("NeighborSampler", "seeds", "must be integers of shape [n]", got))
+        _check_nodes("NeighborSampler", "seeds", nodes, self.num_nodes)
+        loops, (ptr, index, perm) = load("sampling.jit.neighbors"), self._graph
+        found = nodes.to(torch.int64).contiguous().numpy()
+        key = loops.hash_seeds(self.seed, found)
+        counts, begin, parts = [len(found)], 0, []
+        for fan_out in self.num_neighbors:
+            hop = found[begin:]
+            row_ptr = loops.count_rows(hop, fan_out, self.replace, ptr)
+            source, target, edge = (np.empty(row_ptr[-1], np.int64) for _ in range(3))
+            drawn = (self.replace, key, ptr, index, perm, source, edge)
+            run_tasks(loops.draw_rows, len(hop), begin, hop, row_ptr, *drawn)
+            found = loops.number_nodes(found, source)
+            run_tasks(loops.order_rows, len(hop), begin, row_ptr, source, edge, target)
+            begin += len(hop)
+            counts.append(len(found) - begin)
+            parts.append((source, target, edge, np.diff(row_ptr)))
+        row, col, edge_id, degree = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
+        edges = [len(part[0]) for part in parts]
+        return SamplerOutput(
+            node=torch.from_numpy(found),
+            row=row,
+            col=col,
+            edge=edge_id,
+            num_sampled_nodes=counts,
+            num_sampled_edges=edges,
+            metadata=(input_id, None, _compress(row, col, degree, counts, edges)),
+        )
+
+    def sample_from_edges(self, inputs: Any, neg_sampling: Any = None) -> SamplerOutput:
+        """Refuse: raises NotImplementedError."""
+        rule, fix = "are not sampled from", USE_PYG.format("LinkNeighborLoader")
+        raise NotImplementedError(message("NeighborSampler", "edges", rule, fix=fix))
+
+    def __repr__(self) -> str:
+        return f"NeighborSampler({self.num_neighbors}, replace={self.replace}, seed={self.seed})"
+
+
+class NeighborLoader(NodeLoader):
+    """Mini-batches of seeds and their sampled neighborhoods, whose edges are compressed already.
+
+    What PyG's `NeighborLoader` is, for homogeneous graphs and without a compiled package. Its batches have what PyG's
+    have (`batch_size`, `n_id`, `e_id`, `input_id`, `num_sampled_nodes`, ...), and besides
+        `pattern`, an `Edges` of the whole batch that has compressed rows and columns: nothing is sorted again;
+        `layer_patterns`, one for each hop: what layer l of as many layers needs, edges to hidden nodes that no seed
+            will see left out. Each has as many nodes as it needs, the first ones of the batch.
+
+    Layers recognize `batch.edge_index` as the pattern, too, as long as the batch isn't moved; after `batch.to(device)`
+    pass `batch.pattern`. A `NodeLoader` of PyG with a `NeighborSampler` gives the same batches without patterns.
+
+    Args:
+        data, num_neighbors, replace, seed: as in `NeighborSampler`.
+        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes where left out.
+        transform: called with each batch. Where it changes the edges, the batch gets a new `pattern`, and has no
+            `layer_patterns`.
+        kwargs: of `torch.utils.data.DataLoader`, such as batch_size, shuffle, num_workers.
+
+    Raises:
+        IndexError: a seed is no node of the graph.
+        TypeError, ValueError, NotImplementedError: as `NeighborSampler`; a batch_size of less than 1.
+
+    Example:
+        >>> path = Data(x=torch.eye(5), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]))
+        >>> (batch,) = NeighborLoader(path, [-1, -1], input_nodes=torch.tensor([4, 1]), batch_size=2)
+        >>> batch.n_id, batch.batch_size, batch.layer_patterns
+        (tensor([4, 1, 3, 0, 2]), 2, [Edges(num_nodes=5, num_edges=3), Edges(num_nodes=4, num_edges=2)])
+        >>> from graphattn.nn import GraphAttention
+        >>> x = batch.x
+        >>> for layer, pattern in zip([GraphAttention(5, 8), GraphAttention(8, 2)], batch.layer_patterns):
+        ...     x = layer(x[: pattern.num_sources], pattern)
+        >>> x[: batch.batch_size].shape
+        torch.Size([2, 2])
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        num_neighbors: Sequence[int],
+        input_nodes: Any = None,
+        *,
+        replace: bool = False,
+        seed: int = 0,
+        transform: Callable[[Data], Data] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = {name: kwargs.pop(name) for name in NOT_OFFERED if name in kwargs}
+        sampler = NeighborSampler(data, num_neighbors, replace=replace, seed=seed, **options)
+        if kwargs.get("batch_sampler") is None:
+            check_int("NeighborLoader", "batch_size", kwargs.get("batch_size", 1), 1)
+        if input_nodes is not None:
+            input_nodes = _read_nodes("NeighborLoader", "input_nodes", input_nodes, sampler.num_nodes)
+        self._then = transform
+        super().__init__(data, sampler, input_nodes, **kwargs)
+
+    def filter_fn(self, out: SamplerOutput) -> Data:
+        """Join what was sampled with its features, and with its patterns."""
+        batch = super().filter_fn(out)
+        batch.layer_patterns = _patterns(batch.edge_index, out.metadata[2])
+        batch.pattern = batch.layer_patterns[0]
+        return batch if self._then is None else _transform(self._then, batch)
+
+    def _get_iterator(self) -> Iterator[Any]:
+        return DataLoaderIterator(super()._get_iterator(), _recognize)
+
+
+class ClusterData(PyGClusterData):
+    """Cut a graph into clusters between which few edges run, by way of pymetis.
+
+    Arguments and clusters are those of `torch_geometric.loader.ClusterData`, which needs pyg-lib or torch-sparse; a
+    `ClusterLoader` of PyG makes batches of them. The direction of edges doesn't matter to where they are cut.
+
+    Raises:
+        ImportError: pymetis isn't installed.
+        ValueError: less than one part.
+
+    Example:
+        >>> triangles = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3]])
+        >>> clusters = ClusterData(Data(x=torch.arange(6.0), edge_index=triangles), 2, log=False)
+        >>> sorted(cluster.x.tolist() for cluster in clusters)
+        [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+
+    References:
+        Chiang et al., "Cluster-GCN: An Efficient Algorithm for Training Deep and Large Graph Convolutional Networks",
+        2019.
+    """
+
+    def _metis(self, edge_index: Tensor, num_nodes: int) -> Tensor:
+        return metis_parts(edge_index, self.num_parts, num_nodes, recursive=self.recursive)
+
+
+def _read_nodes(where: str, argument: str, nodes: Any, num_nodes: int) -> Tensor:
+    """Nodes, or a mask of them, in any of the forms that torch.as_tensor takes."""
+    rule = f"must be integers of shape [n], or a mask of bool of shape [{num_nodes}]"
+    try:
+        read = torch.as_tensor(nodes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(message(where, argument, rule, repr(nodes)[:60])) from error
+    if read.dim() != 1 or (read.dtype == torch.bool and len(read) != num_nodes):
+        raise ValueError(message(where, argument, rule, f"shape {shape_of(read)}"))
+    # A mask of uint8 would pass for nodes 0 and 1.
+    if read.dtype not in (torch.bool, torch.int64, torch.int32) and read.numel():
+        raise TypeError(message(where, argument, rule, read.dtype))
+    if read.dtype == torch.bool:
+        return read
+    _check_nodes(where, argument, read, num_nodes)
+    return read.to(torch.int64)
+
+
+def _check_nodes(where: str, argument: str, nodes: Tensor, num_nodes: int) -> None:
+    """Raise IndexError at the first of `nodes` that the graph doesn't have."""
+    outside = (nodes < 0) | (nodes >= num_nodes)
+    if bool(outside.any()):
+        place = int(outside.nonzero()[0])
+        rule = f"must lie in [0, {num_nodes}), the nodes of the graph"
+        raise IndexError(message(where, argument, rule, f"{nodes[place].item()} at place {place}"))
+
+
+def _compress(
+    source: Tensor, target: Tensor, degree: Tensor, counts: list[int], edges: list[int]
+) -> list[tuple[CSR, CSR]]:
+    """Rows and columns of edges that lie sorted, for the first layer, the second, and so on."""
+    transpose = load("sampling.jit.neighbors").transpose
+    index = source.to(torch.int32)
+    ptr = torch.full((sum(counts) + 1,), len(index), dtype=torch.int64)
+    ptr[0] = 0
+    torch.cumsum(degree, 0, out=ptr[1 : len(degree) + 1])
+    layers = []
+    for hops in range(len(edges), 0, -1):
+        nodes, ending = sum(counts[: hops + 1]), sum(edges[:hops])
+        # The nodes that the last of these hops reached have no edges in this layer.
+        rows = CSR(ptr[: nodes + 1].clamp(max=ending), index[:ending], None)
+        # Columns are what the backward pass goes along.
+        columns = transpose(nodes, rows.index.numpy(), target.numpy())
+        layers.append((rows, CSR(*map(torch.from_numpy, columns))))
+    return layers
+
+
+def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:
+    """Patterns of edges that lie sorted, with their compressed rows and columns."""
+    patterns = []
+    for rows, columns in layers:
+        # Detached: a view would keep the tensor alive that `remember_edges` waits for.
+        pattern = Edges(edge_index[:, : len(rows.index)].cpu().detach(), len(rows.ptr) - 1)
+        pattern.keep("csr", partial(CSR._make, rows))
+        pattern.keep("csc", partial(CSR._make, columns))
+        patterns.append(pattern.to(edge_index.device))
+    return patterns
+
+
+def _transform(transform: Callable[[Data], Data], batch: Data) -> Data:
+    """Transform a batch; one that has other edges then gets a new pattern, and none for each layer."""
+    edge_index, version = batch.edge_index, batch.edge_index._version
+    batch = transform(batch)
+    if not isinstance(batch, Data):
+        fix = "Let it return the batch."
+        raise TypeError(message("NeighborLoader", "transform", "must return a Data", type(batch).__name__, fix))
+    if batch.edge_index is not edge_index or edge_index._version != version:
+        batch.pattern = Edges(batch.edge_index, batch.num_nodes)
+        del batch.layer_patterns
+    return batch
+
+
+def _recognize(batch: Data) -> Data:
+    """Let layers that get a batch's edge_index find its pattern, in the process that trains."""
+    pattern, edge_index = batch.get("pattern"), batch.get("edge_index")
+    if isinstance(pattern, Edges) and isinstance(edge_index, Tensor) and torch.equal(pattern.edge_index, edge_index):
+        remember_edges(edge_index, pattern)
+    return batch
