@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from graphattn import Edges, Full, Grid, Window, attention
 from graphattn.nn import GraphAttention
-from graphattn.patterns import base, known
+from graphattn.patterns import base, lookup
 from graphattn.testing import graph_zoo, random_call
 
 SIZES = [(10, 30), (17, 50), (30, 100), (35, 111), (60, 130), (70, 400)]
@@ -145,7 +145,7 @@ def test_raw_edges_between_other_rows_are_read_anew():
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_known_edges_go_with_their_tensor(compiled):
     function = torch.compile(attention, backend="aot_eager", fullgraph=True) if compiled else attention
-    table = known._compared if compiled else known._known
+    table = lookup._compared if compiled else lookup._known
     gc.collect()
     before = len(table)
     for nodes, edges in SIZES[:3]:
@@ -163,7 +163,7 @@ def test_tensors_of_inference_mode_are_not_kept():
         x = torch.randn(2, 1, 4)
         out = attention(x, x, x, edge_index)
         edge_index[:, 0] = 1
-        assert id(edge_index) not in known._known
+        assert id(edge_index) not in lookup._known
         assert not torch.equal(attention(x, x, x, edge_index), out)
 
 

@@ -186,7 +186,9 @@ def accumulate(typingctx, x, i, number):
 
 @intrinsic
 def prefetch(typingctx, x, i, n):
-    """Ask for the cache lines of x[i : i + n]."""
+    """Ask for the cache lines of x[i : i + n]; nothing where x is None."""
+    if x == types.none:
+        return nothing(types.void, (x, types.int64, types.int64))
 
     def codegen(context, builder, sig, args):
         at, i32, i64 = pointer_at(context, builder, x, args[0], args[1]), ir.IntType(32), ir.IntType(64)

@@ -164,7 +164,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     stats, more, weighed = sums, None, None
     is_softmax = normalizer == NORMALIZER_CODES[Softmax]
     if is_softmax:
-        stats = empty(query, *sums.shape[:2], 3, heads)
+        stats = empty(query, *sums.shape[:2], 4, heads)
         more = None if grad_lse is None else -grad_lse
         # Only the sums of cut rows can't be had on the way.
         if grad_weights is not None and slots:
@@ -183,7 +183,9 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
         of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
         for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
             if x is not None and need:
-                found[name] = torch.zeros_like(x, dtype=sums.dtype, memory_format=torch.contiguous_format)
+                found[name] = empty(query, *x.shape)
+        if "edge_bias" in found:
+            found["edge_bias"].zero_()
         by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in of_edges)
         results = [
             _flat(found["query"]),

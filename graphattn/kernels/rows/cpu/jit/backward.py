@@ -22,7 +22,6 @@ from .forward import (
     edges_ahead,
     hash_source,
     hash_target,
-    invert,
     score_heads,
     weigh,
     whole_lines,
@@ -30,11 +29,13 @@ from .forward import (
 from .heads import (
     add_heads,
     axpy_heads,
+    clear,
     dot_heads,
     drop_heads,
     finish_rows,
     shift_rows,
     sum_products,
+    write_stats,
 )
 
 # Thirty arguments on a line each would hide the loops.
@@ -59,17 +60,23 @@ def weigh_with_gradient(s, g, normalizer):
             g[t] = s[t] * (1 - s[t]) * g[t]
 
 
-@njit(**OPTIONS, forceinline=True)
-def differentiate_heads(
-    g, f, at, one, row, value, of_edge, of_weights, state, threshold, keep_scale,
-    v, ev, grad_out, grad_weights, kv_head, heads, group, width
-):
-    """Set g to the gradients by the weights of one edge, and f to dropout's factors."""
-    dot_heads(g, at, one, grad_out, row * width, v, value, ev, of_edge, kv_head, heads, group, width)
-    if threshold > 0:
-        drop_heads(f, at, None, state, threshold, keep_scale, heads)
-        drop_heads(g, at, g, state, threshold, keep_scale, heads)
-    add_heads(g, at, grad_weights, of_weights, heads)
+@njit(**OPTIONS)
+def drop_edges(g, f, b, begin, end, first, stop, ptr, index, is_source, seed, threshold, keep_scale, heads):
+    """Set f to dropout's factors of a task's edges, and multiply g by them; `is_source` says what its rows are.
+
+    This is no part of the loops over edges: so much code in them would slow down those that never run it.
+    """
+    for row in range(begin, end):
+        state = hash_target(seed, b, row) if not is_source else np.uint64(0)
+        for e in range(max(ptr[row], first), min(ptr[row + 1], stop)):
+            occurrence = count_parallel(index, ptr[row], e)
+            if is_source:
+                kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)
+            else:
+                kept = hash_source(state, index[e], occurrence)
+            drop_heads(f, (e - first) * heads, None, kept, threshold, keep_scale, heads)
+    for d in range(g.size):
+        g[d] = g[d] * f[d] if f[d] != 0 else 0
 
 
 @njit(**OPTIONS)
@@ -80,10 +87,11 @@ def target_gradient_tasks(
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
-    tensors. Softmax also sets `stats`: of each row the shift of its scores, the inverse of the sum of their
-    exponentials, and delta, the sum of weights times their gradients, plus `more`. It is the sum of the very weights
-    that are used here, so that what cancels does so to the last bit. A cut row has no such sum in one place, but it is
-    grad_out * out, before dropout's scale, and `weighed`, the part of the returned weights.
+    tensors. Softmax also sets `stats`, four numbers a row and head, of which the last is room that keeps rows of them
+    in as few cache lines as can be: the shift of its scores, the inverse of the sum of their exponentials, and delta,
+    the sum of weights times their gradients, plus `more`. It is the sum of the very weights that are used here, so that
+    what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
+    dropout's scale, and `weighed`, the part of the returned weights.
     """
     ptr, index, perm = csr
     batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
@@ -108,9 +116,7 @@ def target_gradient_tasks(
             row = (b * targets + i) * heads
             if normalizer == SOFTMAX:
                 # Pieces of a cut row write the same numbers.
-                for h in range(heads):
-                    stats[3 * row + h] = sums[2 * row + h]
-                    stats[3 * row + heads + h] = invert(sums[2 * row + heads + h])
+                write_stats(stats, 4 * row, sums, 2 * row, heads)
                 if slot >= 0:
                     dot_heads(
                         total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
@@ -119,41 +125,46 @@ def target_gradient_tasks(
                     add_heads(total, 0, more, row, heads)
                     add_heads(total, 0, weighed, row, heads)
                     for h in range(heads):
-                        stats[3 * row + 2 * heads + h] = total[h]
-            state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
+                        stats[4 * row + 2 * heads + h] = total[h]
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 soon = b * sources + np.int64(index[min(e + ahead, last)])
                 prefetch(k, soon * key_row, key_row)
                 prefetch(v, soon * value_row, value_row)
+                if perm.size:
+                    later = np.int64(perm[min(e + ahead, last)])
+                    prefetch(ek, (b * ek_stride + later) * key_row, key_row)
+                    prefetch(ev, (b * ev_stride + later) * value_row, value_row)
                 edge = edge_at(perm, e)
-                kept = state
-                if threshold > 0:
-                    kept = hash_source(state, index[e], count_parallel(index, ptr[i], e))
                 j, at = b * sources + np.int64(index[e]), (e - first) * heads
                 score_heads(
                     s, at, a, row * width, j * key_row, (b * eb_stride + edge) * heads,
                     (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
                     heads, group, width, kind, slope, scale
                 )
-                differentiate_heads(
-                    g, factors, at, one, row, j * value_row, (b * ev_stride + edge) * value_row,
-                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
-                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
+                dot_heads(
+                    g, at, one, grad_out, row * value_width, v, j * value_row, ev, (b * ev_stride + edge) * value_row,
+                    kv_head, heads, group, value_width
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, stats, 3 * row, 0, None, 0, high - low, heads)
+                shift_rows(s, (low - first) * heads, stats, 4 * row, 0, None, 0, high - low, heads)
+        if threshold > 0:
+            drop_edges(
+                g, factors, b, tasks[task, 0], tasks[task, 1], first, stop, ptr, index, False,
+                seed, threshold, keep_scale, heads
+            )
+        if grad_weights is not None:
+            for e in range(first, stop):
+                add_heads(g, (e - first) * heads, grad_weights, (b * edge_count + edge_at(perm, e)) * heads, heads)
         if normalizer == SOFTMAX:
             exponential(s)
             for i in range(tasks[task, 0], tasks[task, 1]):
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 row, at = (b * targets + i) * heads, (low - first) * heads
-                factor = 3 * row + heads
+                factor = 4 * row + heads
                 if slot < 0:
-                    sum_products(s, g, at, stats, factor, total, high - low, heads)
-                    add_heads(total, 0, more, row, heads)
-                    for h in range(heads):
-                        stats[factor + heads + h] = total[h]
+                    sum_products(s, g, at, stats, factor, stats, factor + heads, high - low, heads)
+                    add_heads(stats, factor + heads, more, row, heads)
                 finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
         else:
             weigh_with_gradient(s, g, normalizer)
@@ -176,6 +187,11 @@ def target_gradient_tasks(
                 key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * key_row
+                # The batch adds to the same gradients where its edge tensors are the same.
+                if b == 0 or ek_stride > 0:
+                    clear(grad_edge_key, of_edge, key_row)
+                if b == 0 or ev_stride > 0:
+                    clear(grad_edge_value, (b * ev_stride + edge) * value_row, value_row)
                 if vector is None:
                     axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
                     axpy_heads(grad_edge_key, of_edge, kv_head, g, at, q, query, None, 0, head, heads, group, width)
@@ -230,26 +246,34 @@ def source_gradient_tasks(
                 soon = b * targets + np.int64(index[min(e + ahead, last)])
                 prefetch(q, soon * query_row, query_row)
                 prefetch(grad_out, soon * out_row, out_row)
+                if perm.size:
+                    later = np.int64(perm[min(e + ahead, last)])
+                    prefetch(ek, (b * ek_stride + later) * key_row, key_row)
+                    prefetch(ev, (b * ev_stride + later) * value_row, value_row)
                 if normalizer == SOFTMAX:
-                    prefetch(stats, soon * 3 * heads, 3 * heads)
+                    prefetch(stats, soon * 4 * heads, 3 * heads)
                 edge = edge_at(perm, e)
                 i = np.int64(index[e])
-                kept = np.uint64(0)
-                if threshold > 0:
-                    kept = hash_source(hash_target(seed, b, i), j, count_parallel(index, ptr[j], e))
                 row, at = (b * targets + i) * heads, (e - first) * heads
                 score_heads(
                     s, at, a, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
                     (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
                     heads, group, width, kind, slope, scale
                 )
-                differentiate_heads(
-                    g, factors, at, one, row, (b * sources + j) * value_row, (b * ev_stride + edge) * value_row,
-                    (b * edge_count + edge) * heads, kept, threshold, keep_scale,
-                    v, ev, grad_out, grad_weights, kv_head, heads, group, value_width
+                dot_heads(
+                    g, at, one, grad_out, row * value_width, v, (b * sources + j) * value_row, ev,
+                    (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
                 )
+        if threshold > 0:
+            drop_edges(
+                g, factors, b, tasks[task, 0], tasks[task, 1], first, stop, ptr, index, True,
+                seed, threshold, keep_scale, heads
+            )
+        if grad_weights is not None:
+            for e in range(first, stop):
+                add_heads(g, (e - first) * heads, grad_weights, (b * edge_count + edge_at(perm, e)) * heads, heads)
         if normalizer == SOFTMAX:
-            row, stride = b * targets * 3 * heads, 3 * heads
+            row, stride = b * targets * 4 * heads, 4 * heads
             shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)
             exponential(s)
             finish_rows(s, g, 0, stats, row + heads, stride, index, first, stop - first, heads)

@@ -231,6 +231,8 @@ def forward_tasks(
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             for e in range(low, high):
                 prefetch(k, (b * sources + np.int64(index[min(e + ahead, last)])) * key_row, key_row)
+                if perm.size:
+                    prefetch(ek, (b * ek_stride + np.int64(perm[min(e + ahead, last)])) * key_row, key_row)
                 edge = edge_at(perm, e)
                 score_heads(
                     s, (e - first) * heads, a, (b * targets + i) * heads * width,
@@ -254,6 +256,8 @@ def forward_tasks(
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(low, high):
                 prefetch(v, (b * sources + np.int64(index[min(e + ahead, last)])) * value_row, value_row)
+                if perm.size:
+                    prefetch(ev, (b * ev_stride + np.int64(perm[min(e + ahead, last)])) * value_row, value_row)
                 value = (b * sources + np.int64(index[e])) * value_row
                 edge = edge_at(perm, e)
                 at = (e - first) * heads

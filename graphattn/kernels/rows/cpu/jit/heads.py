@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from .....compiled.jit.llvm import (
     add,
     constant,
+    divide,
     float_of,
     integer,
     lanes_loop,
@@ -426,15 +427,55 @@ def add_heads(typingctx, s, at, x, of_x, heads):
 
 
 @intrinsic
-def sum_products(typingctx, s, g, at, factor, of_factor, total, edges, heads):
-    """Set total[h] to the sum over edges of (s * factor) * g, with one factor[of_factor + h] for all edges."""
+def clear(typingctx, x, i, n):
+    """Set x[i : i + n] to zero; nothing where x is None."""
+    signature = types.void(x, types.int64, types.int64)
+    if x == types.none:
+        return nothing(types.void, signature.args)
+
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, x, args[0], args[1])
+        zero = lambda lanes: constant(float_of(x.dtype), lanes, 0.0)
+        lanes_loop(builder, args[2], lambda d, lanes: store_lanes(builder, x.dtype, to(d), zero(lanes)), (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def write_stats(typingctx, stats, at, sums, of_sums, heads):
+    """Copy a row's shifts, and behind them set the inverses of its sums, 0 where a sum is; each for all heads."""
     i64 = types.int64
-    signature = types.void(s, g, i64, factor, i64, total, i64, i64)
+    signature = types.void(stats, i64, sums, i64, i64)
+
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, stats, args[0], args[1])
+        of, heads, kind = pointer_at(context, builder, sums, args[2], args[3]), args[4], stats.dtype
+
+        def body(head, lanes):
+            store_lanes(builder, kind, to(head), load_lanes(builder, kind, of(head), lanes))
+            behind = builder.add(heads, head)
+            total, zero = load_lanes(builder, kind, of(behind), lanes), constant(float_of(kind), lanes, 0.0)
+            inverse = divide(builder, constant(float_of(kind), lanes, 1.0), total)
+            inverse = builder.select(builder.fcmp_ordered("==", total, zero), zero, inverse)
+            store_lanes(builder, kind, to(behind), inverse)
+
+        lanes_loop(builder, heads, body, (16, 8, 4, 1))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def sum_products(typingctx, s, g, at, factor, of_factor, total, of_total, edges, heads):
+    """Set total[of_total + h] to the sum over edges of s * factor[of_factor + h] * g."""
+    i64 = types.int64
+    signature = types.void(s, g, i64, factor, i64, total, i64, i64, i64)
 
     def codegen(context, builder, sig, args):
         of_s, of_g = (pointer_at(context, builder, x, args[i], args[2]) for i, x in ((0, s), (1, g)))
         of_factor = pointer_at(context, builder, factor, args[3], args[4])
-        to, edges, heads = pointer_at(context, builder, total, args[5], integer(0)), args[6], args[7]
+        to, edges, heads = pointer_at(context, builder, total, args[5], args[6]), args[7], args[8]
 
         def chunk(head, lanes):
             found = cgutils.alloca_once(builder, wide(float_of(s.dtype), lanes))
