@@ -37,7 +37,8 @@ def _gather_tasks(begin, end, tasks, ptr, index, key, value, width, out):
 def gather_loop(key: Tensor, value: Tensor, pattern: Edges) -> Callable[[], None]:
     """A loop that only gathers the rows of key and value and sums them, over the kernel's own tasks."""
     attention(key.detach(), key.detach(), value.detach(), pattern, backend="numba")
-    ptr, index, _, tasks, _ = (x.numpy() for x in pattern.keep("numba rows", list))
+    plan = pattern.keep("numba rows", dict)
+    ptr, index, tasks = (x.numpy() for x in (plan.ptr, plan.index, plan.tasks))
     flat = [x.detach().reshape(-1).numpy() for x in (key, value)]
     width = key.size(1) * key.size(2)
     out = np.empty(pattern.num_targets * width, np.float32)

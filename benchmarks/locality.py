@@ -1,4 +1,4 @@
-"""What another numbering of the nodes gains: attention, forward and backward, under each order of `Pattern.reorder`.
+"""What another numbering of the nodes gains: attention, forward and backward, under each order of `Edges.reorder`.
 
     make bench
 

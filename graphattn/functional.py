@@ -264,18 +264,17 @@ def choose(call: Call, backend: str) -> Kernel:
         NotImplementedError: the named kernel can't run the call.
     """
     check_choice("attention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
-    cheapest, lowest = KERNELS[0], math.inf
-    for kernel in KERNELS:
-        if _why_not(kernel, call) is None and kernel.cost(call) < lowest:
-            cheapest, lowest = kernel, kernel.cost(call)
-    if backend == "auto":
+    named = next((kernel for kernel in KERNELS if kernel.name == backend), None)
+    reason = None if named is None else _why_not(named, call)
+    if named is not None and reason is None:
+        return named
+    costs = {kernel: kernel.cost(call) for kernel in KERNELS if _why_not(kernel, call) is None}
+    # Of equal ones, the first.
+    cheapest = min(costs, key=lambda kernel: costs[kernel])
+    if named is None:
         return cheapest
-    named = next(kernel for kernel in KERNELS if kernel.name == backend)
-    reason = _why_not(named, call)
-    if reason is not None:
-        fix = f"Use backend={cheapest.name!r} or 'auto'."
-        raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
-    return named
+    fix = f"Use backend={cheapest.name!r} or 'auto'."
+    raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
 
 
 def _why_not(kernel: Kernel, call: Call) -> str | None:

@@ -53,6 +53,10 @@ class Normalizer(ABC):
     def dense(self, score: Tensor, mask: Tensor) -> Tensor:
         """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that the normalizer owns, by name: kernels ask them for derivatives, too."""
+        return {}
+
     def edgewise(self, score: Tensor, target: Tensor, num_targets: int) -> Tensor:
         """Weights of the scores [*B, E, H], where `target` [E] int64, in any order, says whose edge each one is."""
         return self.on_rows(score, Rows.from_index(target, num_targets))
@@ -253,6 +257,10 @@ class OwnNormalizer(Normalizer):
 
     def __init__(self, own: UserNormalizer) -> None:
         self.own = own
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters of a module, see `Normalizer.tensors`."""
+        return dict(self.own.named_parameters()) if isinstance(self.own, torch.nn.Module) else {}
 
     def on_rows(self, score: Tensor, rows: Rows) -> Tensor:
         """Weights of the scores [*B, E, H], edges grouped by target."""

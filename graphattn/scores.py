@@ -7,6 +7,7 @@ pairs that the oracle and the dense layers use.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -80,9 +81,17 @@ class Score(ABC):
             rule = f"must be as wide as query, {query.size(-1)}"
             raise ValueError(message(where, "key", rule, f"{key.size(-1)} in shape {shape_of(key)}"))
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that the score owns, by name: kernels ask them for derivatives, too."""
+        return {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Score:
+        """Return the score with other tensors in place of `tensors()`, by the same names."""
+        return self
+
     def to(self, dtype: torch.dtype) -> Score:
         """Return the score with its own tensors, if any, in another dtype."""
-        return self
+        return self.with_tensors({name: x.to(dtype) for name, x in self.tensors().items()})
 
 
 class DotProduct(Score):
@@ -176,9 +185,13 @@ class Additive(Score):
             raise ValueError(message(where, "score.vector", rule, shape_of(self.vector)))
         check_like(where, "score.vector", self.vector, query, or_float32=True)
 
-    def to(self, dtype: torch.dtype) -> Additive:
-        """Return the score with its vector in another dtype."""
-        return Additive(self.vector.to(dtype), self.activation, self.negative_slope)
+    def tensors(self) -> dict[str, Tensor]:
+        """The vector, see `Score.tensors`."""
+        return {"vector": self.vector}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Additive:
+        """Return the score with another vector, see `Score.with_tensors`."""
+        return Additive(tensors["vector"], self.activation, self.negative_slope)
 
     def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
         """Score each edge, see `Score.edgewise`."""
@@ -209,6 +222,21 @@ class FunctionScore(Score):
 
     def __init__(self, function: ScoreFunction) -> None:
         self.function = function
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters of a module, see `Score.tensors`."""
+        return dict(self.function.named_parameters()) if isinstance(self.function, torch.nn.Module) else {}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> FunctionScore:
+        """Return the score with these in place of the parameters, see `Score.with_tensors`."""
+        module = self.function
+        if not isinstance(module, torch.nn.Module):
+            return self
+        return FunctionScore(lambda *rows: torch.func.functional_call(module, dict(tensors), rows))
+
+    def to(self, dtype: torch.dtype) -> FunctionScore:
+        """Return the score as it is: which dtypes a function computes in is its own choice."""
+        return self
 
     def check(self, where: str, query: Tensor, key: Tensor) -> None:
         """A function may combine a query and a key of different widths."""

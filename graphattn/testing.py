@@ -12,7 +12,7 @@ from .errors import check_kind
 from .functional import attention
 from .offset_bias import OffsetBias
 from .patterns import Edges, Full, Grid, Pattern, Window
-from .scores import Additive, Score, ScoreFunction
+from .scores import Score, ScoreFunction, as_score
 
 
 def graph_zoo() -> dict[str, Edges]:
@@ -165,7 +165,7 @@ def assert_matches_dense(
     Args:
         tensors: query, key, value and edge tensors, as `random_call` draws them.
         pattern: the pattern.
-        score: a `Score` or a callable; the gradient of an `Additive` vector is compared too.
+        score: a `Score` or a callable; gradients of its own tensors, such as parameters of a module, are compared too.
         backend: the kernel under test.
         seed: of dropout and of the random output gradients.
         options: further arguments of `attention`. Weights and lse are compared unless `return_weights` or `return_lse`
@@ -211,12 +211,12 @@ def _run(
     options: dict[str, Any],
 ) -> dict[str, Tensor]:
     leaves = {name: x.detach().to(dtypes[name]).requires_grad_() for name, x in tensors.items()}
-    if isinstance(score, Additive):
-        dtype = torch.float64 if dtypes["query"] == torch.float64 else score.vector.dtype
-        leaves["score.vector"] = score.vector.detach().to(dtype).requires_grad_()
-        score = Additive(leaves["score.vector"], score.activation, score.negative_slope)
     if score is not None:
-        options = {**options, "score": score}
+        score = as_score("assert_matches_dense", score)
+        is_exact = dtypes["query"] == torch.float64
+        own = {name: x.detach().to(torch.float64 if is_exact else x.dtype) for name, x in score.tensors().items()}
+        leaves |= {f"score.{name}": x.requires_grad_() for name, x in own.items()}
+        options = {**options, "score": score.with_tensors(own)}
     if "edge_bias.table" in leaves:
         options = {**options, "edge_bias": OffsetBias(leaves["edge_bias.table"])}
     arguments = {name: x for name, x in leaves.items() if "." not in name}

@@ -27,6 +27,7 @@ from triton.compiler import ASTSource
 
 from graphattn import random_regular
 from graphattn.call import accumulate_dtype
+from graphattn.kernels.rows import operands
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
 from graphattn.kernels.rows.gpu import plan as gpu_plan
 from graphattn.kernels.rows.gpu.jit import backward as gpu_backward
@@ -96,16 +97,21 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     if "edges" in words:
         bias, edge = zeros(1, pattern.num_edges, heads), zeros(1, pattern.num_edges, kv_heads, width)
     seed, dropout_p = (torch.zeros(1, dtype=torch.int64), 0.5) if "dropout" in words else (None, 0.0)
-    shared = (query, key, key, vector, bias, edge, edge, seed)
+    tensors = operands.Tensors(query, key, key, vector, bias, edge, edge, seed)
     usual = gpu_plan.PIECE_EDGES
     gpu_plan.PIECE_EDGES = (degree // 2,) * 2 if "cut" in words else usual
-    rows, columns = gpu_plan.plan(pattern.csr()), gpu_plan.plan(pattern.csc())
+    edges = operands.EdgeLists(
+        None, None, *(list(gpu_plan.ItemPlan.of(side)) for side in (pattern.csr(), pattern.csc()))
+    )
     gpu_plan.PIECE_EDGES = usual
-    mode = (score, normalizer, 1.0, 0.0, dropout_p)
-    out, sums, exact = gpu_kernel.forward(*shared, rows, normalizer == 0 and dtype != number or dropout_p > 0, *mode)
-    gpu_kernel.weights(*shared, sums, rows, *mode)
-    needs = [True] * 3 + [x is not None for x in shared[3:7]]
-    gpu_kernel.backward(out, None, None, *shared, exact if exact.numel() else out, sums, rows, columns, needs, *mode)
+    mode = operands.Mode(score, normalizer, 1.0, 0.0, dropout_p)
+    is_exact = normalizer == operands.SOFTMAX and dtype != number or dropout_p > 0
+    out, sums, exact = gpu_kernel.forward(*operands.pack(operands.Forward(tensors, edges, is_exact, mode)))
+    gpu_kernel.weights(*operands.pack(operands.Weights(tensors, sums, edges, mode)))
+    needs = operands.Needs(*(x is not None for x in tensors[:7]))
+    kept = exact if exact.numel() else out
+    backward = operands.Backward(out, None, None, tensors, kept, sums, edges, needs, mode)
+    gpu_kernel.backward(*operands.pack(backward))
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept

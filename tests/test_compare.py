@@ -65,21 +65,21 @@ def test_errors_are_tiny_on_every_pattern(name):
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
 def test_errors_name_the_output_and_every_gradient(score):
     row = compare(window, 20, heads=2, width=16, score=score, repeats=1).rows[0]
-    names = ["out", "query", "key", "value"] + ["vector"] * isinstance(score, Additive)
+    names = ["out", "query", "key", "value"] + ["score.vector"] * isinstance(score, Additive)
     assert [list(errors) for errors in row.errors.values()] == [names, names]
     assert max(row.errors[torch.float64].values()) < 1e-13
     # Exact agreement in half the digits would mean that float32 was never used.
     assert 1e-9 < max(row.errors[torch.float32].values()) < 1e-5
 
 
-@pytest.mark.parametrize("wrong", ["out", "query", "key", "value", "vector"])
+@pytest.mark.parametrize("wrong", ["out", "query", "key", "value", "score.vector"])
 def test_a_wrong_output_or_gradient_shows_in_its_column(wrong, monkeypatch):
     def off(name, x):
         """The value of x, and 1.01 times its gradient where `name` is the wrong one."""
         return x + 0.01 * (x - x.detach()) if name == wrong else x
 
     def wrong_attention(query, key, value, pattern, *, score, **options):
-        score = Additive(off("vector", score.vector))
+        score = Additive(off("score.vector", score.vector))
         out = attention(off("query", query), off("key", key), off("value", value), pattern, score=score, **options)
         return out + 0.01 * out.detach() if wrong == "out" else out
 

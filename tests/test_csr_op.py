@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import get_type_hints
+
 import pytest
 import torch
 from torch.library import opcheck
 
-from graphattn.kernels.rows.cpu import kernel as cpu_kernel
+from graphattn.kernels.rows import operands
+from graphattn.kernels.rows.cpu.kernel import TaskPlan
+from graphattn.kernels.rows.operands import Backward, EdgeLists, Forward, Mode, Needs, Tensors, Weights, pack, unpack
 from graphattn.testing import graph_zoo, random_call
 
 MODES = {
-    "softmax of dots with dropout": (0, 0, 0.5, 0.0, 0.2),
-    "relu of dots": (0, 1, 0.5, 0.0, 0.0),
-    "softmax of tanh": (1, 0, 1.0, 0.0, 0.0),
-    "sigmoid of leaky_relu": (2, 2, 1.0, 0.1, 0.0),
+    "softmax of dots with dropout": Mode(operands.DOT_PRODUCT, operands.SOFTMAX, 0.5, 0.0, 0.2),
+    "relu of dots": Mode(operands.DOT_PRODUCT, operands.RELU, 0.5, 0.0, 0.0),
+    "softmax of tanh": Mode(operands.TANH, operands.SOFTMAX, 1.0, 0.0, 0.0),
+    "sigmoid of leaky_relu": Mode(operands.LEAKY_RELU, operands.SIGMOID, 1.0, 0.1, 0.0),
 }
+KINDS = {"csr_forward": Forward, "csr_weights": Weights, "csr_backward": Backward}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -22,29 +27,36 @@ MODES = {
 def test_operators_pass_opcheck(name, dtype):
     mode, pattern = MODES[name], graph_zoo()["unsorted edges"]
     drawn = {key: x.detach() for key, x in random_call(pattern, batch=(2,), dtype=dtype, edge_tensors=True).items()}
-    query, key, value, *edges = drawn.values()
-    has_vector = mode[0] > 0
-    vector = torch.randn(2, 4) if has_vector else None
-    seed = torch.tensor([5]) if mode[4] > 0 else None
-    shared = (query, key, value, vector, *(x[None] for x in edges), seed)
-    rows, columns = cpu_kernel._plan(pattern.csr()), cpu_kernel._plan(pattern.csc())
+    query, key, value, *of_edges = drawn.values()
+    vector = torch.randn(2, 4) if mode.score != operands.DOT_PRODUCT else None
+    seed = torch.tensor([5]) if mode.dropout_p > 0 else None
+    tensors = Tensors(query, key, value, vector, *(x[None] for x in of_edges), seed)
+    planned = EdgeLists(None, None, list(TaskPlan.of(pattern.csr())), list(TaskPlan.of(pattern.csc())))
+    # The form in which torch.compile passes edges that nobody has read yet.
+    unread = EdgeLists(pattern.edge_index, None, [], [])
     operators = torch.ops.graphattn
-    is_exact = mode[1] == 0 and (dtype == torch.bfloat16 or mode[4] > 0)
-    out, sums, exact = operators.csr_forward(*shared, rows, is_exact, *mode)
-    weights = operators.csr_weights(*shared, sums, rows, *mode)
-    needs = [True, True, True, has_vector, True, True, True]
-    saved = (exact if is_exact else out, sums)
+    is_exact = mode.normalizer == operands.SOFTMAX and (dtype == torch.bfloat16 or mode.dropout_p > 0)
+    out, sums, exact = operators.csr_forward(*pack(Forward(tensors, planned, is_exact, mode)))
+    weights = operators.csr_weights(*pack(Weights(tensors, sums, planned, mode)))
     grads = (torch.ones_like(out), torch.ones(out.shape[:3]), torch.ones_like(weights))
-    for operator, arguments in (
-        (operators.csr_forward, (*shared, rows, is_exact, *mode)),
-        (operators.csr_weights, (*shared, sums, rows, *mode)),
-        (operators.csr_backward, (*grads, *shared, *saved, rows, columns, needs, *mode)),
-        # The form in which torch.compile passes edges that nobody has read yet.
-        (operators.csr_forward, (*shared, [pattern.edge_index], is_exact, *mode)),
-        (operators.csr_weights, (*shared, sums, [pattern.edge_index], *mode)),
-        (
-            operators.csr_backward,
-            (*grads, *shared, *saved, [pattern.edge_index], [pattern.edge_index], needs, *mode),
-        ),
-    ):
-        assert set(opcheck(operator.default, arguments).values()) == {"SUCCESS"}
+    needs = Needs(*(x is not None for x in tensors[:7]))
+    for edges in (planned, unread):
+        for operator, arguments in (
+            (operators.csr_forward, Forward(tensors, edges, is_exact, mode)),
+            (operators.csr_weights, Weights(tensors, sums, edges, mode)),
+            (operators.csr_backward, Backward(*grads, tensors, exact if is_exact else out, sums, edges, needs, mode)),
+        ):
+            assert set(opcheck(operator.default, tuple(pack(arguments))).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_is_packed_is_unpacked_and_lies_where_the_schema_says(name):
+    kind = KINDS[name]
+    fill = lambda kind, prefix: kind(*(f"{prefix}{field}" for field in kind._fields))
+    given = {}
+    for field, hint in get_type_hints(kind).items():
+        given[field] = fill(hint, "") if hint in operands.GROUPS else fill(Needs, "") if hint is Needs else field
+    flat = pack(kind(**given))
+    assert unpack(kind, tuple(flat)) == kind(**given)
+    arguments = [argument.name for argument in getattr(torch.ops.graphattn, name).default._schema.arguments]
+    assert arguments == ["needs" if isinstance(x, list) else x for x in flat]

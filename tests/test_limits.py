@@ -7,7 +7,8 @@ import torch
 
 from graphattn import Edges, attention
 from graphattn.csr import CSR
-from graphattn.kernels.rows.cpu.kernel import _plan
+from graphattn.kernels.rows import operands
+from graphattn.kernels.rows.cpu.kernel import TaskPlan
 from graphattn.testing import random_call
 
 HEADS, WIDE, ROWS = 8, 2**16, 2**12 + 1
@@ -61,6 +62,10 @@ def test_rows_beyond_two_to_the_31_numbers_are_found(width, value_width, tmp_pat
     ptr = torch.zeros(targets + 1, dtype=torch.int64)
     ptr[-1] = 2
     csr = CSR(ptr, torch.tensor([5, ROWS - 1], dtype=torch.int32), torch.tensor([3, ROWS - 1], dtype=torch.int32))
-    shared = (far["query"], far["key"], far["value"], None, bias, far["edge_key"], far["edge_value"], None)
-    out, *_ = torch.ops.graphattn.csr_forward(*shared, _plan(csr), False, 0, 0, width**-0.5, 0.0, 0.0)
+    tensors = operands.Tensors(
+        far["query"], far["key"], far["value"], None, bias, far["edge_key"], far["edge_value"], None
+    )
+    edges = operands.EdgeLists(None, None, list(TaskPlan.of(csr)), [])
+    mode = operands.Mode(operands.DOT_PRODUCT, operands.SOFTMAX, width**-0.5, 0.0, 0.0)
+    out, *_ = torch.ops.graphattn.csr_forward(*operands.pack(operands.Forward(tensors, edges, False, mode)))
     torch.testing.assert_close(out[0, target], expected[0], rtol=1e-10, atol=1e-10)

@@ -77,7 +77,7 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
     monkeypatch.setattr(gpu_plan, "MERGED_NUMBERS", 4)
     pattern = Edges(graph_zoo()[name].edge_index, graph_zoo()[name].num_sources)
     side = pattern.csr() if name == "star in" else pattern.csc()
-    ((_, first, last),) = gpu_plan.plan(side)[-1].tolist()
+    ((_, first, last),) = gpu_plan.ItemPlan.of(side).cut.tolist()
     assert last - first > 2
     tensors = random_call(pattern, batch=(2,), kv_heads=1, edge_tensors=True)
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)

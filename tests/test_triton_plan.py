@@ -21,7 +21,7 @@ WIDTHS = [(1, 1, 1), (8, 1, 16), (4, 1, 64), (1, 4, 64), (2, 8, 128), (1, 1, 256
 def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
     monkeypatch.setattr(gpu_plan, "PIECE_EDGES", (16, 16))
     csr = graph_zoo()[name].csr()
-    long, short, cut = gpu_plan.plan(csr)[-3:]
+    *_, long, short, cut = gpu_plan.ItemPlan.of(csr)
     items = torch.cat([long, short]).long()
     edges = [torch.arange(begin, end) for begin, end in items[:, 1:3].tolist()]
     assert torch.equal(
@@ -40,8 +40,8 @@ def test_a_plan_has_every_edge_once_and_long_rows_first(name, monkeypatch):
 
 def test_parallel_edges_are_counted_in_their_order():
     edges = Edges(torch.tensor([[0, 1, 0, 0, 2], [1, 1, 1, 0, 1]]), 3)
-    assert gpu_plan.plan(edges.csr())[3].tolist() == [0, 0, 1, 0, 0]
-    assert gpu_plan.plan(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr())[3].numel() == 0
+    assert gpu_plan.ItemPlan.of(edges.csr()).occurrence.tolist() == [0, 0, 1, 0, 0]
+    assert gpu_plan.ItemPlan.of(Edges(torch.tensor([[0, 1], [1, 1]]), 2).csr()).occurrence.numel() == 0
 
 
 @pytest.mark.parametrize("is_backward", [False, True])

@@ -45,7 +45,7 @@ class Row:
             computes something else.
         estimates: bytes that "dense" should take in float64, and "masked" in float32 if it computes the same.
         errors: by dtype of the sparse side, the largest error of "out" and of the gradient of "query", "key" and
-            "value" (and "vector", of an `Additive` score); empty where the oracle was skipped.
+            "value" (and "score.vector", for an `Additive` score); empty where the oracle was skipped.
     """
 
     size: int

@@ -197,13 +197,12 @@ def _masked_memory(pattern: Pattern) -> int:
 
 
 def _draw(pattern: Pattern, heads: int, width: int, score: Score, seed: int) -> dict[str, Tensor]:
-    """Query, key, value, the gradient of the output and an additive score's vector, in float32."""
+    """Query, key, value, the gradient of the output and the score's own tensors, in float32."""
     generator = torch.Generator().manual_seed(seed)
     rows = {"query": pattern.num_targets, "key": pattern.num_sources, "value": pattern.num_sources}
     rows["grad_out"] = pattern.num_targets
     tensors = {name: torch.randn(count, heads, width, generator=generator) for name, count in rows.items()}
-    if isinstance(score, Additive):
-        tensors["vector"] = score.vector.detach().float()
+    tensors |= {f"score.{name}": x.detach().float() for name, x in score.tensors().items()}
     return {name: x.to(pattern.device) for name, x in tensors.items()}
 
 
@@ -212,9 +211,7 @@ def _make_side(
 ) -> Side:
     def run(dtype: torch.dtype) -> dict[str, Tensor]:
         leaves = {name: x.detach().to(dtype).requires_grad_() for name, x in tensors.items() if name != "grad_out"}
-        own = score.to(dtype)
-        if isinstance(score, Additive):
-            own = Additive(leaves["vector"], score.activation, score.negative_slope)
+        own = score.with_tensors({name: leaves[f"score.{name}"] for name in score.tensors()})
         out = function(leaves["query"], leaves["key"], leaves["value"], pattern, score=own, **options)
         grad_out = tensors["grad_out"].to(dtype)
         gradients = torch.autograd.grad(out, list(leaves.values()), grad_out, materialize_grads=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..call import Call
 from ..offset_bias import OffsetBias
-from ..scores import Additive
 
 # A forward pass alone, as a part of forward and backward.
 FORWARD_SHARE = 0.28
@@ -62,10 +61,10 @@ def needs_grad(call: Call) -> bool:
     """Whether a gradient of this call can be asked for."""
     if not torch.is_grad_enabled():
         return False
-    own = call.score.vector if isinstance(call.score, Additive) else None
     bias = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
-    tensors = (call.query, call.key, call.value, own, bias, call.edge_key, call.edge_value)
-    return any(x is not None and x.requires_grad for x in tensors)
+    given = (call.query, call.key, call.value, bias, call.edge_key, call.edge_value)
+    own = (*call.score.tensors().values(), *call.normalizer.tensors().values())
+    return any(x is not None and x.requires_grad for x in (*given, *own))
 
 
 def share(call: Call) -> float:

@@ -195,7 +195,7 @@ class Projections(torch.nn.Module):
 
     def _own_score(self) -> Score | ScoreFunction:
         if self.score_vector is not None and isinstance(self.score, Additive):
-            return Additive(self.score_vector, self.score.activation, self.score.negative_slope)
+            return self.score.with_tensors({"vector": self.score_vector})
         if self.score_vector is not None:
             return Additive(self.score_vector, ACTIVATIONS[self.score])
         return DotProduct() if self.score == "dot_product" else self.score

@@ -6,7 +6,7 @@ from .annotations import PatternLike as PatternLike
 from .base import Pattern as Pattern
 from .edges import Edges as Edges
 from .grid import Grid as Grid
-from .metis import metis_parts as metis_parts
+from .partition import metis_parts as metis_parts
 from .random_edges import random_edges as random_edges
 from .random_edges import random_regular as random_regular
 from .receptive_field import receptive_field as receptive_field

@@ -16,7 +16,6 @@ from ..errors import message
 
 if TYPE_CHECKING:
     from .edges import Edges
-    from .reorder import NodeOrder
 
 T = TypeVar("T")
 
@@ -252,47 +251,11 @@ class Pattern(ABC):
         edge_index = torch.cat([self.edge_index, other.edge_index[:, is_new]], 1)
         return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
 
-    def reorder(self, order: str | Tensor | NodeOrder | Sequence[int]) -> tuple[Edges, NodeOrder]:
-        """Number the nodes anew, so that nodes that are read one after another lie near one another in memory.
-
-        Worth it where rows of key and value outgrow the processor's caches and the graph has a structure that its
-        numbering doesn't show; no numbering helps a graph without any. Attention is the same: with
-        `pattern, order = pattern.reorder("rcm")`, `order.undo(attention(order.apply(query), ..., pattern))` equals
-        what it was, up to the order in which numbers are added. Edges, and with them edge features and weights, keep
-        the caller's order. Dropout looks at the new numbers, and drops other edges.
-
-        Args:
-            order: "degree", nodes of most edges first;
-                "rcm", reverse Cuthill-McKee, which brings neighbors near one another on meshes and roads;
-                "metis", parts of some 500 nodes with few edges between them, which needs pymetis;
-                or a permutation: a NodeOrder, or [N] integers, the old number of each node in the new order, such as
-                `metis_parts(pattern, num_parts).argsort(stable=True)`.
-
-        Returns:
-            The pattern, and the order, whose `apply` and `undo` carry features and results there and back. The same
-            arguments give the same order.
-
-        Raises:
-            NotImplementedError: the pattern is no list of edges.
-            TypeError: a permutation has no integer dtype.
-            ValueError: sources and targets aren't the same nodes, or a tensor is no permutation of them.
-            ImportError: pymetis isn't installed, and METIS was asked for.
-
-        Example:
-            >>> from graphattn import Edges
-            >>> pattern, order = Edges(torch.tensor([[0, 3], [3, 1]])).reorder("degree")
-            >>> order.perm, pattern.edge_index
-            (tensor([3, 0, 1, 2]), tensor([[1, 0],
-                                           [0, 2]]))
-
-        References:
-            Cuthill and McKee, "Reducing the Bandwidth of Sparse Symmetric Matrices", 1969; Karypis and Kumar, "A Fast
-            and High Quality Multilevel Scheme for Partitioning Irregular Graphs", 1998.
-        """
-        # It reorders edge lists, whose module imports this one.
-        from .reorder import reorder
-
-        return reorder(self, order)
+    def reorder(self, order: Any) -> tuple[Pattern, Any]:
+        """Raise NotImplementedError: only `Edges` can be renumbered, see `Edges.reorder`."""
+        rule = "must be Edges, because fast kernels of windows and grids need their nodes in line"
+        fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
+        raise NotImplementedError(message("reorder", "pattern", rule, self, fix))
 
     def _sort(self, row: int, column: int) -> CSR:
         sizes = (self.num_sources, self.num_targets)

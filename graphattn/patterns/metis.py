@@ -1,4 +1,4 @@
-"""Which part of a graph each node belongs to, so that few edges cross between parts."""
+"""METIS on an edge list; `partition` has the public function."""
 
 from __future__ import annotations
 
@@ -6,67 +6,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import check_int, message
-from .annotations import EdgesLike
-from .base import Pattern, check_square
-from .edges import Edges
+from ..errors import message
 
 
-def metis_parts(
-    edges: Pattern | EdgesLike, num_parts: int, num_nodes: int | None = None, seed: int = 0, *, recursive: bool = False
-) -> Tensor:
-    """Cut the nodes into parts of nearly equal size between which few edges run, by METIS.
-
-    METIS knows undirected graphs: an edge counts for both of its directions, parallel ones count once, and self-loops
-    don't count.
-
-    Args:
-        edges: a pattern of as many sources as targets, or whatever `Edges` takes, such as an edge_index [2, E].
-        num_parts: how many parts, one at least.
-        num_nodes: N, where `edges` doesn't know it; as in `Edges`.
-        seed: of METIS's own random numbers, 0 or more.
-        recursive: cut in two again and again, in place of all parts at once.
-
-    Returns:
-        [N] int64 in [0, num_parts), on the device of the edges: the part of each node. The same arguments give the
-        same parts. On a small graph a part may be empty; with at least as many parts as nodes, node i is part i.
+def find_parts(edge_index: Tensor, nodes: int, num_parts: int, seed: int = 0, *, recursive: bool = False) -> Tensor:
+    """Part of each node, [nodes] int64, see `metis_parts`.
 
     Raises:
         ImportError: pymetis isn't installed.
-        ValueError: sources and targets aren't the same nodes, or there is less than one part.
-
-    Example:
-        >>> triangles = torch.tensor([[0, 1, 2, 3, 4, 5, 0], [1, 2, 0, 4, 5, 3, 3]])
-        >>> part = metis_parts(triangles, num_parts=2)
-        >>> bool((part[:3] == part[0]).all()), bool((part[3:] == part[3]).all()), bool(part[0] != part[3])
-        (True, True, True)
-
-    References:
-        Karypis and Kumar, "A Fast and High Quality Multilevel Scheme for Partitioning Irregular Graphs", 1998.
     """
-    pattern = edges if isinstance(edges, Pattern) else Edges(edges, num_nodes)
-    check_square(pattern, "metis_parts")
-    nodes = pattern.num_targets
-    if num_nodes is not None and num_nodes != nodes:
-        raise ValueError(message("metis_parts", "num_nodes", f"must be that of the pattern, {nodes}", num_nodes))
-    num_parts = check_int("metis_parts", "num_parts", num_parts, 1)
-    seed = check_int("metis_parts", "seed", seed, 0)
-    if seed >= 2**31:
-        raise ValueError(message("metis_parts", "seed", "must be less than 2^31", seed))
     try:
         import pymetis
     except ImportError as error:
         fix = "Use pip install 'graphattn[partition]' or pip install pymetis."
         raise ImportError(message("metis_parts", "pymetis", "must be installed", fix=fix)) from error
     if num_parts == 1 or num_parts >= nodes:
-        return torch.arange(nodes, device=pattern.device) % num_parts
+        return torch.arange(nodes, device=edge_index.device) % num_parts
     from scipy.sparse import coo_array
 
-    source, target = pattern.edge_index[:, pattern.edge_index[0] != pattern.edge_index[1]].cpu().numpy()
+    source, target = edge_index[:, edge_index[0] != edge_index[1]].cpu().numpy()
     both = (np.concatenate([source, target]), np.concatenate([target, source]))
     neighbors = coo_array((np.ones(len(both[0]), np.int8), both), shape=(nodes, nodes)).tocsr()
     dtype = pymetis.zero_copy_dtype()
     adjacency = pymetis.CSRAdjacency(neighbors.indptr.astype(dtype), neighbors.indices.astype(dtype))
     options = pymetis.Options(seed=seed)
     found = pymetis.part_graph(num_parts, adjacency, recursive=recursive, options=options)
-    return torch.tensor(found.vertex_part, dtype=torch.int64, device=pattern.device)
+    return torch.tensor(found.vertex_part, dtype=torch.int64, device=edge_index.device)

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ..errors import check_choice, message, shape_of
 from ..segments import permute
-from .base import Pattern, check_square
-from .edges import Edges
-from .metis import metis_parts
+from .metis import find_parts
 
 # Nodes to a part of METIS's: the rows of such a part fit into a core's second-level cache.
 PART_NODES = 512
@@ -56,35 +54,27 @@ class NodeOrder(NamedTuple):
         return permute(x, perm, inverse, dim)
 
 
-def reorder(pattern: Pattern, order: Any) -> tuple[Edges, NodeOrder]:
-    """See `Pattern.reorder`."""
-    if not isinstance(pattern, Edges):
-        rule = "must be Edges, because fast kernels of windows and grids need their nodes in line"
-        fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
-        raise NotImplementedError(message("reorder", "pattern", rule, pattern, fix))
-    check_square(pattern, "reorder")
+def find_order(edge_index: Tensor, nodes: int, order: Any) -> NodeOrder:
+    """The order that `Edges.reorder` was asked for."""
     order = order.perm if isinstance(order, NodeOrder) else order
     if isinstance(order, np.ndarray | list):
-        order = torch.as_tensor(order, device=pattern.device)
+        order = torch.as_tensor(order, device=edge_index.device)
     if isinstance(order, Tensor):
-        perm = _check_permutation(order, pattern)
+        perm = _check_permutation(order, nodes, edge_index.device)
     else:
         check_choice("reorder", "order", order, ORDERS)
-        perm = ORDERS[order](pattern).to(pattern.device)
+        perm = ORDERS[order](edge_index, nodes).to(edge_index.device)
     inverse = torch.empty_like(perm)
     inverse[perm] = torch.arange(perm.numel(), device=perm.device)
-    return Edges(inverse[pattern.edge_index], pattern.num_targets), NodeOrder(perm, inverse)
+    return NodeOrder(perm, inverse)
 
 
-def _check_permutation(order: Tensor, pattern: Edges) -> Tensor:
-    nodes = pattern.num_targets
+def _check_permutation(order: Tensor, nodes: int, device: torch.device) -> Tensor:
     if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool:
         raise TypeError(message("reorder", "order", "must have an integer dtype", order.dtype, "Use order.long()."))
-    if order.device != pattern.device:
-        fix = f"Use order.to('{pattern.device}')."
-        raise ValueError(
-            message("reorder", "order", f"must be on the pattern's device, {pattern.device}", order.device, fix)
-        )
+    if order.device != device:
+        fix = f"Use order.to('{device}')."
+        raise ValueError(message("reorder", "order", f"must be on the pattern's device, {device}", order.device, fix))
     if order.shape != (nodes,):
         raise ValueError(message("reorder", "order", f"must have shape [{nodes}]", shape_of(order)))
     is_named = torch.zeros(nodes, dtype=torch.bool, device=order.device)
@@ -96,29 +86,27 @@ def _check_permutation(order: Tensor, pattern: Edges) -> Tensor:
     return order.to(torch.int64)
 
 
-def _by_degree(pattern: Edges) -> Tensor:
-    degree = torch.bincount(pattern.edge_index.flatten(), minlength=pattern.num_targets)
+def _by_degree(edge_index: Tensor, nodes: int) -> Tensor:
+    degree = torch.bincount(edge_index.flatten(), minlength=nodes)
     return degree.argsort(descending=True, stable=True)
 
 
-def _by_bandwidth(pattern: Edges) -> Tensor:
+def _by_bandwidth(edge_index: Tensor, nodes: int) -> Tensor:
     """Reverse Cuthill and McKee of the graph without directions."""
-    nodes = pattern.num_targets
     if nodes == 0:
         return torch.empty(0, dtype=torch.int64)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import reverse_cuthill_mckee
 
-    source, target = pattern.edge_index.cpu().numpy()
+    source, target = edge_index.cpu().numpy()
     both = (np.concatenate([source, target]), np.concatenate([target, source]))
     graph = coo_array((np.ones(len(both[0]), bool), both), shape=(nodes, nodes)).tocsr()
     return torch.from_numpy(reverse_cuthill_mckee(graph, symmetric_mode=True).astype(np.int64))
 
 
-def _by_parts(pattern: Edges) -> Tensor:
+def _by_parts(edge_index: Tensor, nodes: int) -> Tensor:
     """One part of METIS's after another, each in the nodes' own order."""
-    parts = max(1, -(-pattern.num_targets // PART_NODES))
-    return metis_parts(pattern, parts).argsort(stable=True)
+    return find_parts(edge_index, nodes, max(1, -(-nodes // PART_NODES))).argsort(stable=True)
 
 
-ORDERS: dict[str, Callable[[Edges], Tensor]] = {"degree": _by_degree, "rcm": _by_bandwidth, "metis": _by_parts}
+ORDERS: dict[str, Callable[[Tensor, int], Tensor]] = {"degree": _by_degree, "rcm": _by_bandwidth, "metis": _by_parts}

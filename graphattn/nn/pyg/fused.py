@@ -25,7 +25,7 @@ from ...patterns.across_processes import RemotePattern
 from ...patterns.base import Sides
 from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
-from ...scores import Additive, Score
+from ...scores import Score
 from .edges import check_edge_attr
 
 HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
@@ -79,8 +79,7 @@ class Graph:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
         """Attend: [T, H, C], in the dtype at which PyG's own arithmetic would arrive."""
         tensors = (query, key, value)
-        dtypes = [x.dtype for x in tensors] + ([score.vector.dtype] if isinstance(score, Additive) else [])
-        dtype = functools.reduce(torch.promote_types, dtypes)
+        dtype = functools.reduce(torch.promote_types, (x.dtype for x in (*tensors, *score.tensors().values())))
         options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
         query, key, value = (x.to(dtype) for x in tensors)
         options |= dict(score=score.to(dtype), return_weights=self.return_weights)

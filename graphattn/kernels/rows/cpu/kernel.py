@@ -5,9 +5,7 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +15,32 @@ from ....call import Call
 from ....compiled import empty, load, run_tasks, why_not_compiled
 from ....csr import CSR
 from ....dropout import keep_scale, threshold
-from ....normalizers import Softmax
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
-from ..op import NORMALIZER_CODES, library, list_of, lists_for, read_list, run_fused, sums_shape, why_not_fused
+from ..op import edges_for, library, read_plan, run_fused, tensors_of, why_not_fused
+from ..operands import (
+    SOFTMAX,
+    Arrays,
+    Backward,
+    Dropout,
+    EdgeArrays,
+    EdgeLists,
+    Forward,
+    Loops,
+    Mode,
+    Needs,
+    Outputs,
+    Shape,
+    Slopes,
+    SortedEdges,
+    SourceGradients,
+    TargetGradients,
+    Tensors,
+    Weights,
+    gradients,
+    sums_shape,
+    unpack,
+)
 
 # See `NumbaCSR.cost`.
 SECONDS = (6.5e-4, 1.3e-8, 1.7e-9, 1.85e-8, 6.8e-11)
@@ -55,10 +75,10 @@ class NumbaCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        rows, columns = lists_for(call, self.name, _plan)
+        edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
-        has_cut_rows = len(rows) < 5 or rows[4].numel() > 0
-        return run_fused(call, rows, columns, has_cut_rows)
+        has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
+        return run_fused(call, edges, has_cut_rows)
 
 
 def _compiled(part: str) -> Any:
@@ -66,17 +86,31 @@ def _compiled(part: str) -> Any:
     return load(f"kernels.rows.cpu.jit.{part}")
 
 
-def _plan(csr: CSR) -> list[Tensor]:
-    """A CSR with its tasks and its cut rows."""
-    tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
-    return [*list_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut)]
+class TaskPlan(NamedTuple):
+    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`."""
+
+    ptr: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    perm: Tensor
+    tasks: Tensor
+    cut: Tensor
+
+    @classmethod
+    def of(cls, csr: CSR) -> TaskPlan:
+        """Cut the rows of a CSR into tasks."""
+        tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
+        return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut))
+
+    def slots(self) -> int:
+        """How many pieces the cut rows have."""
+        return int(self.cut[-1, 2]) if self.cut.numel() else 0
 
 
 def _flat(x: Tensor | None) -> np.ndarray | None:
     """A flat array of the tensor's own memory; half types as the integers that stand for them."""
     if x is None:
         return None
-    x = x.detach().contiguous()
+    x = x.detach()
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().reshape(-1)
     if x.dtype == torch.float16:
@@ -84,161 +118,134 @@ def _flat(x: Tensor | None) -> np.ndarray | None:
     return x.numpy().reshape(-1)
 
 
-class _Operands:
-    """What all compiled functions take, in their order: csr, shape, data, edges, mode, dropout."""
-
-    def __init__(self, shared: Sequence[Any], edges: int, mode: tuple[int, int, float, float, float]) -> None:
-        query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
-        kind, normalizer, scale, slope, dropout_p = mode
-        self.batches: int = query.size(0)
-        number = np.float64 if query.dtype == torch.float64 else np.float32
-        sizes = (key.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
-        self.shape = (query.size(0), query.size(1), *sizes, edges)
-        self.data = (_flat(query), _flat(key), _flat(value), _flat(vector))
-        stride = lambda x: 0 if x is None or x.size(0) == 1 else edges
-        optional = ((_flat(x), stride(x)) for x in (edge_bias, edge_key, edge_value))
-        self.edges: tuple[Any, ...] = tuple(itertools.chain.from_iterable(optional))
-        self.mode = (kind, normalizer, number(slope), number(scale))
-        bound = np.uint64(threshold(dropout_p)) if seed is not None else np.uint64(0)
-        self.dropout = (0 if seed is None else int(seed), bound, number(keep_scale(dropout_p)))
-
-    def common(self) -> tuple[Any, ...]:
-        return self.shape, self.data, self.edges, self.mode
+def _arrays_of(kind: Any, *tensors: Tensor | None) -> Any:
+    """Return a named tuple of flat arrays."""
+    return kind(*map(_flat, tensors))
 
 
-def _arrays(
-    given: list[Tensor], side: str, query: Tensor, key: Tensor
-) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray, int]:
-    """Arrays of an operator's list: csr, tasks, cut rows, and how many slots these have."""
-    ptr, index, perm, tasks, cut = read_list(given, side, query, key, NumbaCSR.name, _plan)
-    csr = (ptr.numpy(), index.numpy(), perm.numpy())
-    slots = int(cut[-1, 2]) if cut.numel() else 0
-    return csr, tasks.numpy(), cut.numpy(), slots
+def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
+    """What every loop takes, of tensors without gaps."""
+    edges = plan.index.numel()
+    number: Any = np.float64 if tensors.query.dtype == torch.float64 else np.float32
+    of_edges: list[Any] = []
+    for x in (tensors.edge_bias, tensors.edge_key, tensors.edge_value):
+        of_edges += [_flat(x), 0 if x is None or x.size(0) == 1 else edges]
+    seed = 0 if tensors.seed is None else int(tensors.seed)
+    bound = np.uint64(0 if tensors.seed is None else threshold(mode.dropout_p))
+    return Loops(
+        SortedEdges(plan.ptr.numpy(), plan.index.numpy(), plan.perm.numpy()),
+        Shape.of(tensors, edges),
+        _arrays_of(Arrays, tensors.query, tensors.key, tensors.value, tensors.vector),
+        EdgeArrays(*of_edges),
+        mode._replace(scale=number(mode.scale), slope=number(mode.slope)),
+        Dropout(seed, bound, number(keep_scale(mode.dropout_p))),
+    )
 
 
-def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
+    return read_plan(edges, side, tensors, NumbaCSR.name, TaskPlan)
+
+
+def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`csr_forward` on the CPU."""
     compiled = _compiled("forward")
-    *shared, rows, is_exact, kind, normalizer, scale, slope, dropout_p = inputs
-    query, value = shared[0], shared[2]
-    csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
-    operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
-    (batches, targets, heads), width = query.shape[:3], value.size(3)
-    out = empty(query, batches, targets, heads, width, dtype=None if is_exact else query.dtype)
-    sums = empty(query, *sums_shape(query, normalizer))
-    part_out, part_top, part_sum = (empty(query, batches * slots * heads * w) for w in (width, 1, 1))
-    results = [_flat(x) for x in (out, sums, part_out, part_top, part_sum)]
-    seed, bound, keep = operands.dropout
-    keep = type(keep)(1) if is_exact else keep
-    dropout = (seed, bound, keep)
-    total = batches * len(tasks)
-    run_tasks(compiled.forward_tasks, total, tasks, slots, csr, *operands.common(), dropout, *results)
+    tensors, edges, is_exact, mode = unpack(Forward, flat)
+    plan, tensors = _plan_of(edges, "rows", tensors), tensors.contiguous()
+    call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots()
+    shape, tasks = call.shape, plan.tasks.numpy()
+    out = empty(query, *query.shape[:3], shape.value_width, dtype=None if is_exact else query.dtype)
+    sums = empty(query, *sums_shape(query, mode.normalizer))
+    parts = (empty(query, shape.batches * slots * shape.heads * width) for width in (shape.value_width, 1, 1))
+    results = _arrays_of(Outputs, out, sums, *parts)
+    if is_exact:
+        one = type(call.dropout.keep_scale)(1)
+        call = call._replace(dropout=call.dropout._replace(keep_scale=one))
+    run_tasks(compiled.forward_tasks, shape.batches * len(tasks), tasks, slots, call, results)
     if slots:
-        compiled.merge_forward(cut, slots, operands.shape, operands.mode, keep, *results)
-    return ((out * keep_scale(dropout_p)).to(query.dtype), sums, out) if is_exact else (out, sums, sums.new_empty(0))
+        compiled.merge_forward(plan.cut.numpy(), slots, call, results)
+    if not is_exact:
+        return out, sums, sums.new_empty(0)
+    return (out * keep_scale(mode.dropout_p)).to(query.dtype), sums, out
 
 
-def weights(*inputs: Any) -> Tensor:
+def weights(*flat: Any) -> Tensor:
     """`csr_weights` on the CPU."""
-    compiled = _compiled("forward")
-    *shared, sums, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    csr, tasks, _, _ = _arrays(rows, "rows", *shared[:2])
-    operands = _Operands(shared, len(csr[1]), (kind, normalizer, scale, slope, dropout_p))
-    query = shared[0]
-    found = empty(query, query.size(0), len(csr[1]), query.size(2))
-    total = operands.batches * len(tasks)
-    run_tasks(compiled.weight_tasks, total, tasks, csr, *operands.common(), _flat(sums), _flat(found))
+    tensors, sums, edges, mode = unpack(Weights, flat)
+    return _weights(tensors.contiguous(), sums.contiguous(), _plan_of(edges, "rows", tensors), mode)
+
+
+def _weights(tensors: Tensors, sums: Tensor, plan: TaskPlan, mode: Mode) -> Tensor:
+    call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.tasks.numpy()
+    found = empty(query, call.shape.batches, call.shape.edges, call.shape.heads)
+    total = call.shape.batches * len(tasks)
+    run_tasks(_compiled("forward").weight_tasks, total, tasks, call, _flat(sums), _flat(found))
     return found
 
 
-def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
+def backward(*flat: Any) -> list[Tensor]:
     """`csr_backward` on the CPU."""
-    compiled = _compiled("backward")
-    *shared, out, sums, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
-    mode = (kind, normalizer, scale, slope, dropout_p)
-    query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
-    csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
-    edges = len(csr[1])
-    operands = _Operands(shared, edges, mode)
-    batches, heads, width = operands.batches, query.size(2), query.size(3)
-    stats, more, weighed = sums, None, None
-    is_softmax = normalizer == NORMALIZER_CODES[Softmax]
+    operands = unpack(Backward, flat)
+    needs, mode = operands.needs, operands.mode
+    plan = _plan_of(operands.edges, "rows", operands.tensors)
+    tensors = operands.tensors.contiguous()
+    query, sums, stats = tensors.query, operands.sums.contiguous(), operands.sums
+    is_softmax = mode.normalizer == SOFTMAX
+    of_lse = of_cut_rows = None
     if is_softmax:
-        stats = empty(query, *sums.shape[:2], 4, heads)
-        more = None if grad_lse is None else -grad_lse
+        stats = empty(query, *query.shape[:2], 4, query.size(2))
+        of_lse = None if operands.grad_lse is None else -operands.grad_lse.contiguous()
         # Only the sums of cut rows can't be had on the way.
-        if grad_weights is not None and slots:
-            ptr, index, perm = map(torch.from_numpy, csr)
-            products = weights(*shared, sums, rows, *mode) * grad_weights
-            weighed = segment_sum(products, Rows(index, ptr, perm.to(torch.int64) if perm.numel() else None), -2)
-    grads = (_flat(grad_out), _flat(sums), _flat(stats), _flat(grad_weights))
+        if operands.grad_weights is not None and plan.cut.numel():
+            products = _weights(tensors, sums, plan, mode) * operands.grad_weights
+            perm = plan.perm.to(torch.int64) if plan.perm.numel() else None
+            of_cut_rows = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
+    given = [None if x is None else x.contiguous() for x in (operands.grad_out, operands.grad_weights)]
+    slopes = _arrays_of(Slopes, *given, sums, stats, operands.out.contiguous(), of_lse, of_cut_rows)
     found: dict[str, Tensor] = {}
-    one = operands.mode[3].dtype.type(1)
+    # With softmax, this pass also sets the statistics that the next one needs.
+    if is_softmax or needs.query or needs.vector or any(needs.of_edges().values()):
+        found |= _target_gradients(tensors, plan, mode, slopes, needs)
+    if needs.key or needs.value:
+        found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), mode, slopes)
+    return gradients(found, tensors, needs)
 
-    # Of softmax, this pass also sets the stats that the next one needs.
-    if is_softmax or needs[0] or any(needs[3:]):
-        found["query"] = empty(query, *query.shape, dtype=query.dtype)
-        part_vector = query.new_zeros(batches * len(tasks), heads, width, dtype=sums.dtype) if needs[3] else None
-        part_query = empty(query, batches * slots * heads * width)
-        of_edges = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
-        for (name, x), need in zip(of_edges.items(), needs[4:], strict=True):
-            if x is not None and need:
-                found[name] = empty(query, *x.shape)
-        if "edge_bias" in found:
-            found["edge_bias"].zero_()
-        by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in of_edges)
-        results = [
-            _flat(found["query"]),
-            _flat(part_query),
-            _flat(part_vector),
-            *(_flat(found.get(x)) for x in of_edges),
-        ]
-        run_tasks(
-            compiled.target_gradient_tasks,
-            batches * len(tasks),
-            by_edge,
-            tasks,
-            slots,
-            csr,
-            *operands.common(),
-            operands.dropout,
-            grads,
-            _flat(out),
-            _flat(more),
-            _flat(weighed),
-            *results,
-            multiple=batches if by_edge else 1,
-        )
-        if slots:
-            compiled.merge_sums(batches, query.size(1), cut, slots, heads * width, one, results[0], results[1])
-        if part_vector is not None:
-            found["vector"] = part_vector.sum(0, dtype=torch.float64)
-    if needs[1] or needs[2]:
-        csc, tasks, cut, slots = _arrays(columns, "columns", query, key)
-        found["key"], found["value"] = (empty(query, *x.shape, dtype=query.dtype) for x in (key, value))
-        sizes = (key.size(2) * width, value.size(2) * value.size(3))
-        parts = [empty(query, batches * slots * size) for size in sizes]
-        results = [_flat(x) for x in (found["key"], found["value"], *parts)]
-        run_tasks(
-            compiled.source_gradient_tasks,
-            batches * len(tasks),
-            tasks,
-            slots,
-            csc,
-            *operands.common(),
-            operands.dropout,
-            grads,
-            *results,
-        )
-        if slots:
-            for size, whole, part in zip(sizes, results[:2], results[2:], strict=True):
-                compiled.merge_sums(batches, key.size(1), cut, slots, size, one, whole, part)
 
-    names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
-    return [
-        found[name].to(x.dtype) if need else query.new_empty(0)
-        for name, x, need in zip(names, shared, needs, strict=False)
-    ]
+def _target_gradients(tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes, needs: Needs) -> dict[str, Tensor]:
+    """Gradients of the query, the vector and edge tensors."""
+    compiled, call, query = _compiled("backward"), _loops(tensors, plan, mode), tensors.query
+    (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.tasks.numpy(), plan.slots()
+    found = {"query": empty(query, *query.shape, dtype=query.dtype)}
+    part_query = empty(query, batches * slots * heads * width)
+    part_vector = empty(query, batches * len(tasks), heads, width).zero_() if needs.vector else None
+    for name, need in needs.of_edges().items():
+        if need:
+            found[name] = empty(query, *getattr(tensors, name).shape)
+    if "edge_bias" in found:
+        found["edge_bias"].zero_()
+    by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in needs.of_edges())
+    of_edges = (found.get(name) for name in needs.of_edges())
+    results = _arrays_of(TargetGradients, found["query"], part_query, part_vector, *of_edges)
+    total, multiple = batches * len(tasks), batches if by_edge else 1
+    run_tasks(compiled.target_gradient_tasks, total, by_edge, tasks, slots, call, slopes, results, multiple=multiple)
+    if slots:
+        compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
+    if part_vector is not None:
+        found["vector"] = part_vector.sum(0, dtype=torch.float64)
+    return found
+
+
+def _source_gradients(tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes) -> dict[str, Tensor]:
+    """Gradients of key and value."""
+    compiled, call, query = _compiled("backward"), _loops(tensors, plan, mode), tensors.query
+    (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots()
+    sizes, tasks, cut = (kv_heads * width, kv_heads * value_width), plan.tasks.numpy(), plan.cut.numpy()
+    found = [empty(query, *x.shape, dtype=query.dtype) for x in (tensors.key, tensors.value)]
+    results = _arrays_of(SourceGradients, *found, *(empty(query, batches * slots * size) for size in sizes))
+    run_tasks(compiled.source_gradient_tasks, batches * len(tasks), tasks, slots, call, slopes, results)
+    if slots:
+        compiled.merge_sums(batches, sources, cut, slots, sizes[0], results.key, results.part_key)
+        compiled.merge_sums(batches, sources, cut, slots, sizes[1], results.value, results.part_value)
+    return {"key": found[0], "value": found[1]}
 
 
 library.impl("csr_forward", forward, "CPU")

@@ -16,11 +16,26 @@ from torch import Tensor
 
 from ....call import Call, accumulate_dtype
 from ....dropout import keep_scale, threshold
-from ....normalizers import Softmax
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result
-from ..op import NORMALIZER_CODES, library, lists_for, read_list, run_fused, sums_shape, why_not_fused
-from .plan import WIDEST, Block, block_of, estimate, merge_block, plan, power_of_two
+from ..op import edges_for, library, read_plan, run_fused, why_not_fused
+from ..operands import (
+    SOFTMAX,
+    Backward,
+    EdgeLists,
+    Forward,
+    Mode,
+    Needs,
+    Shape,
+    SourceGradients,
+    TargetGradients,
+    Tensors,
+    Weights,
+    gradients,
+    sums_shape,
+    unpack,
+)
+from .plan import WIDEST, Block, ItemPlan, block_of, estimate, merge_block, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 # Whether a GPU has run these kernels and `make gpu` has passed and measured there. Until then "auto" never takes them,
@@ -56,47 +71,43 @@ class TritonCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        return run_fused(call, *lists_for(call, self.name, plan), is_exact=True)
-
-
-class _Side:
-    """An operator's list, read: rows of targets or columns of sources."""
-
-    def __init__(self, given: list[Tensor], side: str, shared: Sequence[Any]) -> None:
-        query, key, seed = shared[0], shared[1], shared[7]
-        ptr, index, perm, occurrence, long, short, cut = read_list(given, side, query, key, TritonCSR.name, plan)
-        self.ptr, self.cut, self.edges = ptr, cut, index.numel()
-        # Dropout alone asks for occurrences.
-        is_counted = seed is not None and occurrence.numel() > 0
-        self.lists = (index, perm if perm.numel() else None, occurrence if is_counted else None)
-        self.items = ((long, False), (short, True))
-        # Each piece of a cut row has a slot, and a cut row has two pieces at least.
-        self.slots = long.size(0) if cut.size(0) else 0
+        return run_fused(call, edges_for(call, self.name, ItemPlan), is_exact=True)
 
 
 class _Operands:
-    """What all kernels take: tensors, numbers, and what is compiled in."""
+    """What all kernels take: tensors without gaps, numbers, and what is compiled in."""
 
-    def __init__(self, shared: Sequence[Any], mode: tuple[int, int, float, float, float], edges: int) -> None:
-        given: list[Any] = [None if x is None else x.contiguous() for x in shared]
-        query, key, value, vector, bias, edge_key, edge_value, _ = given
-        self.score, self.normalizer, scale, slope, dropout_p = mode
-        self.query = query
-        self.batches, self.targets, self.heads, self.width = query.shape
-        self.sources, self.kv_heads, self.value_width = key.size(1), key.size(2), value.size(3)
-        # Edges between the batch elements of edge tensors: none where all share one.
-        stride = [0 if x is None or x.size(0) == 1 else edges for x in (bias, edge_key, edge_value)]
-        self.tensors, self.numbers = given, (*stride, scale, slope, threshold(dropout_p), keep_scale(dropout_p))
-        self.for_weights = (query, key, vector, bias, edge_key), (*stride[:2], scale, slope)
+    def __init__(self, tensors: Tensors, mode: Mode, plan: ItemPlan) -> None:
+        self.tensors, self.mode, self.plan = tensors.contiguous(), mode, plan
+        self.shape = Shape.of(tensors, plan.index.numel())
+        self.of_batch = [0 if x is None or x.size(0) == 1 else self.shape.edges for x in tensors[4:7]]
+
+    def lists(self) -> tuple[Tensor | None, ...]:
+        """Index, perm and occurrences, None where they would say nothing."""
+        # Dropout alone asks for occurrences.
+        is_counted = self.tensors.seed is not None and self.plan.occurrence.numel() > 0
+        perm = self.plan.perm if self.plan.perm.numel() else None
+        return self.plan.index, perm, self.plan.occurrence if is_counted else None
+
+    def items(self) -> list[tuple[Tensor, bool]]:
+        """Each list of items, and whether its rows are short."""
+        return [(self.plan.long, False), (self.plan.short, True)]
+
+    def numbers(self) -> tuple[float, ...]:
+        """Numbers of the passes that read values."""
+        dropout_p = self.mode.dropout_p
+        return *self.of_batch, self.mode.scale, self.mode.slope, threshold(dropout_p), keep_scale(dropout_p)
 
     def empty(self, *shape: int) -> Tensor:
         """New tensor of the accumulator's dtype."""
-        return self.query.new_empty(shape, dtype=accumulate_dtype(self.query.dtype))
+        query = self.tensors.query
+        return query.new_empty(shape, dtype=accumulate_dtype(query.dtype))
 
     def block(self, is_short: bool, is_backward: bool) -> Block:
         """What a program takes."""
-        widths, itemsize = (self.width, self.value_width), self.query.dtype.itemsize
-        return block_of(self.kv_heads, self.heads // self.kv_heads, widths, itemsize, is_short, is_backward)
+        shape, itemsize = self.shape, self.tensors.query.dtype.itemsize
+        widths, group = (shape.width, shape.value_width), shape.heads // shape.kv_heads
+        return block_of(shape.kv_heads, group, widths, itemsize, is_short, is_backward)
 
     def launch(
         self,
@@ -110,8 +121,9 @@ class _Operands:
     ) -> None:
         """Run a kernel over items."""
         rows, heads, warps = self.block(is_short, is_backward)
-        blocks, group = -(-items.size(0) // rows), self.heads // self.kv_heads
-        programs = self.batches * blocks * -(-self.kv_heads // heads)
+        shape, blocks = self.shape, -(-items.size(0) // rows)
+        kv_heads, group = shape.kv_heads, shape.heads // shape.kv_heads
+        programs = shape.batches * blocks * -(-kv_heads // heads)
         if not programs:
             return
         kernel[(programs,)](
@@ -120,24 +132,24 @@ class _Operands:
             blocks,
             *tensors,
             *numbers,
-            SCORE=self.score,
-            NORMALIZER=self.normalizer,
+            SCORE=self.mode.score,
+            NORMALIZER=self.mode.normalizer,
             ROWS=rows,
-            KV_HEADS=self.kv_heads,
+            KV_HEADS=kv_heads,
             GROUP=group,
             KV_BLOCK=heads,
             GROUP_BLOCK=power_of_two(group),
-            IS_EVEN=self.kv_heads % heads == 0 and group == power_of_two(group),
-            WIDTH=self.width,
-            WIDTH_BLOCK=power_of_two(self.width),
-            NUMBER=_number(self.query),
+            IS_EVEN=kv_heads % heads == 0 and group == power_of_two(group),
+            WIDTH=shape.width,
+            WIDTH_BLOCK=power_of_two(shape.width),
+            NUMBER=_number(self.tensors.query),
             num_warps=warps,
             **options,
         )
 
     def values(self) -> dict[str, Any]:
         """What kernels that read values are compiled for."""
-        return {"VALUE": self.value_width, "VALUE_BLOCK": power_of_two(self.value_width)}
+        return {"VALUE": self.shape.value_width, "VALUE_BLOCK": power_of_two(self.shape.value_width)}
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -152,170 +164,164 @@ def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_on_its_device
-def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`csr_forward` on the GPU."""
     from .jit.forward import forward_rows, merge_forward
 
-    *shared, rows, is_exact, kind, normalizer, scale, slope, dropout_p = inputs
-    side = _Side(rows, "rows", shared)
-    operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
-    (batches, targets, heads), width = operands.query.shape[:3], operands.value_width
-    out = operands.query.new_empty(batches, targets, heads, width)
-    sums = operands.empty(*sums_shape(operands.query, normalizer))
+    tensors, edges, is_exact, mode = unpack(Forward, flat)
+    operands = _Operands(tensors, mode, _plan_of(edges, "rows", tensors))
+    query, shape, slots = operands.tensors.query, operands.shape, operands.plan.slots()
+    out = query.new_empty(*query.shape[:3], shape.value_width)
+    sums = operands.empty(*sums_shape(query, mode.normalizer))
     exact = operands.empty(*out.shape) if is_exact else None
-    parts = [operands.empty(batches * side.slots * heads * n) if side.slots else None for n in (width, 1, 1)]
-    numbers = (side.slots, targets, operands.sources, *operands.numbers)
-    for items, is_short in side.items:
+    sizes = [shape.batches * slots * shape.heads * width for width in (shape.value_width, 1, 1)]
+    parts = [operands.empty(size) if slots else None for size in sizes]
+    numbers = (slots, shape.targets, shape.sources, *operands.numbers())
+    for items, is_short in operands.items():
         results = (out, sums, exact, *([None] * 3 if is_short else parts))
-        operands.launch(
-            forward_rows, items, is_short, (*operands.tensors, *side.lists, *results), numbers, **operands.values()
-        )
-    if side.slots and batches:
-        pieces, heads_block = merge_block(heads, width)
-        merge_forward[(batches * side.cut.size(0) * -(-heads // heads_block),)](
-            side.cut,
+        given = (*operands.tensors, *operands.lists(), *results)
+        operands.launch(forward_rows, items, is_short, given, numbers, **operands.values())
+    if slots and shape.batches:
+        cut = operands.plan.cut
+        pieces, heads_block = merge_block(shape.heads, shape.value_width)
+        merge_forward[(shape.batches * cut.size(0) * -(-shape.heads // heads_block),)](
+            cut,
             out,
             sums,
             exact,
             *parts,
-            side.cut.size(0),
-            side.slots,
-            targets,
-            keep_scale(dropout_p),
-            NORMALIZER=normalizer,
+            cut.size(0),
+            slots,
+            shape.targets,
+            keep_scale(mode.dropout_p),
+            NORMALIZER=mode.normalizer,
             PIECES=pieces,
             num_warps=8,
-            HEADS=heads,
+            HEADS=shape.heads,
             HEADS_BLOCK=heads_block,
-            NUMBER=_number(operands.query),
+            NUMBER=_number(query),
             **operands.values(),
         )
     return out, sums, sums.new_empty(0) if exact is None else exact
 
 
 @_on_its_device
-def weights(*inputs: Any) -> Tensor:
+def weights(*flat: Any) -> Tensor:
     """`csr_weights` on the GPU."""
+    tensors, sums, edges, mode = unpack(Weights, flat)
+    return _weights(_Operands(tensors, mode, _plan_of(edges, "rows", tensors)), sums.contiguous())
+
+
+def _weights(operands: _Operands, sums: Tensor) -> Tensor:
     from .jit.forward import weigh_rows
 
-    *shared, sums, rows, kind, normalizer, scale, slope, dropout_p = inputs
-    side = _Side(rows, "rows", shared)
-    operands = _Operands(shared, (kind, normalizer, scale, slope, dropout_p), side.edges)
-    found = operands.empty(operands.batches, side.edges, operands.heads)
-    tensors, numbers = operands.for_weights
-    for items, is_short in side.items:
-        operands.launch(
-            weigh_rows,
-            items,
-            is_short,
-            (*tensors, sums.contiguous(), *side.lists[:2], found),
-            (operands.targets, operands.sources, side.edges, *numbers),
-        )
+    (query, key, _, vector, bias, edge_key, *_), shape, mode = operands.tensors, operands.shape, operands.mode
+    found = operands.empty(shape.batches, shape.edges, shape.heads)
+    given = (query, key, vector, bias, edge_key, sums, *operands.lists()[:2], found)
+    numbers = (shape.targets, shape.sources, shape.edges, *operands.of_batch[:2], mode.scale, mode.slope)
+    for items, is_short in operands.items():
+        operands.launch(weigh_rows, items, is_short, given, numbers)
     return found
 
 
 @_on_its_device
-def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | None, *inputs: Any) -> list[Tensor]:
+def backward(*flat: Any) -> list[Tensor]:
     """`csr_backward` on the GPU."""
-    *shared, out, sums, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
-    mode = (kind, normalizer, scale, slope, dropout_p)
-    side = _Side(rows, "rows", shared)
-    operands = _Operands(shared, mode, side.edges)
-    grad_out = grad_out.contiguous()
+    given = unpack(Backward, flat)
+    needs, plan = given.needs, _plan_of(given.edges, "rows", given.tensors)
+    operands, sums = _Operands(given.tensors, given.mode, plan), given.sums.contiguous()
+    grad_weights = None if given.grad_weights is None else given.grad_weights.contiguous()
     stats = more = None
-    if normalizer == NORMALIZER_CODES[Softmax]:
-        stats = operands.empty(operands.batches, operands.targets, 3, operands.heads)
-        more = None if grad_lse is None else -grad_lse
+    if given.mode.normalizer == SOFTMAX:
+        stats = operands.empty(*given.sums.shape[:2], 3, operands.shape.heads)
+        more = None if given.grad_lse is None else -given.grad_lse.contiguous()
         if grad_weights is not None:
-            products = weights(*shared, sums, rows, *mode) * grad_weights
-            index, perm, _ = side.lists
-            rows_of = Rows(index, side.ptr, None if perm is None else perm.to(torch.int64))
-            weighed = segment_sum(products, rows_of, -2)
+            perm = plan.perm.to(torch.int64) if plan.perm.numel() else None
+            weighed = segment_sum(_weights(operands, sums) * grad_weights, Rows(plan.index, plan.ptr, perm), -2)
             more = weighed if more is None else weighed + more
-    grads = (grad_out, None if grad_weights is None else grad_weights.contiguous())
+    grads = (stats, given.grad_out.contiguous(), grad_weights)
     found: dict[str, Tensor] = {}
-    # Of softmax, this pass also sets the stats that the next one needs.
-    if stats is not None or needs[0] or any(needs[3:]):
-        given = [None if x is None else x.contiguous() for x in (out, sums, more)]
-        found |= _target_gradients(operands, side, (stats, *grads, *given), needs)
-    if needs[1] or needs[2]:
-        found |= _source_gradients(operands, _Side(columns, "columns", shared), (stats, *grads))
-    names = ("query", "key", "value", "vector", "edge_bias", "edge_key", "edge_value")
-    return [
-        found[name].to(x.dtype) if need else operands.query.new_empty(0)
-        for name, x, need in zip(names, shared, needs, strict=False)
-    ]
+    # With softmax, this pass also sets the statistics that the next one needs.
+    if stats is not None or needs.query or needs.vector or any(needs.of_edges().values()):
+        found |= _target_gradients(operands, (*grads, given.out.contiguous(), sums, more), needs)
+    if needs.key or needs.value:
+        columns = _Operands(given.tensors, given.mode, _plan_of(given.edges, "columns", given.tensors))
+        found |= _source_gradients(columns, grads)
+    return gradients(found, given.tensors, needs)
 
 
-def _target_gradients(operands: _Operands, side: _Side, grads: Sequence[Any], needs: list[bool]) -> dict[str, Tensor]:
+def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> ItemPlan:
+    return read_plan(edges, side, tensors, TritonCSR.name, ItemPlan)
+
+
+def _target_gradients(operands: _Operands, grads: Sequence[Any], needs: Needs) -> dict[str, Tensor]:
     """Gradients of the query, the vector and edge tensors; the statistics of rows are left for the other pass."""
     from .jit.backward import merge_sums, target_gradients
 
-    query, batches, heads, width = operands.query, operands.batches, operands.heads, operands.width
-    found = {"query": torch.empty_like(query)}
-    part = operands.empty(batches * side.slots * heads * width) if side.slots else None
-    of_edges: list[Tensor | None] = []
-    for name, x, need in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], needs[4:], strict=True):
-        if need:
-            # What is summed over the batch afterwards, in the accumulator's dtype.
-            found[name] = torch.empty_like(x) if x.size(0) == batches else operands.empty(batches, *x.shape[1:])
-        of_edges.append(found.get(name))
-    blocks = [-(-items.size(0) // operands.block(is_short, is_backward=True).rows) for items, is_short in side.items]
-    vectors = operands.empty(batches * sum(blocks), heads, width) if needs[3] else None
+    tensors, shape, slots = operands.tensors, operands.shape, operands.plan.slots()
+    batches, heads, width = shape.batches, shape.heads, shape.width
+    found = {"query": torch.empty_like(tensors.query)}
+    part = operands.empty(batches * slots * heads * width) if slots else None
+    of_edges = {name: getattr(tensors, name) for name, need in needs.of_edges().items() if need}
+    for name, x in of_edges.items():
+        # What is summed over the batch afterwards, in the accumulator's dtype.
+        found[name] = torch.empty_like(x) if x.size(0) == batches else operands.empty(batches, *x.shape[1:])
+    blocks = [-(-items.size(0) // operands.block(short, is_backward=True).rows) for items, short in operands.items()]
+    vectors = operands.empty(batches * sum(blocks), heads, width) if needs.vector else None
     of_items = [None] * 2 if vectors is None else vectors.split([batches * count for count in blocks])
-    for (items, is_short), vector in zip(side.items, of_items, strict=True):
-        results = (found["query"], None if is_short else part, vector, *of_edges)
+    for (items, is_short), vector in zip(operands.items(), of_items, strict=True):
+        results = TargetGradients(found["query"], None if is_short else part, vector, *map(found.get, needs.of_edges()))
         operands.launch(
             target_gradients,
             items,
             is_short,
-            (*operands.tensors, *side.lists, *grads, *results),
-            (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
+            (*tensors, *operands.lists(), *grads, *results),
+            (slots, shape.targets, shape.sources, shape.edges, *operands.numbers()),
             is_backward=True,
             **operands.values(),
         )
     if part is not None:
-        _merge(merge_sums, side, batches, operands.targets, found["query"], part)
+        _merge(merge_sums, operands, shape.targets, found["query"], part)
     if vectors is not None:
         found["vector"] = vectors.sum(0, dtype=torch.float64)
-    for name, x in zip(("edge_bias", "edge_key", "edge_value"), operands.tensors[4:7], strict=True):
-        if name in found and x.size(0) != batches:
+    for name, x in of_edges.items():
+        if x.size(0) != batches:
             found[name] = found[name].sum(0, keepdim=True)
     return found
 
 
-def _source_gradients(operands: _Operands, side: _Side, grads: Sequence[Any]) -> dict[str, Tensor]:
+def _source_gradients(operands: _Operands, grads: Sequence[Any]) -> dict[str, Tensor]:
     """Gradients of key and value."""
     from .jit.backward import merge_sums, source_gradients
 
-    key, value = operands.tensors[1:3]
-    found = [torch.empty_like(key), torch.empty_like(value)]
-    sizes = [operands.batches * side.slots * x.size(2) * x.size(3) for x in found]
-    parts = [operands.empty(size) if side.slots else None for size in sizes]
-    for items, is_short in side.items:
+    tensors, shape, slots = operands.tensors, operands.shape, operands.plan.slots()
+    found = [torch.empty_like(tensors.key), torch.empty_like(tensors.value)]
+    parts = [operands.empty(shape.batches * slots * x.size(2) * x.size(3)) if slots else None for x in found]
+    for items, is_short in operands.items():
+        results = SourceGradients(*found, *([None] * 2 if is_short else parts))
         operands.launch(
             source_gradients,
             items,
             is_short,
-            (*operands.tensors, *side.lists, *grads, *found, *([None] * 2 if is_short else parts)),
-            (side.slots, operands.targets, operands.sources, side.edges, *operands.numbers),
+            (*tensors, *operands.lists(), *grads, *results),
+            (slots, shape.targets, shape.sources, shape.edges, *operands.numbers()),
             is_backward=True,
             **operands.values(),
         )
     for whole, part in zip(found, parts, strict=True):
         if part is not None:
-            _merge(merge_sums, side, operands.batches, operands.sources, whole, part)
+            _merge(merge_sums, operands, shape.sources, whole, part)
     return {"key": found[0], "value": found[1]}
 
 
-def _merge(kernel: Any, side: _Side, batches: int, rows: int, whole: Tensor, part: Tensor) -> None:
+def _merge(kernel: Any, operands: _Operands, rows: int, whole: Tensor, part: Tensor) -> None:
     """Add up the pieces of cut rows."""
-    size, cuts = whole.size(2) * whole.size(3), side.cut.size(0)
+    batches, plan, size = operands.shape.batches, operands.plan, whole.size(2) * whole.size(3)
     pieces, block = merge_block(size, 1)
-    if batches and cuts:
+    if batches and plan.cut.size(0):
         options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole), "num_warps": 8}
-        programs = batches * cuts * -(-size // block)
-        kernel[(programs,)](side.cut, whole, part, cuts, side.slots, rows, **options)
+        programs = batches * plan.cut.size(0) * -(-size // block)
+        kernel[(programs,)](plan.cut, whole, part, plan.cut.size(0), plan.slots(), rows, **options)
 
 
 def _number(like: Tensor) -> Any:

@@ -15,7 +15,7 @@ from ....call import Call
 from ....csr import CSR, index_dtype
 from ....offset_bias import OffsetBias
 from ...base import share
-from ..op import list_of
+from ..op import tensors_of
 
 # Rows of at most this many edges share a program: a program of their own would wait for memory most of the time.
 SHORT_ROW = 8
@@ -114,14 +114,40 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
-def plan(csr: CSR) -> list[Tensor]:
-    """A CSR, the occurrences of its parallel edges, and its items, longest first: [n, 4] of row, first edge, last
-    edge + 1, and slot.
+class ItemPlan(NamedTuple):
+    """A CSR with its items, longest first: [n, 4] of row, first edge, last edge + 1, and slot.
 
     A row of many edges is cut into pieces, each an item with a slot of its own for its partial sums; the slot of whole
-    rows is -1. Rows of few edges are items of a second list. The last list has the cut rows: [n, 3] of row, first slot,
-    last slot + 1.
+    rows is -1.
+
+    Attributes:
+        ptr, index, perm: the CSR; perm is empty where the caller's order is the sorted one.
+        occurrence: [E] int32, how many edges of the same pair come before each; empty where no edges are parallel.
+        long: items that are pieces, or whole rows of more than SHORT_ROW edges.
+        short: items of fewer edges.
+        cut: [n, 3] of row, first slot, last slot + 1.
     """
+
+    ptr: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index
+    perm: Tensor
+    occurrence: Tensor
+    long: Tensor
+    short: Tensor
+    cut: Tensor
+
+    @classmethod
+    def of(cls, csr: CSR) -> ItemPlan:
+        """Cut the rows of a CSR into items."""
+        return cls(*tensors_of(csr), _occurrences(csr), *_items(csr))
+
+    def slots(self) -> int:
+        """How many pieces the cut rows have: each has two at least, and they come first."""
+        return self.long.size(0) if self.cut.size(0) else 0
+
+
+def _items(csr: CSR) -> tuple[Tensor, ...]:
+    """Items of long rows, of short ones, and the cut rows, see `ItemPlan`."""
     ptr, edges = csr.ptr, csr.index.numel()
     degree = ptr.diff()
     longest = min(max(edges // PIECES, PIECE_EDGES[0]), PIECE_EDGES[1])
@@ -138,7 +164,7 @@ def plan(csr: CSR) -> list[Tensor]:
     whole = lambda rows: torch.stack([rows, ptr[rows], ptr[rows + 1], torch.full_like(rows, -1)], 1)
     dtype = index_dtype(max(edges, ptr.numel()))
     items = (torch.cat([of_cut, whole(middle)]), whole(short), torch.stack([cut, last_slot - pieces, last_slot], 1))
-    return [*list_of(csr), _occurrences(csr), *(x.to(dtype) for x in items)]
+    return tuple(x.to(dtype) for x in items)
 
 
 def _occurrences(csr: CSR) -> Tensor:

@@ -10,108 +10,57 @@ import numpy as np
 from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS, accumulate, exponential, prefetch, store_row
-from .forward import (
-    IDENTITY,
-    RELU,
-    SIGMOID,
-    SOFTMAX,
-    TASK_EDGES,
-    activate,
-    count_parallel,
-    edge_at,
-    edges_ahead,
-    hash_source,
-    hash_target,
-    score_heads,
-    weigh,
-    whole_lines,
-)
+from ...operands import SOFTMAX
+from .dropout import drop_edges
+from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead
 from .heads import (
     add_heads,
     axpy_heads,
     clear,
     dot_heads,
-    drop_heads,
     finish_rows,
     shift_rows,
     sum_products,
     write_stats,
 )
+from .normalizers import apply_with_gradient
+from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 
-# Thirty arguments on a line each would hide the loops.
+# Arguments on a line each would hide the loops.
 # fmt: off
 
 
 @njit(**OPTIONS)
-def weigh_with_gradient(s, g, normalizer):
-    """Turn scores into weights, and gradients by the weights into gradients by the scores, in place.
-
-    Not those of softmax, which depend on their row.
-    """
-    if normalizer == RELU:
-        for t in range(s.size):
-            g[t] = g[t] if not s[t] <= 0 else 0
-    elif normalizer == IDENTITY:
-        for t in range(s.size):
-            g[t] = g[t] if s[t] != -np.inf else 0
-    weigh(s, normalizer)
-    if normalizer == SIGMOID:
-        for t in range(s.size):
-            g[t] = s[t] * (1 - s[t]) * g[t]
-
-
-@njit(**OPTIONS)
-def drop_edges(g, f, b, begin, end, first, stop, ptr, index, is_source, seed, threshold, keep_scale, heads):
-    """Set f to dropout's factors of a task's edges, and multiply g by them; `is_source` says what its rows are.
-
-    This is no part of the loops over edges: so much code in them would slow down those that never run it.
-    """
-    for row in range(begin, end):
-        state = hash_target(seed, b, row) if not is_source else np.uint64(0)
-        for e in range(max(ptr[row], first), min(ptr[row + 1], stop)):
-            occurrence = count_parallel(index, ptr[row], e)
-            if is_source:
-                kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)
-            else:
-                kept = hash_source(state, index[e], occurrence)
-            drop_heads(f, (e - first) * heads, None, kept, threshold, keep_scale, heads)
-    for d in range(g.size):
-        g[d] = g[d] * f[d] if f[d] != 0 else 0
-
-
-@njit(**OPTIONS)
-def target_gradient_tasks(
-    begin, end, by_edge, tasks, slots, csr, shape, data, edges, mode, dropout, grads, out, more, weighed,
-    grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value
-):
+def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, results):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
     tensors. Softmax also sets `stats`, four numbers a row and head, of which the last is room that keeps rows of them
     in as few cache lines as can be: the shift of its scores, the inverse of the sum of their exponentials, and delta,
-    the sum of weights times their gradients, plus `more`. It is the sum of the very weights that are used here, so that
-    what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
-    dropout's scale, and `weighed`, the part of the returned weights.
+    the sum of weights times their gradients, plus `of_lse`. It is the sum of the very weights that are used here, so
+    that what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
+    dropout's scale, and `of_cut_rows`, the part of the returned weights.
     """
-    ptr, index, perm = csr
-    batches, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
-    q, k, v, vector = data
-    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
-    kind, normalizer, slope, scale = mode
-    seed, threshold, keep_scale = dropout
-    grad_out, sums, stats, grad_weights = grads
+    ptr, index, perm = call.edges
+    batches, targets, sources, heads, kv_heads, width, value_width, edge_count = call.shape
+    q, k, v, vector = call.rows
+    _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
+    kind, normalizer, scale, slope, _ = call.mode
+    seed, threshold, keep_scale = call.dropout
+    grad_out, grad_weights, sums, stats, out, of_lse, of_cut_rows = slopes
+    grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
+    a, u = cache_aligned(heads * width, stats), cache_aligned(heads * width, stats)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
-    total, acc = np.empty(heads, stats.dtype), whole_lines(heads * width, stats)
+    scratch, slants, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    total, acc = np.empty(heads, stats.dtype), cache_aligned(heads * width, stats)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, key_row + value_row)
     for t in range(begin, end):
         b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
-        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
         for i in range(tasks[task, 0], tasks[task, 1]):
             row = (b * targets + i) * heads
             if normalizer == SOFTMAX:
@@ -122,25 +71,16 @@ def target_gradient_tasks(
                         total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
                         heads, 1, value_width
                     )
-                    add_heads(total, 0, more, row, heads)
-                    add_heads(total, 0, weighed, row, heads)
+                    add_heads(total, 0, of_lse, row, heads)
+                    add_heads(total, 0, of_cut_rows, row, heads)
                     for h in range(heads):
                         stats[4 * row + 2 * heads + h] = total[h]
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
-                soon = b * sources + np.int64(index[min(e + ahead, last)])
-                prefetch(k, soon * key_row, key_row)
-                prefetch(v, soon * value_row, value_row)
-                if perm.size:
-                    later = np.int64(perm[min(e + ahead, last)])
-                    prefetch(ek, (b * ek_stride + later) * key_row, key_row)
-                    prefetch(ev, (b * ev_stride + later) * value_row, value_row)
+                ask_for_key(call, b, min(e + ahead, last))
+                ask_for_value(call, b, min(e + ahead, last))
                 edge = edge_at(perm, e)
                 j, at = b * sources + np.int64(index[e]), (e - first) * heads
-                score_heads(
-                    s, at, a, row * width, j * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
-                    heads, group, width, kind, slope, scale
-                )
+                score_edge(s, at, a, call, b, i, np.int64(index[e]), edge, head, kv_head)
                 dot_heads(
                     g, at, one, grad_out, row * value_width, v, j * value_row, ev, (b * ev_stride + edge) * value_row,
                     kv_head, heads, group, value_width
@@ -164,10 +104,10 @@ def target_gradient_tasks(
                 factor = 4 * row + heads
                 if slot < 0:
                     sum_products(s, g, at, stats, factor, stats, factor + heads, high - low, heads)
-                    add_heads(stats, factor + heads, more, row, heads)
+                    add_heads(stats, factor + heads, of_lse, row, heads)
                 finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
         else:
-            weigh_with_gradient(s, g, normalizer)
+            apply_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
                 s[d] *= factors[d]
@@ -192,19 +132,12 @@ def target_gradient_tasks(
                     clear(grad_edge_key, of_edge, key_row)
                 if b == 0 or ev_stride > 0:
                     clear(grad_edge_value, (b * ev_stride + edge) * value_row, value_row)
-                if vector is None:
-                    axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
-                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, q, query, None, 0, head, heads, group, width)
-                else:
-                    if part_vector is None:
-                        activate(
-                            None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
-                        )
-                    else:
-                        activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
-                        axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
-                    axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
-                    axpy_heads(grad_edge_key, of_edge, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
+                activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
+                add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head, heads, group, width)
+                add_slope_by_key(
+                    grad_edge_key, of_edge, g, at, q, query, vector, u, head, kv_head, heads, group, width
+                )
                 axpy_heads(
                     grad_edge_value, (b * ev_stride + edge) * value_row, kv_head, s, at,
                     grad_out, row * value_width, None, 0, head, heads, group, value_width
@@ -216,31 +149,30 @@ def target_gradient_tasks(
 
 
 @njit(**OPTIONS)
-def source_gradient_tasks(
-    begin, end, tasks, slots, csc, shape, data, edges, mode, dropout, grads, grad_key, grad_value, part_key, part_value
-):
+def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
     """Gradients of key and value; rows are sources."""
-    ptr, index, perm = csc
-    _, targets, sources, heads, kv_heads, width, value_width, edge_count = shape
-    q, k, v, vector = data
-    eb, eb_stride, ek, ek_stride, ev, ev_stride = edges
-    kind, normalizer, slope, scale = mode
-    seed, threshold, keep_scale = dropout
-    grad_out, _, stats, grad_weights = grads
+    ptr, index, perm = call.edges
+    _, targets, sources, heads, kv_heads, width, value_width, edge_count = call.shape
+    q, k, v, vector = call.rows
+    _, _, ek, ek_stride, ev, ev_stride = call.of_edges
+    kind, normalizer, scale, slope, _ = call.mode
+    seed, threshold, keep_scale = call.dropout
+    grad_out, grad_weights, _, stats, _, _, _ = slopes
+    grad_key, grad_value, part_key, part_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = whole_lines(heads * width, stats), whole_lines(heads * width, stats)
+    a, u = cache_aligned(heads * width, stats), cache_aligned(heads * width, stats)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slopes, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    scratch, slants, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
     key_row, value_row = kv_heads * width, kv_heads * value_width
-    key_acc, value_acc = whole_lines(key_row, stats), whole_lines(value_row, stats)
+    key_acc, value_acc = cache_aligned(key_row, stats), cache_aligned(value_row, stats)
     query_row, out_row = heads * width, heads * value_width
     ahead = edges_ahead(q, query_row + out_row)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
-        s, g = scratch[: (stop - first) * heads], slopes[: (stop - first) * heads]
+        s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
         for j in range(tasks[task, 0], tasks[task, 1]):
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 soon = b * targets + np.int64(index[min(e + ahead, last)])
@@ -255,11 +187,7 @@ def source_gradient_tasks(
                 edge = edge_at(perm, e)
                 i = np.int64(index[e])
                 row, at = (b * targets + i) * heads, (e - first) * heads
-                score_heads(
-                    s, at, a, row * width, (b * sources + j) * key_row, (b * eb_stride + edge) * heads,
-                    (b * ek_stride + edge) * key_row, q, k, vector, eb, ek, head, kv_head,
-                    heads, group, width, kind, slope, scale
-                )
+                score_edge(s, at, a, call, b, i, j, edge, head, kv_head)
                 dot_heads(
                     g, at, one, grad_out, row * value_width, v, (b * sources + j) * value_row, ev,
                     (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
@@ -278,7 +206,7 @@ def source_gradient_tasks(
             exponential(s)
             finish_rows(s, g, 0, stats, row + heads, stride, index, first, stop - first, heads)
         else:
-            weigh_with_gradient(s, g, normalizer)
+            apply_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
                 s[d] *= factors[d]
@@ -296,13 +224,10 @@ def source_gradient_tasks(
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * kv_heads * width
                 at = (e - first) * heads
-                if vector is None:
-                    axpy_heads(key_acc, 0, kv_head, g, at, q, row * width, None, 0, head, heads, group, width)
-                else:
-                    activate(
-                        None, u, q, row * width, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
-                    )
-                    axpy_heads(key_acc, 0, kv_head, g, at, u, 0, None, 0, head, heads, group, width)
+                activate(
+                    None, u, q, row * width, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                )
+                add_slope_by_key(key_acc, 0, g, at, q, row * width, vector, u, head, kv_head, heads, group, width)
                 axpy_heads(
                     value_acc, 0, kv_head, s, at, grad_out, row * value_width, None, 0, head,
                     heads, group, value_width
@@ -316,9 +241,9 @@ def source_gradient_tasks(
 
 
 @njit(**OPTIONS)
-def merge_sums(batches, rows, cut, slots, width, one, whole, part):
+def merge_sums(batches, rows, cut, slots, width, whole, part):
     """Add up the pieces of cut rows, in their order."""
-    acc = np.empty(width, part.dtype)
+    acc, one = np.empty(width, part.dtype), np.ones(1, part.dtype)[0]
     for b in range(batches):
         for c in range(cut.shape[0]):
             for d in range(width):

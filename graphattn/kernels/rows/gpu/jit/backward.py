@@ -9,54 +9,28 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .forward import (
-    DOT_PRODUCT,
-    RELU,
-    SIGMOID,
+from .dropout import hash_target, is_kept
+from .normalizers import SOFTMAX, invert, slope_of_weight
+from .scores import DOT_PRODUCT, activate, read_vector, score_heads, score_slope
+from .tiles import (
     SIZES,
-    SOFTMAX,
-    activate,
     add_tile,
     edge_at,
     exists,
-    hash_target,
-    invert,
-    is_kept,
     locate,
     locate_cut,
     number_of,
     occurrence_at,
     read_pairs,
     read_tile,
-    read_vector,
-    score_heads,
-    score_slope,
+    sum_groups,
     tile_mask,
     unroll,
-    weigh,
     write_pairs,
     write_tile,
 )
 
 # fmt: off
-
-
-@triton.jit
-def slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER: tl.constexpr):
-    """Weight of a pair, and the gradient by its score where `grad` is that by its weight."""
-    if NORMALIZER == SOFTMAX:
-        p = tl.exp(tl.where(pairs, s - shift, float("-inf"))) * factor
-        ds = p * (grad - delta)
-    else:
-        p = tl.where(pairs, weigh(s, NORMALIZER), 0.0)
-        if NORMALIZER == RELU:
-            ds = tl.where(s <= 0, 0.0, grad)
-        elif NORMALIZER == SIGMOID:
-            ds = p * (1 - p) * grad
-        else:
-            ds = tl.where(s == float("-inf"), 0.0, grad)
-        ds = tl.where(pairs, ds, 0.0)
-    return p, ds
 
 
 @triton.jit
@@ -67,15 +41,6 @@ def slope_of_value(g, x, kept, more):
     0, both have the same bits and cancel: hence one explicit multiply-add at the end, see `score_heads`.
     """
     return tl.fma(tl.sum(g * x, 2), kept, more)
-
-
-@triton.jit
-def sum_groups(x, ROWS: tl.constexpr, KV_BLOCK: tl.constexpr, GROUP_BLOCK: tl.constexpr, WIDTH_BLOCK: tl.constexpr):
-    """Sum [ROWS, query heads, WIDTH] over the heads that share a kv head."""
-    if GROUP_BLOCK == 1:
-        return x
-    else:
-        return tl.sum(tl.reshape(x, [ROWS, KV_BLOCK, GROUP_BLOCK, WIDTH_BLOCK]), 2)
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -1,0 +1,315 @@
+"""What travels from a call to the loops, with names: one definition for all devices.
+
+The schemas of torch.library are flat, and follow from the definitions here: `schema` writes them, `pack` and `unpack`
+convert between the two forms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from torch import Tensor
+
+from ...csr import CSR
+
+# The codes of scores and normalizers, as the compiled loops compare them.
+DOT_PRODUCT, TANH, LEAKY_RELU = range(3)
+SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
+
+
+class Tensors(NamedTuple):
+    """A call's tensors, with exactly one batch dimension; edge tensors have it of the batch's size or 1.
+
+    Attributes:
+        query: [B, T, H, D].
+        key: [B, S, H_kv, D].
+        value: [B, S, H_kv, V].
+        vector: [H, D] of an additive score.
+        edge_bias: [B or 1, E, H].
+        edge_key: [B or 1, E, H_kv, D].
+        edge_value: [B or 1, E, H_kv, V].
+        seed: [] int64, where there is dropout.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    vector: Tensor | None
+    edge_bias: Tensor | None
+    edge_key: Tensor | None
+    edge_value: Tensor | None
+    seed: Tensor | None
+
+    def contiguous(self) -> Tensors:
+        """Return them without gaps."""
+        return Tensors._make(x if x is None else x.contiguous() for x in self)
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for, by the names of `Tensors`."""
+
+    query: bool
+    key: bool
+    value: bool
+    vector: bool
+    edge_bias: bool
+    edge_key: bool
+    edge_value: bool
+
+    def of_edges(self) -> dict[str, bool]:
+        """Those of edge tensors, by name."""
+        return {name: getattr(self, name) for name in ("edge_bias", "edge_key", "edge_value")}
+
+
+class EdgeLists(NamedTuple):
+    """The edges, as a kernel has planned them; or, in a graph of torch.compile, as an edge_index that it looks up.
+
+    Attributes:
+        edge_index: [2, E] where nothing is planned.
+        loops: [N, 0] where, after that, the self-loops of N nodes are renewed. A shape, so that torch.compile keeps
+            one graph for all N.
+        rows: a plan of the edges sorted by target; its first three tensors are ptr, index and perm (empty where the
+            caller's order is the sorted one).
+        columns: a plan of the edges sorted by source, where gradients are needed.
+    """
+
+    edge_index: Tensor | None
+    loops: Tensor | None
+    rows: list[Tensor]
+    columns: list[Tensor]
+
+    @property
+    def num_edges(self) -> int:
+        """E."""
+        return CSR(*self.rows[:3]).index.size(0) if self.edge_index is None else self.edge_index.size(1)
+
+
+class Mode(NamedTuple):
+    """What is computed from the tensors: codes of score and normalizer, and their numbers."""
+
+    score: int
+    normalizer: int
+    scale: float
+    slope: float
+    dropout_p: float
+
+
+class Forward(NamedTuple):
+    """Operands of `csr_forward`."""
+
+    tensors: Tensors
+    edges: EdgeLists
+    is_exact: bool
+    mode: Mode
+
+
+class Weights(NamedTuple):
+    """Operands of `csr_weights`."""
+
+    tensors: Tensors
+    sums: Tensor
+    edges: EdgeLists
+    mode: Mode
+
+
+class Backward(NamedTuple):
+    """Operands of `csr_backward`."""
+
+    grad_out: Tensor
+    grad_lse: Tensor | None
+    grad_weights: Tensor | None
+    tensors: Tensors
+    out: Tensor
+    sums: Tensor
+    edges: EdgeLists
+    needs: Needs
+    mode: Mode
+
+
+class Attend(NamedTuple):
+    """Arguments of the autograd function."""
+
+    tensors: Tensors
+    edges: EdgeLists
+    is_exact: bool
+    return_weights: bool
+    return_lse: bool
+    mode: Mode
+
+
+class Shape(NamedTuple):
+    """Sizes of a call, as the loops take them."""
+
+    batches: int
+    targets: int
+    sources: int
+    heads: int
+    kv_heads: int
+    width: int
+    value_width: int
+    edges: int
+
+    @staticmethod
+    def of(tensors: Tensors, edges: int) -> Shape:
+        """Read the sizes off the tensors."""
+        (batches, targets, heads, width), (_, sources, kv_heads, value_width) = tensors.query.shape, tensors.value.shape
+        return Shape(batches, targets, sources, heads, kv_heads, width, value_width, edges)
+
+
+class SortedEdges(NamedTuple):
+    """Arrays of a CSR; perm is empty where the caller's order is the sorted one."""
+
+    ptr: Any
+    index: Any
+    perm: Any
+
+
+class Arrays(NamedTuple):
+    """Flat arrays of a call's rows; a dot product has no vector."""
+
+    query: Any
+    key: Any
+    value: Any
+    vector: Any
+
+
+class EdgeArrays(NamedTuple):
+    """Flat arrays of edge tensors or None, each with the edges from one batch element to the next: 0 or E."""
+
+    bias: Any
+    bias_stride: int
+    key: Any
+    key_stride: int
+    value: Any
+    value_stride: int
+
+
+class Dropout(NamedTuple):
+    """A weight is kept where its hash reaches the threshold, which is 0 without dropout."""
+
+    seed: int
+    threshold: Any
+    keep_scale: Any
+
+
+class Loops(NamedTuple):
+    """What every loop over edges takes on the CPU."""
+
+    edges: SortedEdges
+    shape: Shape
+    rows: Arrays
+    of_edges: EdgeArrays
+    mode: Mode
+    dropout: Dropout
+
+
+class Outputs(NamedTuple):
+    """What the forward loop writes: output and sums of whole rows, and of the pieces of cut ones."""
+
+    out: Any
+    sums: Any
+    part_out: Any
+    part_top: Any
+    part_sum: Any
+
+
+class Slopes(NamedTuple):
+    """What the backward loops read, and the statistics of rows that the first one leaves for the second.
+
+    Attributes:
+        out: gradient by the output.
+        weights: gradient by the returned weights, or None.
+        sums: what the forward pass kept.
+        stats: [B, T, 4, H], see `target_gradient_tasks`.
+        forward: the output.
+        of_lse: [B, T, H], minus the gradient by lse, or None.
+        of_cut_rows: [B, T, H], what the returned weights of cut rows add to delta, or None.
+    """
+
+    out: Any
+    weights: Any
+    sums: Any
+    stats: Any
+    forward: Any
+    of_lse: Any
+    of_cut_rows: Any
+
+
+class TargetGradients(NamedTuple):
+    """What the backward loop over targets writes; None where it isn't asked for."""
+
+    query: Any
+    part_query: Any
+    part_vector: Any
+    edge_bias: Any
+    edge_key: Any
+    edge_value: Any
+
+
+class SourceGradients(NamedTuple):
+    """What the backward loop over sources writes."""
+
+    key: Any
+    value: Any
+    part_key: Any
+    part_value: Any
+
+
+# What lies flat among the arguments of an operator. `Needs` is one list there.
+GROUPS = (Tensors, EdgeLists, Mode)
+Operands = TypeVar("Operands", Forward, Weights, Backward, Attend)
+_LAYOUTS = {kind: tuple(get_type_hints(kind).values()) for kind in (Forward, Weights, Backward, Attend)}
+_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    list[Tensor]: "Tensor[]",
+    Needs: "bool[]",
+    bool: "bool",
+    int: "int",
+    float: "float",
+}
+
+
+def schema(kind: type[NamedTuple]) -> str:
+    """Arguments of an operator, as torch.library writes them."""
+    written = []
+    for name, hint in get_type_hints(kind).items():
+        written.append(schema(hint) if hint in GROUPS else f"{_TYPES[hint]} {name}")
+    return ", ".join(written)
+
+
+def pack(operands: Forward | Weights | Backward | Attend) -> list[Any]:
+    """Return the arguments that an operator with this schema takes."""
+    flat: list[Any] = []
+    for x in operands:
+        if isinstance(x, GROUPS):
+            flat += x
+        else:
+            flat.append(list(x) if isinstance(x, Needs) else x)
+    return flat
+
+
+def unpack(kind: type[Operands], flat: tuple[Any, ...]) -> Operands:
+    """Return the operands whose `pack` is `flat`."""
+    found: list[Any] = []
+    at = 0
+    for hint in _LAYOUTS[kind]:
+        size = len(hint._fields) if hint in GROUPS else 1
+        given = flat[at : at + size]
+        found.append(hint(*given) if hint in GROUPS else Needs(*given[0]) if hint is Needs else given[0])
+        at += size
+    return kind(*found)
+
+
+def sums_shape(query: Tensor, normalizer: int) -> tuple[int, ...]:
+    """Shape of what a normalizer keeps of each row."""
+    batches, targets, heads, _ = query.shape
+    return (batches, targets, 2, heads) if normalizer == SOFTMAX else (0,)
+
+
+def gradients(found: dict[str, Tensor], tensors: Tensors, needs: Needs) -> list[Tensor]:
+    """Return what `csr_backward` returns: a gradient in the dtype of its tensor, or an empty tensor."""
+    return [
+        found[name].to(getattr(tensors, name).dtype) if need else tensors.query.new_empty(0)
+        for name, need in needs._asdict().items()
+    ]
