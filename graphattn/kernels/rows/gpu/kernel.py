@@ -234,11 +234,12 @@ def backward(*flat: Any) -> list[Tensor]:
     stats = more = None
     if given.mode.normalizer == SOFTMAX:
         stats = operands.empty(*given.sums.shape[:2], 3, operands.shape.heads)
-        more = None if given.grad_lse is None else -given.grad_lse.contiguous()
+        more = None if given.grad_lse is None else -given.grad_lse
         if grad_weights is not None:
             perm = plan.perm.to(torch.int64) if plan.perm.numel() else None
             weighed = segment_sum(_weights(operands, sums) * grad_weights, Rows(plan.index, plan.ptr, perm), -2)
             more = weighed if more is None else weighed + more
+        more = None if more is None else more.contiguous()
     grads = (stats, given.grad_out.contiguous(), grad_weights)
     found: dict[str, Tensor] = {}
     # With softmax, this pass also sets the statistics that the next one needs.
