@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test test-oldest check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -20,6 +20,13 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -m venv $(VENV)-oldest
 	@$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[plot,examples,dev]'
 	@touch $@
+
+# Lines and branches of graphattn/ that the tests run, those that Numba and Triton compile left out.
+coverage: setup
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 check: setup docs
 	$(BIN)/ruff format --check $(SOURCES)

@@ -57,6 +57,7 @@ def test_python_threads_may_call_at_once():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_forked_child_computes_after_its_parent_did():
     code = """
 import os, torch
