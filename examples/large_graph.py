@@ -33,7 +33,7 @@ from graphattn.plot import COLORS
 from graphattn.sampling import NeighborLoader
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CLASSES, CHANNELS = 7, 32
 # Nodes, or edges, that are generated at a time.

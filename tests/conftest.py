@@ -54,7 +54,7 @@ def run_example(name: str, *arguments: str) -> str:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
             runpy.run_path(f"{folder}/{name}", run_name="__main__")
     except SystemExit as stop:
-        assert not stop.code, complaint.getvalue()
+        assert not stop.code, complaint.getvalue()  # noqa: PT017
     finally:
         sys.argv = argv
         sys.path.remove(folder)

@@ -102,7 +102,7 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     rows, columns = gpu_plan.plan(pattern.csr()), gpu_plan.plan(pattern.csc())
     gpu_plan.PIECE_EDGES = usual
     mode = (score, normalizer, 1.0, 0.0, dropout_p)
-    out, sums, exact = gpu_kernel.forward(*shared, rows, normalizer == 0 and dtype != number or dropout_p > 0, *mode)
+    out, sums, exact = gpu_kernel.forward(*shared, rows, (normalizer == 0 and dtype != number) or dropout_p > 0, *mode)
     gpu_kernel.weights(*shared, sums, rows, *mode)
     needs = [True] * 3 + [x is not None for x in shared[3:7]]
     gpu_kernel.backward(out, None, None, *shared, exact if exact.numel() else out, sums, rows, columns, needs, *mode)

@@ -128,7 +128,7 @@ def test_a_full_disk_is_warned_of_once(anew, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "write_bytes", refuse)
     function = compiled_twice(tmp_path, monkeypatch)
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="^graphattn: ") as caught:
         assert (function(3), function(3.0)) == (6, 6.0)
     (text,) = [str(warning.message) for warning in caught]
     assert text == (

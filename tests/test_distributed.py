@@ -100,7 +100,9 @@ def test_blocks_have_equal_work():
 def test_without_a_process_group_there_is_one_clear_line(tmp_path):
     part = split_graph(PATH, block_parts(PATH, 2))[0]
     for function in (lambda: DistributedPattern(part), lambda: load_part(tmp_path)):
-        with pytest.raises(RuntimeError, match="process group must be there. Use torch.distributed.init_process_group"):
+        with pytest.raises(
+            RuntimeError, match=r"process group must be there. Use torch.distributed.init_process_group"
+        ):
             function()
 
 

@@ -52,7 +52,7 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("kernel, normalizer, score", CHOICES, ids=id_of)
+@pytest.mark.parametrize(("kernel", "normalizer", "score"), CHOICES, ids=id_of)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_kernel_matches_oracle(name, score, normalizer, kernel):
     pattern = PATTERNS[name]
@@ -61,7 +61,7 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
 
 
 @pytest.mark.parametrize(
-    "kernel, score", [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
+    ("kernel", "score"), [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
 )
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
@@ -71,7 +71,7 @@ def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, 
     assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["hub", "unsorted edges", "parallel edges", "window ragged"])
 def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtype, kernel):
@@ -130,7 +130,7 @@ def test_the_gradient_of_a_table_is_rounded_once(backend, normalizer, dtype):
     assert (error <= 2 * torch.finfo(dtype).eps * truth.abs().clamp(min=0.1)).all()
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("culprit", ["query", "key", "value"])
 def test_nan_goes_where_the_oracle_has_it(culprit, normalizer, kernel):
     pattern = PATTERNS["unsorted edges"]

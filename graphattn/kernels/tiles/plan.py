@@ -135,10 +135,13 @@ def why_not_cut(pattern: Pattern) -> str | None:
         return f"only Full, Window and Grid have tiles, not {type(pattern).__name__}"
     if isinstance(pattern, Window) and pattern.global_tokens:
         return "global tokens don't fit into the strips of a window"
-    if isinstance(pattern, Grid) and pattern.border == "wrap":
+    if (
+        isinstance(pattern, Grid)
+        and pattern.border == "wrap"
         # Kept, because extents are data, which no compiled graph can read.
-        if not pattern.keep("dilation divides", lambda: _divides(pattern)):
-            return "a wrapped border needs extents that the dilation divides"
+        and not pattern.keep("dilation divides", lambda: _divides(pattern))
+    ):
+        return "a wrapped border needs extents that the dilation divides"
     return None
 
 

@@ -156,7 +156,7 @@ def backward(grad_out: Tensor, grad_lse: Tensor | None, grad_weights: Tensor | N
     compiled = _compiled("backward")
     *shared, out, sums, rows, columns, needs, kind, normalizer, scale, slope, dropout_p = inputs
     mode = (kind, normalizer, scale, slope, dropout_p)
-    query, key, value, vector, edge_bias, edge_key, edge_value, seed = shared
+    query, key, value, _, edge_bias, edge_key, edge_value, _ = shared
     csr, tasks, cut, slots = _arrays(rows, "rows", *shared[:2])
     edges = len(csr[1])
     operands = _Operands(shared, edges, mode)
