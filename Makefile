@@ -32,6 +32,7 @@ check: setup docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The site, in build/docs: open build/docs/index.html. Nothing is fetched; a broken link is an error.
 docs: setup
@@ -107,4 +108,4 @@ gpu:
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
 clean:
-	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -134,7 +134,6 @@ def test_the_drawing_of_the_rooms_is_that_of_their_imports(make):
     assert (DOCS / "images" / "rooms.svg").read_text() == rooms.draw_rooms(ROOT), "Use make docs-fill."
     levels, found = rooms.levels_of(ROOT), rooms.imports_of(ROOT)
     assert found["nn"] >= {"functional", "patterns"} and found["errors"] == set()
-    assert all(levels[other] <= levels[room] for room, others in found.items() for other in others)
     assert rooms.draw_rooms(ROOT).count("<rect") == len(levels) + 1
     assert rooms.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
 

@@ -77,7 +77,7 @@ def test_pre_commit_runs_what_make_check_runs():
     for hook in HOOKS:
         assert all(PINS[name] == version for name, version in PIN.findall(*hook["additional_dependencies"]))
     # make check changes no file; a commit's are formatted.
-    checks = [re.match(r"\w+(?: format| check)?", command)[0] for command in commands("check")]
+    checks = [re.match(r"[\w-]+(?: format| check)?", command)[0] for command in commands("check")]
     assert [hook["name"] for hook in HOOKS] == checks
     assert all(hook["entry"].startswith(hook["name"]) for hook in HOOKS)
 
