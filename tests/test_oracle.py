@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
 
 from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
 from graphattn.normalizers import Entmax
@@ -34,11 +34,6 @@ def examples(cls: type[Score]) -> list[Score]:
 ALL_SCORES = [score for cls in SCORES for score in examples(cls)]
 
 
-def has_score(kernel, score):
-    """Fused kernels have no score of the user's own, and another test says so."""
-    return kernel.name == "scatter" or not isinstance(score, FunctionScore)
-
-
 def id_of(x):
     return getattr(x, "name", repr(x))
 
@@ -48,7 +43,7 @@ CHOICES = [
     (kernel, cls, score)
     for kernel, cls in KERNELS_WITH_NORMALIZERS
     for score in (ALL_SCORES[:1] if issubclass(cls, Entmax) else ALL_SCORES)
-    if has_score(kernel, score)
+    if can_run(kernel, score=score)
 ]
 
 
@@ -61,7 +56,7 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "score"), [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
+    ("kernel", "score"), [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if can_run(k, score=s)], ids=id_of
 )
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
