@@ -8,7 +8,7 @@ from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
 
 from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
 from graphattn.normalizers import Entmax
-from graphattn.scores import SCORES, FunctionScore, Score
+from graphattn.scores import SCORES, FunctionScore, Score, repeat_heads
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 PATTERNS = pattern_zoo()
@@ -53,6 +53,24 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, heads=HEADS, kv_heads=2, width=WIDTH, value_width=5)
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
+
+
+class Distance(Score):
+    """What step 1 of the recipe asks for, and no more."""
+
+    def edgewise(self, query_i, key_j, edge_key):
+        return -(query_i - repeat_heads(key_j, query_i.size(-2))).abs().sum(-1)
+
+    def dense(self, query, key, edge_key):
+        pairs = query.unsqueeze(-3) - repeat_heads(key, query.size(-2)).unsqueeze(-4)
+        return -pairs.abs().sum(-1).movedim(-1, -3)
+
+
+@pytest.mark.parametrize("name", ["hub", "window ragged", "full bipartite"])
+def test_a_score_of_a_new_class_runs_before_any_kernel_has_fused_it(name):
+    assert [kernel.name for kernel in EDGE_KERNELS if can_run(kernel, score=Distance())] == ["scatter"]
+    tensors = random_call(PATTERNS[name], heads=HEADS, kv_heads=2, width=WIDTH)
+    assert_matches_dense(tensors, PATTERNS[name], score=Distance())
 
 
 @pytest.mark.parametrize(

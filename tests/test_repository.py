@@ -114,3 +114,16 @@ def test_forms_ask_for_what_can_be_had(path, capsys):
             main([*command.split(), "--help"])
         assert done.value.code == 0 and capsys.readouterr().out
     assert all(hasattr(graphattn, name) for name in re.findall(r"`graphattn\.(\w+)`", text))
+
+
+def test_files_that_texts_name_exist():
+    folders = "benchmarks|datasets|docs|examples|graphattn|tests"
+    texts = [
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "Makefile",
+        *(ROOT / "graphattn").rglob("*.py"),
+        *ROOT.glob("docs/**/*.md"),
+    ]
+    for path in texts:
+        for named in re.findall(rf"(?<![\w./-])(?:{folders})/[\w/-]+(?:\.py|\.md|/)(?![\w<])", path.read_text("utf-8")):
+            assert (ROOT / named).exists(), f"{path.name} names {named}"

@@ -204,7 +204,7 @@ def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list
 
 
 def tile_seconds(height: int, width: int, key_width: int, value_width: int) -> float:
-    """Seconds that one head of one tile takes, forward, on two cores; benchmarks/tiles.py checks it."""
+    """Seconds that one head of one tile takes, forward, on two cores; benchmarks/structured.py compares it."""
     products = 2 * (height + 16) * width * (key_width + value_width) / 1.2e11
     return products + height * width * 0.6e-9 + 4 * (height + width) * (key_width + value_width) / 2e10
 
