@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test test-oldest check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -21,10 +21,18 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[plot,examples,dev]'
 	@touch $@
 
+# Lines and branches of graphattn/ that the tests run, those that Numba and Triton compile left out.
+coverage: setup
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
+
 check: setup docs
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 # The site, in build/docs: open build/docs/index.html. Nothing is fetched; a broken link is an error.
 docs: setup
@@ -100,4 +108,4 @@ gpu:
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
 clean:
-	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -135,7 +135,7 @@ def against_the_gather() -> tuple[list[Line], float]:
 
 def skew() -> Line:
     """A graph whose hub has more than 50,000 edges each way, beside a uniform one."""
-    nodes, edges, heads, width = LARGE
+    nodes, edges, *_ = LARGE
     _, pattern, inputs = draw(*LARGE)
     edge_index = power_law_edges(nodes, edges, 50_000)
     degree = min(int(row.bincount().max()) for row in edge_index)
@@ -161,7 +161,7 @@ def threads() -> Line:
     loop = gather_loop(inputs[1], inputs[2], pattern)
     forward = without_gradients(lambda: ours(*inputs, pattern))
 
-    def on(count: int, function):  # noqa: ANN001, ANN202
+    def on(count: int, function):
         def run() -> None:
             torch.set_num_threads(count)
             function()
@@ -263,9 +263,9 @@ def scaling(most: dict | None) -> list[dict]:
                 continue
             # Ten times as many edges take more than ten times as much of either.
             last = next((x for x in found if x["system"] == system and x["edges"] * 10 == edges), None)
-            if edges > DECADES[0] and system != "numba":
-                if last is None or 10 * last["peak bytes"] > ROOM or 10 * last["seconds"] > PATIENCE:
-                    break
+            too_much = last is None or 10 * last["peak bytes"] > ROOM or 10 * last["seconds"] > PATIENCE
+            if edges > DECADES[0] and system != "numba" and too_much:
+                break
             result = child(system, edges, edges // DEGREE)
             if result is None:
                 break

@@ -11,7 +11,6 @@ targets are drawn uniformly, in no order: the hardest case for memory and caches
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 
@@ -94,6 +93,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--limit", type=float, default=20, help="GiB of address space")
     options = parser.parse_args()
+    import resource  # Windows has none.
+
     resource.setrlimit(resource.RLIMIT_AS, (int(options.limit * 2**30),) * 2)
     found = measure(options.nodes, options.edges, options.steps)
     if (options.nodes, options.edges) != (parser.get_default("nodes"), parser.get_default("edges")):

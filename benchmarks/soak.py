@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.distributed
@@ -142,7 +143,7 @@ def main():
         done, wrong, memory, failures = soak(start, deadline)
         while not trainers.join():
             pass
-        trained = [json.load(open(os.path.join(folder, str(rank)))) for rank in range(2)]
+        trained = [json.loads(Path(folder, str(rank)).read_text()) for rank in range(2)]
     settled = [mib for seconds, mib in memory if seconds > 0.2 * 60 * args.minutes]
     third = max(len(settled) // 3, 1)
     growth = statistics.median(settled[-third:]) - statistics.median(settled[:third])

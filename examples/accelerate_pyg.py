@@ -24,7 +24,7 @@ from graphattn.datasets import digits_graph, load_graph
 from graphattn.memory import format_bytes, peak_memory
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 COLORS = {"PyG": "tab:red", "accelerated": "tab:blue"}
 

@@ -20,7 +20,7 @@ from graphattn import Edges, Full, Window, attention
 from graphattn.nn import GraphAttention, Sinusoidal
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 INPUTS = [[1, 0], [0, 1], [1, 1], [2, -1]]
 # W_q, W_k, W_v of each head, and W_o, as lists of rows.

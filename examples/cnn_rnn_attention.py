@@ -28,7 +28,7 @@ from graphattn.nn import DenseGraphAttention, GraphAttention, GraphTransformer, 
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # Four tokens that are classes, four of noise, and the question at the end.
 CLASSES, NOISE, TOKENS = 4, 4, 9

@@ -17,7 +17,7 @@ from graphattn.datasets import digits_graph
 from graphattn.nn import conv_as_attention
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 KERNELS = {
     "vertical edges": [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]],

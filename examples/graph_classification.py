@@ -38,7 +38,7 @@ from graphattn.nn import AttentionReadout, GraphTransformer, RandomWalkPosition
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 HEADS = 4
 READOUTS = {

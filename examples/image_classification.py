@@ -35,7 +35,7 @@ from graphattn.nn import RelativeBias, Sinusoidal, TransformerBlock
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # Settings of the digits were chosen on held-out images, see --validate.
 SETTINGS = {

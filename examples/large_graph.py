@@ -13,8 +13,8 @@ Expected, after two minutes: 99.7 % of the held-out nodes are right; by chance 1
 
 import argparse
 import math
-import resource
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from graphattn.plot import COLORS
 from graphattn.sampling import NeighborLoader
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 CLASSES, CHANNELS = 7, 32
 # Nodes, or edges, that are generated at a time.
@@ -89,7 +89,12 @@ def seeds_of(nodes, args):
 
 def resident():
     """Bytes of memory that the process has now, and has had at most; pages of a mapped file are among them."""
-    return psutil.Process().memory_info().rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = psutil.Process().memory_info()
+    if sys.platform == "win32":
+        return memory.rss, memory.peak_wset
+    import resource  # Windows has none.
+
+    return memory.rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def train(network, optimizer, batches, history, args):

@@ -27,7 +27,7 @@ from graphattn.datasets import load_graph
 from graphattn.nn import GraphTransformer
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def make_board(side, seed):

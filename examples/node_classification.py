@@ -26,7 +26,7 @@ from graphattn.nn import DenseGraphAttention, GraphAttention
 from graphattn.plot import draw_graph, draw_neighborhood, mark_node
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 class Network(torch.nn.Module):

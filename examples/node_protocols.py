@@ -30,7 +30,7 @@ from graphattn.nn.pyg.layers import GATConv
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 # Mean and deviation: Velickovic et al., ICLR 2018, table 2; Platonov et al., ICLR 2023, their repository's notebook.
 PUBLISHED = {

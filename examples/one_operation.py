@@ -19,7 +19,7 @@ from graphattn import Edges, Full, Grid, Window, attention
 from graphattn.plot import draw_arcs, draw_graph_weights, draw_pattern, draw_pixel_weights, explore, layout
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 WORDS = "I saw a saw".split()
 DIGIT = torch.from_numpy(load_digits().images[3] / 16).float()

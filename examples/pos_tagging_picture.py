@@ -8,7 +8,7 @@ import torch
 from graphattn.plot import COLORS
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 
 def style(model):

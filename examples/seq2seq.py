@@ -24,7 +24,7 @@ from tqdm import tqdm
 from graphattn.nn import Seq2Seq
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 READ = " ,./-0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 WRITTEN, BEGIN, END = "0123456789-", 11, 12

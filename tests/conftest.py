@@ -6,6 +6,7 @@ import os
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import torch
@@ -14,9 +15,11 @@ if not torch.cuda.is_available():
     # Before Triton is imported: its functions look at this when they are decorated.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from graphattn.kernels import KERNELS
-from graphattn.kernels.rows.op import NORMALIZER_CODES
+from graphattn import Edges
+from graphattn.call import prepare
+from graphattn.kernels import KERNELS, Kernel
 from graphattn.normalizers import NORMALIZERS
+from graphattn.testing import random_call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,12 +27,18 @@ ROOT = Path(__file__).resolve().parents[1]
 ON_A_GPU, ON_A_CPU = ("flex", "triton"), ("numba",)
 # Kernels that run every pattern, on a CPU; those that run some have tests of their own.
 EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", *ON_A_GPU)]
-# Each of them with each normalizer that it has; another test says what the fused ones have not.
+
+
+def can_run(kernel: Kernel, **options: Any) -> bool:
+    """Whether a kernel runs calls with such a score or normalizer; another test says which ones the fused lack."""
+    pattern = Edges(torch.tensor([[0, 1], [1, 0]]), 2)
+    call = prepare("tests", **random_call(pattern, heads=4, width=3), pattern=pattern, **options)
+    return kernel.why_not(call) is None
+
+
+# Each of them with each normalizer that it has.
 KERNELS_WITH_NORMALIZERS = [
-    (kernel, cls)
-    for kernel in EDGE_KERNELS
-    for cls in NORMALIZERS
-    if kernel.name == "scatter" or cls in NORMALIZER_CODES
+    (kernel, cls) for kernel in EDGE_KERNELS for cls in NORMALIZERS if can_run(kernel, normalizer=cls())
 ]
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -54,7 +63,7 @@ def run_example(name: str, *arguments: str) -> str:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaint):
             runpy.run_path(f"{folder}/{name}", run_name="__main__")
     except SystemExit as stop:
-        assert not stop.code, complaint.getvalue()
+        assert not stop.code, complaint.getvalue()  # noqa: PT017
     finally:
         sys.argv = argv
         sys.path.remove(folder)

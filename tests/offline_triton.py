@@ -105,7 +105,7 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     )
     gpu_plan.PIECE_EDGES = usual
     mode = operands.Mode(score, normalizer, 1.0, 0.0, dropout_p)
-    is_exact = normalizer == operands.SOFTMAX and dtype != number or dropout_p > 0
+    is_exact = (normalizer == operands.SOFTMAX and dtype != number) or dropout_p > 0
     out, sums, exact = gpu_kernel.forward(*operands.pack(operands.Forward(tensors, edges, is_exact, mode)))
     gpu_kernel.weights(*operands.pack(operands.Weights(tensors, sums, edges, mode)))
     needs = operands.Needs(*(x is not None for x in tensors[:7]))

@@ -67,6 +67,7 @@ def test_one_size_of_one_system_is_one_line_of_json(system):
 
 
 def test_stages_of_a_large_step_and_gains_of_orders_are_measured(monkeypatch, capsys):
+    pytest.importorskip("resource", reason="measures memory as Windows can't")
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import large
     import locality

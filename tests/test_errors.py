@@ -827,7 +827,7 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options, reason",
+    ("options", "reason"),
     [
         (dict(score=lambda query, key, edge: (query * key).sum(-1)), "it has no score like FunctionScore(<lambda>)"),
         (dict(normalizer=Relu6()), "it has no normalizer like "),
@@ -850,10 +850,10 @@ def test_fused_kernels_refuse_derivatives_that_they_lack(mode):
     pattern = Edges(EDGES, 5)
     (gradient,) = torch.autograd.grad(call(x, pattern=pattern, backend="numba").sum(), x, create_graph=True)
     if mode == "second order":
-        with pytest.raises(NotImplementedError, match="have no derivatives of second order. Use backend='scatter'."):
+        with pytest.raises(NotImplementedError, match=r"have no derivatives of second order. Use backend='scatter'."):
             gradient.sum().backward()
     else:
         with pytest.raises(
-            NotImplementedError, match="has no forward-mode derivatives, and nothing for torch.func. Use"
+            NotImplementedError, match=r"has no forward-mode derivatives, and nothing for torch.func. Use"
         ):
             torch.func.jvp(lambda x: call(x, pattern=pattern, backend="numba"), (x.detach(),), (X,))

@@ -32,7 +32,7 @@ def on_cpu(monkeypatch):
 CASES = [(name, False) for name in PATTERNS] + [(name, True) for name in PATTERNS if PATTERNS[name].num_edges < 2000]
 
 
-@pytest.mark.parametrize("name, offset_table", CASES)
+@pytest.mark.parametrize(("name", "offset_table"), CASES)
 def test_flex_matches_the_oracle(name, offset_table, on_cpu):
     pattern = PATTERNS[name]
     drawn = random_call(pattern, batch=(2,), kv_heads=1, width=16, dtype=torch.float32, offset_table=offset_table)
@@ -56,7 +56,7 @@ def test_blocks_that_are_skipped_hold_no_pair(name):
 
 
 @pytest.mark.parametrize(
-    "options, reason",
+    ("options", "reason"),
     [
         ({}, "tensors are on cpu"),
         ({"pattern": Edges(torch.tensor([[0], [1]]), 5)}, "only Full, Window and Grid without global tokens"),

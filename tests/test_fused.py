@@ -106,7 +106,7 @@ def test_huge_scores_lose_no_more_than_their_own_rounding(normalizer):
 def test_masked_edges_and_rows_have_no_weight(normalizer):
     pattern = long_rows(300)
     tensors = random_call(pattern, edge_tensors=True, dtype=torch.float32, width=8)
-    source, target = pattern.edge_index
+    _, target = pattern.edge_index
     with torch.no_grad():
         tensors["edge_bias"][::3] = -torch.inf
         tensors["edge_bias"][(target == 0) | (target == 5)] = -torch.inf
@@ -227,10 +227,10 @@ def test_derivatives_that_fused_kernels_lack_name_the_kernel_that_has_them():
     function = lambda *inputs: attention(*inputs, pattern, backend="numba")
     out = function(*inputs)
     (gradient,) = torch.autograd.grad(out.sum(), inputs[0], create_graph=True)
-    with pytest.raises(NotImplementedError, match="no derivatives of second order. Use backend='scatter'"):
+    with pytest.raises(NotImplementedError, match=r"no derivatives of second order. Use backend='scatter'"):
         gradient.sum().backward()
     with pytest.raises(
-        NotImplementedError, match="no forward-mode derivatives, and nothing for torch.func. Use backend='scatter'"
+        NotImplementedError, match=r"no forward-mode derivatives, and nothing for torch.func. Use backend='scatter'"
     ):
         torch.func.jvp(function, inputs, inputs)
 

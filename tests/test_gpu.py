@@ -39,7 +39,7 @@ def test_every_pattern_equals_the_oracle(name, dtype, kernel):
     assert_matches_dense(tensors, pattern, backend=kernel.name, dropout_p=0.2)
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("activation", [None, "tanh", "leaky_relu"])
 def test_every_score_and_normalizer_equals_the_oracle(activation, kernel, normalizer):
     pattern = PATTERNS["unsorted edges"].to(DEVICE)
@@ -265,6 +265,6 @@ def test_layer_trains_on_the_device_and_its_routes_agree():
 def test_a_pattern_left_on_the_cpu_is_an_error():
     x = torch.randn(5, 2, 4, device=DEVICE)
     with pytest.raises(
-        ValueError, match="attention: pattern must be on query's device, cuda:0, got cpu. Use pattern.to"
+        ValueError, match=r"attention: pattern must be on query's device, cuda:0, got cpu. Use pattern.to"
     ):
         attention(x, x, x, Window(5, radius=1))

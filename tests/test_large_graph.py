@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sys
 import weakref
@@ -47,7 +46,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(mode, run, example, t
         def update(self):
             super().update()
             if self.n == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
 
     broken = tmp_path / "broken"
     handler = signal.getsignal(signal.SIGINT)

@@ -183,7 +183,7 @@ def test_weights_of_a_hub_in_half_precision_sum_to_one(degree, dtype, kernel):
     assert (out.float() - 1).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 def test_nan_stays_in_the_rows_that_see_it(kernel, normalizer):
     pattern = Edges(torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2]]), 4)
     for name in ("query", "key", "value"):

@@ -137,7 +137,7 @@ def test_self_loops_come_last_with_zero_features():
     layer = GraphAttention(4, 4, add_self_loops=True, edge_dim=2)
     edge_index = torch.tensor([[0, 1, 1], [1, 1, 2]])
     x, edge_attr = torch.randn(3, 4), torch.randn(3, 2)
-    out, (edges, alpha) = layer(x, edge_index, edge_attr, return_attention_weights=True)
+    out, (edges, _) = layer(x, edge_index, edge_attr, return_attention_weights=True)
     assert edges.tolist() == [[0, 1, 1, 0, 2], [1, 1, 2, 0, 2]]
     plain = GraphAttention(4, 4, edge_dim=2)
     plain.load_state_dict(layer.state_dict())
@@ -288,7 +288,7 @@ def test_repr():
 
 
 @pytest.mark.parametrize(
-    "options, text",
+    ("options", "text"),
     [
         (dict(score="dot_product", normalizer="softmax", kv_heads=4, dropout=0, encoding=None, backend="auto"), ""),
         (dict(score="gatv2"), ", score='gatv2'"),

@@ -45,7 +45,7 @@ LINKED = ["window ragged", "window causal", "grid 2-D", "full causal", "unsorted
 
 
 @pytest.mark.parametrize(
-    "name, backend", [(n, b) for n in LINKED for b in BACKENDS if (n, b) != ("unsorted edges", "tiles")]
+    ("name", "backend"), [(n, b) for n in LINKED for b in BACKENDS if (n, b) != ("unsorted edges", "tiles")]
 )
 def test_a_pattern_is_scaled_dot_product_attention_with_its_mask(name, backend):
     pattern = pattern_zoo()[name]
@@ -230,7 +230,7 @@ def assert_is_convolution(conv, x, tolerance, backend="auto"):
         torch.testing.assert_close(mine, other, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_is_self_attention(name, backend, dtype, tolerance):

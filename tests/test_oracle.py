@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
+from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
 
 from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
 from graphattn.normalizers import Entmax
-from graphattn.scores import SCORES, FunctionScore, Score
+from graphattn.scores import SCORES, FunctionScore, Score, repeat_heads
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 PATTERNS = pattern_zoo()
@@ -34,11 +34,6 @@ def examples(cls: type[Score]) -> list[Score]:
 ALL_SCORES = [score for cls in SCORES for score in examples(cls)]
 
 
-def has_score(kernel, score):
-    """Fused kernels have no score of the user's own, and another test says so."""
-    return kernel.name == "scatter" or not isinstance(score, FunctionScore)
-
-
 def id_of(x):
     return getattr(x, "name", repr(x))
 
@@ -48,11 +43,11 @@ CHOICES = [
     (kernel, cls, score)
     for kernel, cls in KERNELS_WITH_NORMALIZERS
     for score in (ALL_SCORES[:1] if issubclass(cls, Entmax) else ALL_SCORES)
-    if has_score(kernel, score)
+    if can_run(kernel, score=score)
 ]
 
 
-@pytest.mark.parametrize("kernel, normalizer, score", CHOICES, ids=id_of)
+@pytest.mark.parametrize(("kernel", "normalizer", "score"), CHOICES, ids=id_of)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_kernel_matches_oracle(name, score, normalizer, kernel):
     pattern = PATTERNS[name]
@@ -60,8 +55,26 @@ def test_kernel_matches_oracle(name, score, normalizer, kernel):
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
 
 
+class Distance(Score):
+    """What step 1 of the recipe asks for, and no more."""
+
+    def edgewise(self, query_i, key_j, edge_key):
+        return -(query_i - repeat_heads(key_j, query_i.size(-2))).abs().sum(-1)
+
+    def dense(self, query, key, edge_key):
+        pairs = query.unsqueeze(-3) - repeat_heads(key, query.size(-2)).unsqueeze(-4)
+        return -pairs.abs().sum(-1).movedim(-1, -3)
+
+
+@pytest.mark.parametrize("name", ["hub", "window ragged", "full bipartite"])
+def test_a_score_of_a_new_class_runs_before_any_kernel_has_fused_it(name):
+    assert [kernel.name for kernel in EDGE_KERNELS if can_run(kernel, score=Distance())] == ["scatter"]
+    tensors = random_call(PATTERNS[name], heads=HEADS, kv_heads=2, width=WIDTH)
+    assert_matches_dense(tensors, PATTERNS[name], score=Distance())
+
+
 @pytest.mark.parametrize(
-    "kernel, score", [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
+    ("kernel", "score"), [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if can_run(k, score=s)], ids=id_of
 )
 @pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
@@ -71,7 +84,7 @@ def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, 
     assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["hub", "unsorted edges", "parallel edges", "window ragged"])
 def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtype, kernel):
@@ -130,7 +143,7 @@ def test_the_gradient_of_a_table_is_rounded_once(backend, normalizer, dtype):
     assert (error <= 2 * torch.finfo(dtype).eps * truth.abs().clamp(min=0.1)).all()
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
+@pytest.mark.parametrize(("kernel", "normalizer"), KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
 @pytest.mark.parametrize("culprit", ["query", "key", "value"])
 def test_nan_goes_where_the_oracle_has_it(culprit, normalizer, kernel):
     pattern = PATTERNS["unsorted edges"]

@@ -85,7 +85,7 @@ def test_window_is_the_band_around_the_diagonal(radius, causal):
 
 
 @pytest.mark.parametrize(
-    "shape, radius", [((4,), 1), ((3, 5), 1), ((3, 5), (0, 2)), ((2, 3, 4), 1), ((3, 3, 3), (1, 0, 2))]
+    ("shape", "radius"), [((4,), 1), ((3, 5), 1), ((3, 5), (0, 2)), ((2, 3, 4), 1), ((3, 3, 3), (1, 0, 2))]
 )
 def test_grid_is_the_clipped_neighborhood(shape, radius):
     reach = radius if isinstance(radius, tuple) else (radius,) * len(shape)
@@ -126,7 +126,7 @@ def test_offsets_are_source_minus_target_coordinates(name):
 def test_offsets_are_numbered_row_major_from_the_lowest(name):
     pattern = ZOO[name]
     offsets, index = pattern.offsets(), pattern.offset_index()
-    assert len(index) == 0 or (0 <= int(index.min()) and int(index.max()) < pattern.num_offsets)
+    assert len(index) == 0 or (int(index.min()) >= 0 and int(index.max()) < pattern.num_offsets)
     if getattr(pattern, "global_tokens", ()):
         is_local = index < pattern.num_offsets - 1
         offsets, index = offsets[is_local], index[is_local]
@@ -164,7 +164,7 @@ def test_ragged_windows_are_the_disjoint_union_of_single_ones(sizes, radius, cau
 
 
 @pytest.mark.parametrize(
-    "parts, whole",
+    ("parts", "whole"),
     [
         ([Window(3, 1), Window([2, 4], 1)], Window([3, 2, 4], 1)),
         ([Full(2, 3), Full([1, 1], [0, 2])], Full([2, 1, 1], [3, 0, 2])),
@@ -180,7 +180,7 @@ def test_join_is_the_disjoint_union(parts, whole):
 
 
 @pytest.mark.parametrize(
-    "parts, error, text",
+    ("parts", "error", "text"),
     [
         ([Window(3, 1), Window(3, 2)], ValueError, "join: patterns' radius must be the same for all, got [1, 2]."),
         ([Grid((3,), 1), Grid((3,), 2)], ValueError, "patterns' radius must be the same"),
@@ -202,9 +202,9 @@ def test_batch_vectors():
     readout = Full.from_batch(torch.tensor([0, 1, 2, 3]), batch)
     assert repr(readout) == "Full([1, 1, 1, 1], source_sizes=[2, 0, 3, 0])"
     for bad in (torch.tensor([1, 0]), torch.tensor([-1, 0])):
-        with pytest.raises(ValueError, match="Full.from_batch: batch must be sorted and not negative"):
+        with pytest.raises(ValueError, match=r"Full.from_batch: batch must be sorted and not negative"):
             Full.from_batch(bad)
-    with pytest.raises(TypeError, match="must be one-dimensional and of an integer dtype, got torch.float32"):
+    with pytest.raises(TypeError, match=r"must be one-dimensional and of an integer dtype, got torch.float32"):
         Window.from_batch(torch.zeros(3), 1)
 
 
@@ -288,7 +288,7 @@ def test_self_loops_come_last_and_only_where_there_is_none():
 def test_edge_lists_have_no_coordinates():
     with pytest.raises(NotImplementedError, match="Use Full, Window or Grid"):
         ZOO["chain"].offsets()
-    with pytest.raises(NotImplementedError, match="offset_index: pattern must have coordinates, got Edges."):
+    with pytest.raises(NotImplementedError, match=r"offset_index: pattern must have coordinates, got Edges."):
         ZOO["chain"].offset_index()
 
 
@@ -308,7 +308,7 @@ def test_patterns_are_equal_where_their_definitions_are(name):
     pattern, again = ZOO[name], pattern_zoo()[name]
     pattern.csr()
     for other in (again, copy.deepcopy(pattern), pickle.loads(pickle.dumps(pattern)), pattern.to("cpu")):
-        assert pattern == other and not pattern != other and hash(pattern) == hash(other)
+        assert pattern == other and (pattern != other) is False and hash(pattern) == hash(other)
     assert {pattern: "kept"}[again] == "kept" and [again].index(pattern) == 0
     for other in ZOO.values():
         # Each pattern of the zoo is another one.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import networkx
 import pytest
 import torch
@@ -101,7 +103,7 @@ def test_shades_darken_steadily_in_grey():
     grey = [
         0.3 * red + 0.59 * green + 0.11 * blue for red, green, blue in map(shade, torch.linspace(0, 1, 50).tolist())
     ]
-    assert all(earlier > later for earlier, later in zip(grey, grey[1:], strict=False))
+    assert all(earlier > later for earlier, later in itertools.pairwise(grey))
     assert shade(0) == pytest.approx(to_rgb(SHADES[0])) and shade(1) == pytest.approx(to_rgb(SHADES[-1]))
 
 
@@ -162,7 +164,7 @@ def test_arcs_lie_above_from_earlier_words_and_below_from_later_ones(axes):
     assert texts(axes) == WORDS and len(axes.patches) == 3
     widths = [patch.get_linewidth() for patch in axes.patches]
     assert widths == sorted(widths)
-    frame, later, earlier = axes.patches
+    _, later, earlier = axes.patches
     # The first three points of an arrow are its curve.
     assert later.get_path().vertices[:3, 1].max() < 0 < earlier.get_path().vertices[:3, 1].min()
     assert axes.texts[2].get_color() == MARK
@@ -174,7 +176,7 @@ def test_words_fit_into_their_frames_and_touch_no_other():
     panels = draw_heads(figure, draw_arcs, Full(5), torch.ones(25, 4), names=words, target=0, columns=4)
     draw_arcs(panels[3], Window(5, radius=0), names=words)
     boxes = [text.get_window_extent() for text in panels[3].texts[:4]]
-    assert all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
     frames = [patch.get_window_extent() for patch in panels[3].patches[-5:]]
     assert all(frame.x0 < box.x0 and box.x1 < frame.x1 for frame, box in zip(frames, boxes, strict=False))
     pyplot.close(figure)
@@ -224,7 +226,7 @@ def test_layouts_repeat_and_hold_nodes_apart():
     for name in ("spring", "kamada_kawai", "spectral", "circular"):
         place = layout(pattern, name)
         assert torch.equal(place, layout(pattern, name))
-        assert 0 <= float(place.min()) and float(place.max()) <= 1
+        assert float(place.min()) >= 0 and float(place.max()) <= 1
     place = layout(pattern)
     assert float(torch.cdist(place, place).fill_diagonal_(9).min()) > 0.03
 
@@ -448,7 +450,7 @@ BAD = (
 )
 
 
-@pytest.mark.parametrize("call, error, text", BAD)
+@pytest.mark.parametrize(("call", "error", "text"), BAD)
 def test_what_does_not_fit_is_refused(axes, call, error, text):
     with pytest.raises(error, match=text):
         call(axes)

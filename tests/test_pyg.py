@@ -17,7 +17,7 @@ from graphattn import Edges, Window
 from graphattn import nn as ours
 from graphattn.nn.pyg.fused import FUSED
 
-NAMES = ["TransformerConv", "GATConv", "GATv2Conv"]
+NAMES = [cls.__name__ for cls in FUSED]
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2, 2, 4, 1], [1, 2, 0, 1, 3, 2, 1, 0, 1]])
 OPTIONS = {
     "TransformerConv": [
@@ -372,7 +372,7 @@ def test_weights_in_training_are_those_of_before_dropout_unless_pygs_are_asked_f
     assert not torch.allclose(dropped, evaluated)
     mine.train()
     mine.returns_dropped_weights = True
-    out, (listed, alpha) = mine(x, EDGES, return_attention_weights=True)
+    _, (listed, alpha) = mine(x, EDGES, return_attention_weights=True)
     assert torch.equal(listed, edge_index)
     kept = alpha != 0
     torch.testing.assert_close(alpha[kept], 2 * evaluated[kept])
@@ -639,7 +639,7 @@ def test_accelerate_says_what_it_left_and_why():
         "  2: left, Mine is a subclass of GATConv, and may mean something else"
     )
     assert str(graphattn.accelerate(model)).startswith("0 layers accelerated, 3 left, 1 ours before\n")
-    with pytest.raises(TypeError, match="accelerate: model must be a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got int"):
         graphattn.accelerate(3)
 
 

@@ -89,7 +89,7 @@ def test_nodes_of_a_part_lie_side_by_side(monkeypatch):
     pytest.importorskip("pymetis")
     monkeypatch.setattr("graphattn.patterns.reorder.PART_NODES", 20)
     cliques = Full([20, 20, 20]).edge_index
-    pattern, order = Edges(shuffled(60)[cliques], 60).reorder("metis")
+    pattern, _ = Edges(shuffled(60)[cliques], 60).reorder("metis")
     assert torch.equal(pattern.edge_index[0] // 20, pattern.edge_index[1] // 20)
 
 

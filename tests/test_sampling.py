@@ -363,7 +363,7 @@ def test_a_transform_of_the_edges_makes_the_pattern_anew(transform):
             layer(batch.x, batch.pattern), fresh
         )
         assert "layer_patterns" not in batch
-    with pytest.raises(TypeError, match="transform must return a Data, got NoneType. Let it return the batch"):
+    with pytest.raises(TypeError, match=r"transform must return a Data, got NoneType. Let it return the batch"):
         next(iter(NeighborLoader(random_graph(), [3], transform=lambda batch: None)))
 
 
@@ -373,9 +373,9 @@ def test_bad_seeds_and_what_is_not_offered_are_refused():
         sampled(sampler, [0, -1])
     with pytest.raises(TypeError, match=r"seeds must be integers of shape \[n\], got torch.float32 of shape \[1\]"):
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.zeros(1)))
-    with pytest.raises(NotImplementedError, match="Use torch_geometric.loader.LinkNeighborLoader"):
+    with pytest.raises(NotImplementedError, match=r"Use torch_geometric.loader.LinkNeighborLoader"):
         sampler.sample_from_edges(None)
-    with pytest.raises(NotImplementedError, match="input_time must be None: nothing is drawn by time here. Use torch"):
+    with pytest.raises(NotImplementedError, match=r"input_time must be None: nothing is drawn by time here. Use torch"):
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0]), time=torch.tensor([1])))
     with pytest.raises(TypeError, match="NeighborSampler: neighbours is no argument"):
         NeighborSampler(GRAPH, [2], neighbours=3)

@@ -193,7 +193,7 @@ def test_a_tampered_file_raises_one_clear_error(case, weights_only):
     ids=repr,
 )
 def test_what_is_no_pattern_at_all_raises_the_same_error(arguments):
-    with pytest.raises(ValueError, match="^torch.load: a saved pattern must be one that can be made, got "):
+    with pytest.raises(ValueError, match=r"^torch.load: a saved pattern must be one that can be made, got "):
         load_saved([Written(make_pattern, arguments)])
 
 
@@ -218,7 +218,7 @@ def test_a_file_cannot_write_to_a_pattern_that_it_has_made():
 def test_a_tensor_with_methods_of_its_own_is_read_by_torch():
     options = options_of(Edges(EDGE_INDEX))
     rebuild, arguments = (EDGE_INDEX + 1).__reduce_ex__(2)
-    methods = {name: torch.Size for name in ("clone", "sum", "is_contiguous", "aminmax", "max", "min")}
+    methods = dict.fromkeys(("clone", "sum", "is_contiguous", "aminmax", "max", "min"), torch.Size)
     edges = Written(torch._tensor._rebuild_from_type_v2, (rebuild, torch.Tensor, arguments, methods))
     with pytest.raises(ValueError, match="EdgeRangeError"):
         load_saved([Written(make_pattern, ("Edges", options | {"edge_index": (edges, 11)}))])
@@ -229,5 +229,5 @@ def test_the_format_that_brings_numbers_late_is_refused():
     pattern, file = Edges(torch.randint(0, 99, (2, 99))), io.BytesIO()
     torch.save(pattern, file, _use_new_zipfile_serialization=False)
     file.seek(0)
-    with pytest.raises(ValueError, match="Save it anew, with torch.save as it is by default."):
+    with pytest.raises(ValueError, match=r"Save it anew, with torch.save as it is by default."):
         torch.load(file)

@@ -71,8 +71,8 @@ def test_a_detached_vector_is_found(monkeypatch):
             return super().run(Call(**{**vars(call), "score": score}))
 
     monkeypatch.setattr("graphattn.functional.KERNELS", (*KERNELS, Detached()))
+    score = Additive(torch.ones(2, 4, dtype=torch.float64))
     with pytest.raises(AssertionError, match=r"gradient of score.vector is off by"):
-        score = Additive(torch.ones(2, 4, dtype=torch.float64))
         assert_matches_dense(random_call(WINDOW), WINDOW, score=score, backend="wrong")
 
 

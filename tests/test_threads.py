@@ -57,6 +57,7 @@ def test_python_threads_may_call_at_once():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
 def test_a_forked_child_computes_after_its_parent_did():
     code = """
 import os, torch
@@ -112,7 +113,7 @@ def test_a_process_that_cannot_start_threads_computes_in_the_callers(monkeypatch
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        with pytest.warns(UserWarning) as caught:
+        with pytest.warns(UserWarning, match="^graphattn: threads ") as caught:
             results = [run(pattern, tensors) for _ in range(2)]
     finally:
         torch.set_num_threads(before)
@@ -130,7 +131,8 @@ def test_an_error_in_a_task_reaches_the_caller():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ZeroDivisionError):
+        # Any of the calls may be the first in which the thread takes a task.
+        with pytest.raises(ZeroDivisionError):  # noqa: PT012
             for _ in range(1000):
                 run_tasks(function, 10_000)
         # And the thread goes on.

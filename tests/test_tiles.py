@@ -192,7 +192,7 @@ COMPILED = [(Window([40, 20], 3), {}), (Window([40, 20], 3), {"normalizer": "rel
 COMPILED += [(Window([40, 20], 3), {"return_weights": True}), (Grid((8, 8), 1, border="wrap"), {}), (Full([5, 9]), {})]
 
 
-@pytest.mark.parametrize("pattern, options", COMPILED, ids=str)
+@pytest.mark.parametrize(("pattern", "options"), COMPILED, ids=str)
 def test_a_compiled_graph_holds_tiles(pattern, options):
     tensors = random_call(pattern, dtype=torch.float32)
     run = lambda query, key, value: attention(query, key, value, pattern, backend="tiles", **options)
@@ -223,7 +223,7 @@ def test_derivatives_that_tiles_lack_raise():
     tensors = random_call(pattern)
     out = attention(**tensors, pattern=pattern, backend="tiles")
     first = torch.autograd.grad(out.sum(), tensors["query"], create_graph=True)[0]
-    with pytest.raises(NotImplementedError, match="no derivatives of second order. Use backend='scatter'"):
+    with pytest.raises(NotImplementedError, match=r"no derivatives of second order. Use backend='scatter'"):
         torch.autograd.grad(first.sum(), tensors["query"])
     plain = {name: x.detach() for name, x in tensors.items()}
     run = lambda query: attention(query, plain["key"], plain["value"], pattern, backend="tiles")
@@ -232,7 +232,7 @@ def test_derivatives_that_tiles_lack_raise():
 
 
 @pytest.mark.parametrize(
-    "pattern, options, reason",
+    ("pattern", "options", "reason"),
     [
         (Edges(torch.tensor([[0], [1]]), 5), {}, "only Full, Window and Grid have tiles, not Edges"),
         (Window(5, 1, global_tokens=(0,)), {}, "global tokens don't fit"),

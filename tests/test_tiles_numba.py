@@ -38,7 +38,7 @@ def run(tensors: dict, pattern: Pattern) -> tuple:
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize(
     "options",
-    [dict(), dict(dtype=torch.float32), dict(batch=(2,), heads=4, kv_heads=2, value_width=48)],
+    [{}, dict(dtype=torch.float32), dict(batch=(2,), heads=4, kv_heads=2, value_width=48)],
     ids=["float64", "float32", "shared heads"],
 )
 def test_panels_equal_the_oracle(name, options):
@@ -47,7 +47,7 @@ def test_panels_equal_the_oracle(name, options):
     assert pattern.has_kept("panels") and not pattern.has_kept("tiles")
 
 
-@pytest.mark.parametrize("width, value_width", [(16, 64), (96, 32), (256, 16)])
+@pytest.mark.parametrize(("width", "value_width"), [(16, 64), (96, 32), (256, 16)])
 def test_any_number_of_vectors_equals_the_oracle(width, value_width):
     window = Window(70, radius=9)
     tensors = random_call(window, width=width, value_width=value_width, dtype=torch.float32)
@@ -123,8 +123,8 @@ def test_rows_that_arent_whole_vectors_are_made_so(widths, dtype):
 
 
 @pytest.mark.parametrize(
-    "options, width",
-    [(dict(), 257), (dict(normalizer="relu"), 16), (dict(dropout_p=0.5), 16)],
+    ("options", "width"),
+    [({}, 257), (dict(normalizer="relu"), 16), (dict(dropout_p=0.5), 16)],
     ids=["width", "normalizer", "dropout"],
 )
 def test_other_calls_take_the_products_of_torch(options, width):
@@ -148,7 +148,7 @@ def test_operators_pass_opcheck_with_panels():
         assert set(opcheck(op, inputs, test_utils=("test_schema", "test_faketensor")).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("nodes, batch", [(0, 3), (20, 0)])
+@pytest.mark.parametrize(("nodes", "batch"), [(0, 3), (20, 0)])
 def test_empty_tensors_have_empty_results(nodes, batch):
     window, x = Window(nodes, radius=1), torch.zeros(batch, nodes, 2, 16, requires_grad=True)
     out = attention(x, x, x, window, backend="tiles")

@@ -116,7 +116,7 @@ def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
     seconds = lambda **options: gpu_plan.estimate(call_on_a_thousand_edges(**options)) - 12e-5
     full = seconds(dtype=torch.float32, width=64)
     assert 0.5 < seconds(dtype=torch.bfloat16, width=64) / full < 0.52
-    assert 1 < seconds(dtype=torch.float32, width=64, edge_tensors=True) / full
+    assert seconds(dtype=torch.float32, width=64, edge_tensors=True) / full > 1
     monkeypatch.setattr(gpu_plan, "CACHE_BYTES", 0)
     beyond = seconds(dtype=torch.float32, width=64)
     assert full < beyond < full * gpu_plan.CACHE / gpu_plan.MEMORY

@@ -2,8 +2,11 @@
 
 import ast
 import functools
+import tomllib
 from html import escape
 from pathlib import Path
+
+import grimp
 
 WIDTH, HEIGHT, GAP, ROW = 98, 30, 14, 84
 # On a ground of its own, so that it can be read on light and dark pages.
@@ -15,35 +18,22 @@ STYLE = (
 
 
 def levels_of(root: Path) -> dict[str, int]:
-    """The level of each room, from the test that holds them."""
-    for node in ast.parse((root / "tests" / "test_architecture.py").read_text()).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "LEVELS":
-            return {room: level for room, level in ast.literal_eval(node.value).items() if room != "__main__"}
-    raise LookupError("tests/test_architecture.py has no LEVELS")
-
-
-def files_of(root: Path, room: str) -> list[Path]:
-    """The files of a room: a module, or a folder of them."""
-    path = root / "graphattn" / room
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+    """The level of each room, from the contract in pyproject.toml that holds them."""
+    contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rooms = {room: level for level, layer in enumerate(reversed(layers)) for room in layer.split(" : ")}
+    return {room: level for room, level in rooms.items() if room != "__main__"}
 
 
 @functools.cache
 def imports_of(root: Path) -> dict[str, set[str]]:
-    """The rooms whose names each room imports, found in its source."""
+    """The other rooms whose names each room imports."""
     levels = levels_of(root)
-    found: dict[str, set[str]] = {}
+    graph = grimp.build_graph("graphattn", cache_dir=None)
     for room in levels:
-        found[room] = set()
-        for path in files_of(root, room):
-            # As many dots as it takes to leave the room.
-            dots = len(path.relative_to(root / "graphattn").parts)
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and node.level == dots:
-                    names = [node.module] if node.module else [alias.name for alias in node.names]
-                    found[room] |= {name.partition(".")[0] for name in names} & set(levels)
-        found[room].discard(room)
-    return found
+        graph.squash_module(f"graphattn.{room}")
+    found = {room: graph.find_modules_directly_imported_by(f"graphattn.{room}") for room in levels}
+    return {room: {name.rpartition(".")[2] for name in names} & (set(levels) - {room}) for room, names in found.items()}
 
 
 def direct(found: dict[str, set[str]]) -> list[tuple[str, str]]:
@@ -109,8 +99,8 @@ def write_rooms(root: Path) -> str:
     """A table: level, room, and the first line of its docstring."""
     lines = ["| level | room | what it is |", "|---|---|---|"]
     for room, level in sorted(levels_of(root).items(), key=lambda pair: (-pair[1], pair[0])):
-        files = files_of(root, room)
-        first = next((path for path in files if path.name == "__init__.py"), files[0])
-        text = (ast.get_docstring(ast.parse(first.read_text())) or "").partition("\n")[0]
+        path = root / "graphattn" / room
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        text = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
         lines.append(f"| {level} | `{room}` | {text} |")
     return "\n".join(lines)

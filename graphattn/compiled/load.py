@@ -50,7 +50,7 @@ def why_not_compiled() -> str | None:
 def compiled_modules() -> list[str]:
     """Names below the package of what Numba compiles, in folders named "jit", and of what defines its operands."""
     names = _names_below(str(Path(__file__).parents[1]), "")
-    return [name for name in names if ".jit." in name and ".gpu." not in name or name.endswith(".operands")]
+    return [name for name in names if (".jit." in name and ".gpu." not in name) or name.endswith(".operands")]
 
 
 def _names_below(folder: str, prefix: str) -> list[str]:

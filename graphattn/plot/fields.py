@@ -133,7 +133,6 @@ def _draw_rows(axes: Axes, pattern: Full | Window, node: int, layers: int, texts
 def _draw_cells(axes: Axes, reached: Tensor, layers: int) -> Axes:
     from matplotlib.colors import to_rgb
 
-    rows, columns = reached.shape
     image = torch.tensor([[to_rgb(_fill(layer, layers)) for layer in row] for row in reached.tolist()])
     axes.imshow(image.numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -227,7 +228,7 @@ def _draw_components(axes: Axes, pattern: Pattern) -> None:
     corners = list(begins)
     frames = [
         Rectangle((left - 0.5, top - 0.5), right - left, bottom - top)
-        for (left, top), (right, bottom) in zip(corners, corners[1:], strict=False)
+        for (left, top), (right, bottom) in itertools.pairwise(corners)
     ]
     width = min(1.2, 60 / len(frames))
     axes.add_collection(

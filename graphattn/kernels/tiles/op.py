@@ -306,7 +306,8 @@ library.impl("tiles_backward", _backward, "CompositeExplicitAutograd")
 
 
 @library.fake("tiles_forward")
-def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalizer, scale, p, weights, lse):  # type: ignore[no-untyped-def]
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, weights, lse = rest
     sums = accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:3], value.size(3))
     # As many edges as there are, the plan's first tensor alone knows.
@@ -319,6 +320,9 @@ def _fake_forward(query, key, value, bias, table, seed, plan, numbers, normalize
 
 
 @library.fake("tiles_backward")
-def _fake_backward(grad_out, grad_weights, grad_lse, query, key, value, edge_bias, table, seed, *rest):  # type: ignore[no-untyped-def]
-    inputs = (query, key, value, edge_bias, table)
-    return [x.new_empty(x.shape) if need else grad_out.new_empty(0) for x, need in zip(inputs, rest[-1], strict=True)]
+def _fake_backward(grad_out: Tensor, grad_weights: Tensor, grad_lse: Tensor, *rest: Any) -> list[Tensor]:
+    *inputs, needs = rest
+    differentiable = inputs[:5]
+    return [
+        x.new_empty(x.shape) if need else grad_out.new_empty(0) for x, need in zip(differentiable, needs, strict=True)
+    ]

@@ -103,7 +103,8 @@ def write_plan(pattern: Pattern) -> Plan:
     numbers: list[Any] = [along.start // along.step for along in ranges] + [len(along) for along in ranges]
     for group in groups:
         tensors += group[-TENSORS:]
-        numbers += [group.tiles, group.height, *group.box, *map(int, group[3:-TENSORS])]  # type: ignore[arg-type]
+        numbers += [group.tiles, group.height, *group.box, group.row_start, group.row_step]
+        numbers += [group.column_start, group.column_step, int(group.is_full), int(group.is_causal)]
     return tuple(tensors), tuple(numbers)
 
 
@@ -135,10 +136,13 @@ def why_not_cut(pattern: Pattern) -> str | None:
         return f"only Full, Window and Grid have tiles, not {type(pattern).__name__}"
     if isinstance(pattern, Window) and pattern.global_tokens:
         return "global tokens don't fit into the strips of a window"
-    if isinstance(pattern, Grid) and pattern.border == "wrap":
+    if (
+        isinstance(pattern, Grid)
+        and pattern.border == "wrap"
         # Kept, because extents are data, which no compiled graph can read.
-        if not pattern.keep("dilation divides", lambda: _divides(pattern)):
-            return "a wrapped border needs extents that the dilation divides"
+        and not pattern.keep("dilation divides", lambda: _divides(pattern))
+    ):
+        return "a wrapped border needs extents that the dilation divides"
     return None
 
 
@@ -195,12 +199,12 @@ def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list
         full = [1, 1, 1]
         for axis, h in zip(axes, height[3 - len(axes) :] if axes else [], strict=True):
             full[axis] = h
-        tried.append(tuple(full))
-    return min(tried, key=seconds)  # type: ignore[return-value]
+        tried.append((full[0], full[1], full[2]))
+    return min(tried, key=seconds)
 
 
 def tile_seconds(height: int, width: int, key_width: int, value_width: int) -> float:
-    """Seconds that one head of one tile takes, forward, on two cores; benchmarks/tiles.py checks it."""
+    """Seconds that one head of one tile takes, forward, on two cores; benchmarks/structured.py compares it."""
     products = 2 * (height + 16) * width * (key_width + value_width) / 1.2e11
     return products + height * width * 0.6e-9 + 4 * (height + width) * (key_width + value_width) / 2e10
 
@@ -376,9 +380,9 @@ def _indexed(
 ) -> Group:
     """A group whose tiles are lists of nodes."""
     kept = rows.new_empty(0) if is_kept is None or bool(is_kept.all()) else is_kept.flatten().nonzero().flatten()
-    bounds = [x.to(torch.int32).contiguous() for x in (place, first, count, turn)]
+    place, first, count, turn = (x.to(torch.int32).contiguous() for x in (place, first, count, turn))
     tiles, height = rows.shape
-    return Group(tiles, height, box, 0, 0, 0, 0, is_full, False, rows, columns, *bounds, kept)  # type: ignore[call-arg]
+    return Group(tiles, height, box, 0, 0, 0, 0, is_full, False, rows, columns, place, first, count, turn, kept)
 
 
 def _lines(place: Tensor, count: Tensor, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

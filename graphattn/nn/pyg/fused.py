@@ -150,7 +150,8 @@ class Fused(MessagePassing):
             kwargs["edge_attr"] = graph.to_messages(kwargs["edge_attr"])
         out = self._of_pyg("propagate")(self, graph.edge_index, size=size, **kwargs)
         if graph.return_weights:
-            alpha: Tensor = kwargs["alpha"] if "alpha" in kwargs else self._alpha
+            # Layers that take alpha as an argument have no _alpha.
+            alpha: Tensor = kwargs["alpha"] if "alpha" in kwargs else self._alpha  # noqa: SIM401
             if "alpha" in kwargs and self.training and self.dropout > 0 and not self.returns_dropped_weights:
                 self._attend(graph, {**kwargs, **graph.given}, bias)
             else:
