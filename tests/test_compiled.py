@@ -107,7 +107,7 @@ def test_a_damaged_file_is_written_anew_after_one_warning(anew, kept, monkeypatc
             assert function(3) == 6
         else:
             with pytest.warns(
-                UserWarning, match=rf"compiled code in {kept} can't be read, and is compiled anew, got .*"
+                UserWarning, match=rf"compiled code in {kept} can't be read, and is compiled again, got .*"
             ):
                 assert function(3) == 6
         assert compiled_twice(kept.parent, monkeypatch)(3) == 6
@@ -133,7 +133,7 @@ def test_a_full_disk_is_warned_of_once(anew, tmp_path, monkeypatch):
     (text,) = [str(warning.message) for warning in caught]
     assert text == (
         f"graphattn: compiled code can't be kept in {tmp_path}, so that every process compiles it again, got OSError: "
-        "[Errno 28] No space left on device. Make room there, or set NUMBA_CACHE_DIR to a folder that can be written."
+        "[Errno 28] No space left on device. Make room there, or set NUMBA_CACHE_DIR to a writable folder."
     )
     assert not list(tmp_path.iterdir())
 
@@ -235,7 +235,7 @@ def test_a_call_among_truncated_files_heals_them(tmp_path):
         (tmp_path / kept.name / path.name).write_bytes(path.read_bytes()[:100])
     (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"]
-    assert len(warned) == 1 and "can't be read, and is compiled anew, got ValueError" in warned[0]
+    assert len(warned) == 1 and "can't be read, and is compiled again, got ValueError" in warned[0]
     (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"] and not warned
 
@@ -299,7 +299,7 @@ def test_a_sampler_without_numba_says_what_it_needs():
         + DRAW.replace("\n", "\n    ")
         + "\nexcept ImportError as e: print(e)"
     )
-    text = "graphattn: compiled code must be there, got Numba is not installed (pip install numba)."
+    text = "graphattn: compiled code must be available, got Numba is not installed (pip install numba)."
     assert run(code) == ([text], [])
 
 

@@ -375,7 +375,7 @@ def test_bad_seeds_and_what_is_not_offered_are_refused():
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.zeros(1)))
     with pytest.raises(NotImplementedError, match="Use torch_geometric.loader.LinkNeighborLoader"):
         sampler.sample_from_edges(None)
-    with pytest.raises(NotImplementedError, match="input_time must be None: nothing is drawn by time here. Use torch"):
+    with pytest.raises(NotImplementedError, match="must be None, because sampling by time is not supported. Use torch"):
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0]), time=torch.tensor([1])))
-    with pytest.raises(TypeError, match="NeighborSampler: neighbours is no argument"):
+    with pytest.raises(TypeError, match="NeighborSampler: neighbours is not an argument"):
         NeighborSampler(GRAPH, [2], neighbours=3)

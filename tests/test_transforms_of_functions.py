@@ -79,5 +79,5 @@ def test_fused_kernels_say_that_they_lack_transforms():
 
 def test_edges_can_not_be_mapped_over():
     x = draw(5, 2, 4)
-    with pytest.raises(NotImplementedError, match="edge_index must be the same for all that torch.func maps over"):
+    with pytest.raises(NotImplementedError, match="must be the same for all examples that torch.func maps over"):
         torch.vmap(lambda edge_index: attention(x, x, x, edge_index))(torch.stack([EDGES, EDGES.flip(0)]))

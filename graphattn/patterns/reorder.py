@@ -1,4 +1,4 @@
-"""Another numbering of the nodes, so that rows read one after another lie near one another in memory."""
+"""Another numbering of the nodes, so that rows that are read one after another are close together in memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .base import Pattern, check_square
 from .edges import Edges
 from .metis import metis_parts
 
-# Nodes to a part of METIS's: the rows of such a part fit into a core's second-level cache.
+# Nodes per part of METIS: the rows of such a part fit into a core's second-level cache.
 PART_NODES = 512
 
 
 class NodeOrder(NamedTuple):
-    """How nodes were numbered anew, and what carries tensors there and back.
+    """A new numbering of nodes, which reorders tensors and restores their order.
 
     Attributes:
         perm: [N] int64, the old number of each node, in the new order.
@@ -38,11 +38,11 @@ class NodeOrder(NamedTuple):
     inverse: Tensor
 
     def apply(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Carry features, labels or masks of nodes, along `dim`, into the new order. Differentiable to any order."""
+        """Reorder features, labels or masks of nodes along `dim` into the new order. Differentiable to any order."""
         return self._carry("apply", x, dim, self.perm, self.inverse)
 
     def undo(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Carry results, which have a row for each node along `dim`, back. Differentiable to any order."""
+        """Reorder results, with a row for each node along `dim`, back. Differentiable to any order."""
         return self._carry("undo", x, dim, self.inverse, self.perm)
 
     def to(self, device: torch.device | str) -> NodeOrder:
@@ -59,7 +59,7 @@ class NodeOrder(NamedTuple):
 def reorder(pattern: Pattern, order: Any) -> tuple[Edges, NodeOrder]:
     """See `Pattern.reorder`."""
     if not isinstance(pattern, Edges):
-        rule = "must be Edges, because fast kernels of windows and grids need their nodes in line"
+        rule = "must be Edges, because fast kernels of windows and grids need their nodes in order"
         fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
         raise NotImplementedError(message("reorder", "pattern", rule, pattern, fix))
     check_square(pattern, "reorder")
@@ -92,7 +92,7 @@ def _check_permutation(order: Tensor, pattern: Edges) -> Tensor:
     missing = (~is_named).nonzero()
     if len(missing):
         rule = f"must name each of the {nodes} nodes once"
-        raise ValueError(message("reorder", "order", rule, f"none that names node {int(missing[0])}"))
+        raise ValueError(message("reorder", "order", rule, f"no entry for node {int(missing[0])}"))
     return order.to(torch.int64)
 
 
@@ -116,7 +116,7 @@ def _by_bandwidth(pattern: Edges) -> Tensor:
 
 
 def _by_parts(pattern: Edges) -> Tensor:
-    """One part of METIS's after another, each in the nodes' own order."""
+    """One METIS part after another, each in the order of its nodes."""
     parts = max(1, -(-pattern.num_targets // PART_NODES))
     return metis_parts(pattern, parts).argsort(stable=True)
 
