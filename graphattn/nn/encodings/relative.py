@@ -21,7 +21,7 @@ from .base import Encoding, check_coordinates, check_extents, check_fit
 class ALiBi(Encoding):
     """Lowers the scores of a sequence in proportion to distance, with one slope per head.
 
-        score_ij,h - slope_h * |i - j|,   slope_h = 2^(-8h / H) for h = 1, ..., H
+        score_ij,h - slope_h * |i - j|,   slope_h = 2^(-8 (h + 1) / H) for h = 0, ..., H - 1
 
     If H isn't a power of two, the slopes are those of the next lower power, and then every other one of the next higher
     power, as published.
