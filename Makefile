@@ -51,7 +51,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 examples: setup
 	$(BIN)/python examples/run_all.py
 
-# Published accuracies beside ours, on real data; writes benchmarks/results/accuracy.md.
+# Published and our accuracies on real data; writes benchmarks/results/accuracy.md.
 reproduce: setup
 	$(BIN)/python benchmarks/accuracy.py
 

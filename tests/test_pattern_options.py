@@ -324,8 +324,8 @@ BAD = {
     ),
     "radius beyond integers": (
         lambda: Window(5, 10**30),
-        f"Window: radius times dilation must be less than 2^62, got {10**30}. Use the longest extent: none reaches "
-        "further.",
+        f"Window: radius times dilation must be less than 2^62, got {10**30}. Use the longest extent: no offset "
+        "is longer.",
     ),
 }
 

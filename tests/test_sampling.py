@@ -291,7 +291,12 @@ GRAPH = random_graph(10, 30)
         ((GRAPH, 10), {}, ValueError, "num_neighbors must have one number for each hop, got 10"),
         ((GRAPH, 2.5), {}, ValueError, "num_neighbors must have one number for each hop, got 2.5"),
         ((GRAPH, [2.5]), {}, TypeError, r"num_neighbors must be an integer, got 2.5 \(float\)"),
-        ((GRAPH, [-1]), {"replace": True}, ValueError, "numbers with replace=True, for all neighbors are drawn once"),
+        (
+            (GRAPH, [-1]),
+            {"replace": True},
+            ValueError,
+            "numbers with replace=True, because -1 takes each neighbor once",
+        ),
         ((GRAPH, [1]), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ((GRAPH, [1]), {"weight_attr": "w"}, NotImplementedError, "NeighborLoader, which needs pyg-lib"),
         ((GRAPH, [1]), {"time_attr": "t"}, NotImplementedError, "time_attr must be None here, got t. Use torch_geom"),
