@@ -18,7 +18,7 @@ from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, a
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of `attention` and its dense twin, apart from those that say what to return."""
+    """Keyword arguments of `attention` and its dense reference, except those that choose what to return."""
 
     score: Score | ScoreFunction
     normalizer: str | Normalizer | UserNormalizer
