@@ -65,7 +65,7 @@ def draw_heads(figure, weights, pixel, color, title):
         for row, column in torch.cartesian_prod(torch.arange(3), torch.arange(3)).tolist():
             if not seen[row, column].isnan():
                 axes.text(column, row, f"{seen[row, column]:g}", ha="center", va="center", fontsize=8)
-        axes.set_xlabel(f"head {head}" + ("" if seen.nansum() > 0 else ": none"), fontsize=8, labelpad=2)
+        axes.set_xlabel(f"head {head}" + ("" if seen.nansum() > 0 else ": no one"), fontsize=8, labelpad=2)
 
 
 def draw(conv, image, path):

@@ -163,7 +163,7 @@ def draw_curves(axes, curves):
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.minorticks_off()
-    axes.set_xlabel("training images")
+    axes.set_xlabel("images to learn from")
     axes.set_ylabel("test accuracy in %")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -46,7 +46,7 @@ def draw_parameters(axes, results):
         for place in points if "window" in kind else ():
             radius = place[2].removeprefix("window ").replace("per token", "0")
             axes.annotate(radius, place[:2], (7, -9), textcoords="offset points")
-    axes.set(xlabel="parameters after the inputs, thousands", ylabel="right on all words, %")
+    axes.set(xlabel="parameters behind the inputs, thousands", ylabel="right on all words, %")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     axes.margins(0.12)
     axes.spines[["top", "right"]].set_visible(False)
@@ -62,7 +62,7 @@ def draw_attention(panels, name, tagger, corpus, words):
         axes.imshow(looks.numpy(), cmap="Greys", vmin=0)
         axes.set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(len(words)), names)
-        axes.set_title(f"layer {layer}: attention of each row's word", fontsize=11)
+        axes.set_title(f"layer {layer}: each row's word looks at", fontsize=11)
     panels[0].set_xlabel(f"{name}, mean of {weight.size(1)} heads")
 
 
