@@ -135,7 +135,7 @@ def _provide(root: Path) -> None:
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_bytes(corpus[split].encode())
         os.replace(scratch, path)
-    fix = f"Delete raw/ and processed/ in {root / 'AmbiguousWords'} and load again: it is generated again."
+    fix = f"Delete raw/ and processed/ in {root / 'AmbiguousWords'} and load again, which generates it."
     for file in FILES.values():
         check_file("AmbiguousWords", root, file, fix)
 
