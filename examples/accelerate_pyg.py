@@ -30,7 +30,7 @@ COLORS = {"PyG": "tab:red", "accelerated": "tab:blue"}
 
 
 class Network(torch.nn.Module):
-    """The paper's two layers, from PyG alone."""
+    """The paper's two layers, from PyG only."""
 
     def __init__(self, in_channels, classes):
         super().__init__()

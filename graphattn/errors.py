@@ -29,8 +29,8 @@ def message(where: str, argument: str, rule: str, got: object = None, fix: str =
     """Write one line of the form above; `got` and `fix` may be left out.
 
     Example:
-        >>> message("Window", "radius", "must be at least 0", -1, "Use radius=0 for a node alone.")
-        'Window: radius must be at least 0, got -1. Use radius=0 for a node alone.'
+        >>> message("Window", "radius", "must be at least 0", -1, "Use radius=0 for the node only.")
+        'Window: radius must be at least 0, got -1. Use radius=0 for the node only.'
     """
     text = f"{where}: {argument} {rule}"
     if got is not None:

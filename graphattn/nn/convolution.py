@@ -25,10 +25,10 @@ def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
         out_i = b + sum over heads h of W_out,h sum over j -> i of weight_ij,h W_value,h x_j              attention
         weight_ij,h = 1 if j = i + o_h else 0,   W_out,h W_value,h = W_(o_h)
 
-    There is one head per offset of the kernel. Queries and keys are zero, so that scores come from the relative
-    position alone: a table that is 0 at the head's own offset and -inf at all others makes its weights one-hot. A
-    target whose offset lies outside the image has no edge left in that head and gets zeros, which is zero padding. Of
-    W_out and W_value, the larger holds the kernel and the smaller the identity; heads are min(C_in, C_out) wide.
+    There is one head per offset of the kernel. Queries and keys are zero, so that scores depend only on the relative
+    position: a table that is 0 at the head's own offset and -inf at all others makes its weights one-hot. A target
+    whose offset lies outside the image has no edge left in that head and gets zeros, which is zero padding. Of W_out
+    and W_value, the larger holds the kernel and the smaller the identity; heads are min(C_in, C_out) wide.
 
     Args:
         conv: with stride 1, groups 1, odd kernel sizes and zero padding; any dilation, any amount of padding, bias or

@@ -74,7 +74,7 @@ class Box(Pattern):
 
     @property
     def num_edges(self) -> int:
-        """E, from the extents and the global tokens alone."""
+        """E, computed from the extents and the global tokens."""
         return self.keep("num_edges", self._count_edges)
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:

@@ -136,7 +136,7 @@ class Window(Box):
 
     References:
         Beltagy et al., 2020 (Longformer): sliding windows, dilated ones, and global attention. There a global token
-        has projections of its own; here it is a matter of the pattern alone.
+        has separate projections; here it only changes the pattern.
     """
 
     _options = ("radius", "dilation", "causal", "global_tokens")
