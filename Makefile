@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all the set-up that they need; a second run installs nothing.
+# `make demo` and `make test` do their own setup; a second run installs nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,11 +34,11 @@ check: setup docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# The site, in build/docs: open build/docs/index.html. Nothing is fetched; a broken link is an error.
+# Builds the site: open build/docs/index.html. It needs no network; a broken link is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Copies results, and what examples say, into the pages, between their marks; a test compares.
+# Copies results and texts of examples into the pages, between their marks; a test compares them.
 docs-fill: setup
 	$(BIN)/python docs/make/fill.py
 
@@ -50,16 +50,16 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('graphattn needs Python 3.11 or newer, $(PYTHON) is %d.%d. Use make PYTHON=python3.12' % sys.version_info[:2] if sys.version_info < (3, 11) else 0)"
-	@echo "Installing into $(VENV): a minute or a few, the first time alone."
+	@echo "Installing into $(VENV): some minutes, only the first time."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,dev,docs]'
 	@touch $@
 
-# Every example as it is, on data that needs no download; writes the table of examples/README.md.
+# Every example without options, on data that needs no download; writes the table of examples/README.md.
 examples: setup
 	$(BIN)/python examples/run_all.py
 
-# Published accuracies beside ours, on real data; writes benchmarks/results/accuracy.md.
+# Published and our accuracies on real data; writes benchmarks/results/accuracy.md.
 reproduce: setup
 	$(BIN)/python benchmarks/accuracy.py
 
@@ -71,7 +71,7 @@ bench: setup
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 
-# DGL loads a library named after the exact torch version, up to 2.2.1: hence an environment of its own.
+# DGL loads a library named after the exact torch version, up to 2.2.1, so it needs a separate environment.
 bench-dgl: setup $(VENV)-dgl/.installed
 	$(BIN)/python benchmarks/with_dgl.py $(VENV)-dgl/bin/python
 
@@ -80,7 +80,7 @@ $(VENV)-dgl/.installed:
 	@$(VENV)-dgl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.2.1 dgl==2.1.0 "numpy<2" "torchdata<0.8" pandas pyyaml pydantic setuptools
 	@touch $@
 
-# Thousands of random calls against the oracle, where `make test` draws a few; CALLS=10000 draws more.
+# Thousands of random calls against the oracle (`make test` draws a few); CALLS=10000 draws more.
 CALLS ?= 2000
 fuzz: setup
 	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
@@ -90,7 +90,7 @@ soak: setup
 	$(BIN)/python benchmarks/soak.py
 
 # Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
-# next runs whatever became of the one before. Writes benchmarks/results/gpu.
+# next one runs even if one fails. Writes benchmarks/results/gpu.
 GPU_TESTS := -m gpu tests/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
@@ -104,7 +104,7 @@ gpu:
 	timeout 260 $(PYTHON) benchmarks/gpu.py --seconds 240 || status=1; \
 	exit $$status
 
-# Short rows, long ones and cut ones: few, as the checker slows each launch down.
+# Short rows, long ones and cut ones: few, because the checker slows each launch down.
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
 clean:

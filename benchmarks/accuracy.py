@@ -1,8 +1,8 @@
-"""Published accuracies beside ours, on the real data: what the examples record, as one table.
+"""Published and our accuracies on real data, as recorded by the examples, in one table.
 
     make reproduce                                        everything; hours on two cores
     python benchmarks/accuracy.py --only seq2seq          what one example records
-    python benchmarks/accuracy.py --only nothing          the table anew from what is recorded
+    python benchmarks/accuracy.py --only nothing          only the table, from recorded results
 
 Data sets are read from $GRAPHATTN_DATASETS, or downloaded. Writes results/accuracy.json, one row per model as its
 example records it, and results/accuracy.md. A claim without a row says "not measured yet".
@@ -26,10 +26,10 @@ RECORD = RESULTS / "accuracy.json"
 
 @dataclass(frozen=True)
 class Claim:
-    """What one row of the record must show: at least a number, and an aim beyond it.
+    """The requirement on one row of the record: a least number, and an aim beyond it.
 
-    `published` is that of others for the same task, `source` who they are. Where we train their model, at least means
-    within their deviation.
+    `published` is the result of `source` for the same task. If we train their model, the least number is within their
+    deviation.
     """
 
     data: str
@@ -42,7 +42,7 @@ class Claim:
     source: str = ""
 
     def judge(self, scores: list[float] | None) -> str:
-        """Say how far the mean came."""
+        """Say which requirement the mean reaches."""
         if scores is None:
             return "not measured yet"
         mean = statistics.fmean(scores)
@@ -102,7 +102,7 @@ CLAIMS = (
     Claim("dates", "Seq2Seq", "exact match", 99.0),
 )
 
-# The best of the models with the first word in their name, less the best with the second: at least so many points.
+# The best model with the first word in its name minus the best with the second: the least difference in points.
 MARGINS = (
     (EWT, "accuracy", "attention", "BiLSTM", -0.3),
     (EWT, "accuracy", "attention", "window ", -0.3),
@@ -118,7 +118,7 @@ def _spread(mean: float, deviation: float | None) -> str:
 
 
 def margin(records: list[dict], data: str, measure: str, word: str, other: str, at_least: float) -> str:
-    """One line on how far the best models of two kinds lie apart."""
+    """One line on the difference of the best models of two kinds."""
     means = {
         record["model"]: statistics.fmean(record["scores"])
         for record in records
@@ -135,7 +135,7 @@ def margin(records: list[dict], data: str, measure: str, word: str, other: str, 
 
 
 def write(records: list[dict]) -> None:
-    """Write results/accuracy.md: every claim, then every other row that was recorded."""
+    """Write results/accuracy.md: every claim, then every other recorded row."""
     claimed = {(claim.data, claim.model, claim.measure) for claim in CLAIMS}
     others = [record for record in records if (record["data"], record["model"], record["measure"]) not in claimed]
     further = [Claim(record["data"], record["model"], record["measure"], None) for record in others]

@@ -1,8 +1,8 @@
-"""Time this checkout beside another one, each in a process of its own, in turns.
+"""Compare the times of this checkout and another one, in separate processes that take turns.
 
     python benchmarks/checkouts.py ../other-checkout [--only power] [--rounds 15]
 
-Prints, per case, the median over rounds of this checkout's time as a part of the other's. Both processes run the cases
+Prints, per case, the median over rounds of this checkout's time divided by the other's. Both processes run the cases
 below through the public interface, so that a checkout may be as old as the interface is.
 """
 
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# A round's runs go on for so many seconds, after some that aren't counted.
+# Each round runs for this many seconds, after some that aren't counted.
 WARM, COUNTED = 0.02, 0.1
 
 
 def cases() -> dict[str, Callable[[], Callable[[], object]]]:
-    """What is timed: a function that draws the inputs and returns the run, by name."""
+    """The cases by name: each function draws the inputs and returns the run."""
     import torch
     from systems import power_law_edges, random_edges, with_backward, without_gradients
 
@@ -78,7 +78,7 @@ def cases() -> dict[str, Callable[[], Callable[[], object]]]:
 
 
 def serve() -> None:
-    """Run cases as they are named on standard input, and answer with the mean seconds of a run."""
+    """Run the cases named on standard input, and answer with the mean seconds of a run."""
     answers, sys.stdout = sys.stdout, sys.stderr
     made, runs = cases(), {}
     print("ready", file=answers, flush=True)
@@ -97,7 +97,7 @@ def serve() -> None:
 
 
 def start(checkout: Path) -> subprocess.Popen[str]:
-    """A process that serves a checkout."""
+    """A process that runs a checkout."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), str(HERE)])}
     command = [sys.executable, str(Path(__file__).resolve()), "--serve"]
     pipe = subprocess.PIPE
@@ -112,7 +112,7 @@ def ask(process: subprocess.Popen[str], name: str) -> float:
 
 
 def main() -> None:
-    """Compare."""
+    """Compare the checkouts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("other", nargs="?", type=Path, help="root of the other checkout")
     parser.add_argument("--only", default="", help="only the cases whose name has this in it")

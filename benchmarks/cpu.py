@@ -1,4 +1,4 @@
-"""What the fused CPU kernel must reach, line by line, and time and memory from a thousand to a hundred million edges.
+"""Targets of the fused CPU kernel, line by line, and time and memory from a thousand to a hundred million edges.
 
     make bench
 
@@ -47,7 +47,7 @@ SMALL, LARGE, CORA, NARROW = (
 DECADES = [10**k for k in range(3, 9)]
 # Edges per node, heads and width of the pictures.
 DEGREE, HEADS, WIDTH = 50, 4, 16
-# What a system may take in the pictures: beyond, it isn't tried.
+# Limits of a system in the pictures: larger sizes aren't tried.
 ROOM, PATIENCE = 12e9, 60
 COLORS = {"PyG": "tab:red", "PyG, compiled": "tab:orange", "graphattn": "tab:blue"}
 
@@ -73,7 +73,7 @@ def line(work: str, against: str, taken: dict, slow: str, fast: str, at_least: f
 
 
 def against_pyg(size: tuple, wanted: dict[str, tuple[float, float]]) -> list[Line]:
-    """Forward, and forward with backward, beside PyG's formulation on its best ordering of the edges."""
+    """Forward, and forward with backward, against PyG's formulation on its best ordering of the edges."""
     edge_index, pattern, inputs = draw(*size)
     orders = orderings(edge_index)
     tried = race({name: without_gradients(lambda e=e: pyg_attention(*inputs, e)) for name, e in orders.items()}, 4, 3)
@@ -89,7 +89,7 @@ def against_pyg(size: tuple, wanted: dict[str, tuple[float, float]]) -> list[Lin
 
 
 def against_compiled() -> list[Line]:
-    """Beside PyG's formulation under torch.compile."""
+    """Against PyG's formulation under torch.compile."""
     edge_index, pattern, inputs = draw(*SMALL)
     theirs = compiled_pyg_attention()
     sides = {"compiled": lambda: theirs(*inputs, edge_index), "graphattn": lambda: ours(*inputs, pattern)}
@@ -103,7 +103,7 @@ def against_compiled() -> list[Line]:
 
 
 def against_layers() -> list[Line]:
-    """GAT's and GATv2's scores beside the message paths of PyG's layers."""
+    """GAT's and GATv2's scores against the message paths of PyG's layers."""
     nodes, edges, heads, width = NARROW
     edge_index = random_edges(nodes, edges)
     lines = []
@@ -117,7 +117,7 @@ def against_layers() -> list[Line]:
 
 
 def against_the_gather() -> tuple[list[Line], float]:
-    """Beside a loop that only gathers and sums the same rows; and the bytes it gathers in a second."""
+    """Against a loop that only gathers and sums the same rows; and the bytes it gathers per second."""
     lines, bandwidth = [], 0.0
     for size, at_least, aim in ((LARGE, 75, 95), (NARROW, 30, 45)):
         _, pattern, inputs = draw(*size)
@@ -134,7 +134,7 @@ def against_the_gather() -> tuple[list[Line], float]:
 
 
 def skew() -> Line:
-    """A graph whose hub has more than 50,000 edges each way, beside a uniform one."""
+    """A graph whose hub has more than 50,000 edges each way, against a uniform one."""
     nodes, edges, *_ = LARGE
     _, pattern, inputs = draw(*LARGE)
     edge_index = power_law_edges(nodes, edges, 50_000)
@@ -156,7 +156,7 @@ def skew() -> Line:
 
 
 def threads() -> Line:
-    """How much a second thread gains, beside what the bare gather gains by it."""
+    """The gain of a second thread, against its gain for the bare gather."""
     _, pattern, inputs = draw(*LARGE)
     loop = gather_loop(inputs[1], inputs[2], pattern)
     forward = without_gradients(lambda: ours(*inputs, pattern))
@@ -187,7 +187,7 @@ def threads() -> Line:
 
 
 def backward() -> list[Line]:
-    """The backward beside the forward."""
+    """The backward against the forward."""
     lines = []
     for size in (SMALL, LARGE, NARROW, CORA):
         _, pattern, inputs = draw(*size)
@@ -200,7 +200,7 @@ def backward() -> list[Line]:
 
 
 def halves() -> Line:
-    """Forward in bfloat16 beside float32."""
+    """Forward in bfloat16 against float32."""
     _, pattern, inputs = draw(*LARGE)
     half = [x.detach().bfloat16() for x in inputs]
     sides = {"float32": lambda: ours(*inputs, pattern), "bfloat16": lambda: ours(*half, pattern)}
@@ -209,7 +209,7 @@ def halves() -> Line:
 
 
 def first_calls() -> list[Line]:
-    """Seconds of the first call of a process: with nothing compiled, and with what that call has left on disk."""
+    """Seconds of the first call of a process: with nothing compiled, and with compiled code on disk."""
     command = [sys.executable, str(Path(__file__).with_name("first_call.py"))]
     with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
@@ -255,13 +255,13 @@ def large() -> tuple[list[Line], dict | None]:
 
 
 def scaling(most: dict | None) -> list[dict]:
-    """All systems over all sizes; a system that did not finish a size isn't tried at the next."""
+    """All systems over all sizes; a system that did not finish one size isn't tried at the next."""
     found = [] if most is None else [most]
     for system in ("numba", "pyg", "compiled"):
         for edges in DECADES:
             if system == "numba" and edges == DECADES[-1]:
                 continue
-            # Ten times as many edges take more than ten times as much of either.
+            # Ten times as many edges take more than ten times the time and memory.
             last = next((x for x in found if x["system"] == system and x["edges"] * 10 == edges), None)
             too_much = last is None or 10 * last["peak bytes"] > ROOM or 10 * last["seconds"] > PATIENCE
             if edges > DECADES[0] and system != "numba" and too_much:
@@ -297,7 +297,7 @@ def picture(found: list[dict], path: Path, threads: object) -> None:
 def main() -> None:
     """Measure everything."""
     matplotlib.use("Agg")
-    # A virtual machine backs its memory at the first touch: none of the systems shall pay for that.
+    # A virtual machine backs its memory at the first touch, which must not count for any system.
     torch.ones(2**30)
     gathers, bandwidth = against_the_gather()
     about = machine(bandwidth)

@@ -1,8 +1,8 @@
-"""DGL's half of `make bench-dgl`: runs in an environment of its own, which has DGL and nothing of ours.
+"""DGL's half of `make bench-dgl`: runs in a separate environment, which has DGL and not this library.
 
     python benchmarks/dgl_side.py 20000 400000 4 32 5
 
-Reads nothing, prints one line of JSON: versions, and seconds of forward, and of forward with backward, in each round.
+Prints one line of JSON: versions, and seconds of forward, and of forward with backward, in each round.
 """
 
 import json
@@ -26,7 +26,7 @@ def main():
     edge_index = torch.randint(nodes, (2, edges), generator=torch.Generator().manual_seed(0))
     source, target = edge_index[:, edge_index[1].argsort(stable=True)]
     graph = dgl.graph((source, target), num_nodes=nodes)
-    # Both formats once, so that no run pays for them.
+    # Both formats are built once, so that no run includes that.
     graph.create_formats_()
     inputs = [torch.randn(nodes, heads, width, requires_grad=True) for _ in range(3)]
     grad_out = torch.randn(nodes, heads, width)

@@ -1,4 +1,4 @@
-"""Ranks that share a graph against one process that holds it: whole steps of training, rows that travel, memory.
+"""Ranks that share a graph against one process that holds it: whole steps of training, exchanged rows, memory.
 
     python benchmarks/distributed.py
 
@@ -8,8 +8,8 @@ graphs are read from $GRAPHATTN_DATASETS; without it, they are left out.
 
     python benchmarks/distributed.py --page
 
-prints the tables of docs/scaling.md from these results: predictions beside what was measured, halos, and what follows
-for a graph with 1.6 billion edges.
+prints the tables of docs/scaling.md from these results: predictions and measurements, halos, and predictions for a
+graph with 1.6 billion edges.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Worker:
     pipe: Any
 
     def ask(self, *job: Any) -> None:
-        """Let it begin a job."""
+        """Start a job."""
         self.pipe.send(job)
 
     def answer(self) -> Any:
-        """Wait for what it found."""
+        """Wait for the result."""
         return self.pipe.recv()
 
 
@@ -153,11 +153,11 @@ class Session:
         return loss.item()
 
     def seconds(self, runs: int) -> tuple[float, float]:
-        """Time of a step, from when all ranks begin to when all have ended, and of the processor in this one."""
+        """Time of a step, from the start of all ranks to the end of all, and processor time of this rank."""
         return self._timed(self.step, runs)
 
     def exchange_seconds(self, runs: int) -> tuple[float, float]:
-        """The same for bringing in the halo of one layer, forward alone."""
+        """The same for receiving the halo of one layer, forward only."""
         rows = torch.randn(self.pattern.num_targets, HEADS, CHANNELS // HEADS)
         return self._timed(lambda: self.pattern.fetch(rows, rows), runs)
 
@@ -197,7 +197,7 @@ def median(values: list[float]) -> float:
 
 
 def in_turns(teams: dict[str, list[Worker]], rounds: int) -> dict[str, list[float]]:
-    """Seconds per step of each team, in turns, and of the processor, all of its ranks together."""
+    """Seconds per step of each team, in turns, and processor seconds of all of its ranks together."""
     taken: dict[str, list[float]] = {}
     for workers in teams.values():
         all_do(workers, "seconds", 1)
@@ -229,7 +229,7 @@ def measure(
         save_parts(folder / str(size), parts)
         all_do(ranks, "load", graph, str(folder / str(size)))
         facts = all_do(ranks, "facts")
-        # More ranks than two run by themselves: for the model alone.
+        # More than two ranks run separately, only for the model.
         taken = single | in_turns({**alone, "ranks": ranks} if not single else {"ranks": ranks}, rounds)
         single = {name: times for name, times in taken.items() if not name.startswith("ranks")}
         exchange = median([max(all_do(ranks, "exchange_seconds", 3))[0] for _ in range(rounds)])
@@ -266,7 +266,7 @@ def measure(
 
 
 def predict(records: list[dict[str, Any]]) -> tuple[float, float]:
-    """Add what docs/scaling.md predicts of ranks, and return the microseconds of one thread per node and per edge."""
+    """Add the predictions of docs/scaling.md, and return the microseconds of one thread per node and per edge."""
     sizes = np.array([[record["nodes"], record["edges"]] for record in records], float)
     taken = np.array([record["one thread, processor ms"] for record in records])
     (per_node, per_edge), _ = nnls(sizes / taken[:, None], np.ones(len(taken)))
@@ -274,7 +274,7 @@ def predict(records: list[dict[str, Any]]) -> tuple[float, float]:
         shares = zip(record["own nodes"], record["own edges"], strict=True)
         slowest = max(per_node * n + per_edge * e for n, e in shares) / (per_node * nodes + per_edge * edges)
         record["predicted busiest ms"] = record["one thread, processor ms"] * slowest
-        # Nodes hold nearly all; each layer keeps its halo's keys and values for the way back.
+        # Nodes take nearly all memory; each layer keeps its halo's keys and values for the backward pass.
         kept = LAYERS * 8 * CHANNELS * max(record["halo rows"])
         share = max(record["own nodes"]) / nodes
         record["predicted peak bytes of a rank"] = round(share * record["peak bytes of one process"] + kept)
@@ -316,7 +316,7 @@ PARTS = (2, 4, 8, 16, 32, 64)
 
 
 def halos(graphs: list[str]) -> list[dict[str, Any]]:
-    """How many rows all ranks receive, per node of the graph, over the number of parts."""
+    """The number of rows that all ranks receive, per node of the graph, over the number of parts."""
     found = []
     for graph in graphs:
         pattern = Edges(GRAPHS[graph]())
@@ -333,7 +333,7 @@ def halos(graphs: list[str]) -> list[dict[str, Any]]:
 
 
 def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    """One line for each record, as Markdown; of lists the largest."""
+    """One line for each record, as Markdown; lists are replaced by their largest number."""
     lines = [f"| {' | '.join(columns.values())} |", "|---" * len(columns) + "|"]
     for record in records:
         cells = []
@@ -345,7 +345,7 @@ def table(records: list[dict[str, Any]], columns: dict[str, str]) -> str:
     return "\n".join(lines)
 
 
-# A graph like ogbn-papers100M, a model for it, and what a GPU and its links are taken to do: see docs/scaling.md.
+# A graph like ogbn-papers100M, a model for it, and assumed rates of a GPU and its links: see docs/scaling.md.
 NODES, EDGES, FEATURES, WIDTH, DEPTH, ITEM = 111_059_956, 1_615_685_872, 128, 128, 3, 2
 GPU_READS, GPU_FLOPS, LINK_INSIDE, LINK_BETWEEN = 2e12, 200e12, 300e9, 25e9
 
@@ -361,8 +361,8 @@ def table_of_halos(rows: list[dict[str, Any]]) -> str:
 
 
 def foresee(held: dict[str, Any]) -> str:
-    """Table of what the model says of NODES and EDGES on 8 to 64 GPUs, from the measured bytes per node and halos."""
-    # Numbers of a width that one layer keeps for a node, as a step of one process had at its peak.
+    """Table of predictions for NODES and EDGES on 8 to 64 GPUs, from the measured bytes per node and halos."""
+    # Numbers of a width that one layer keeps for a node, from the peak memory of a step of one process.
     numbers = statistics.median(
         r["peak bytes of one process"] / (4 * CHANNELS * LAYERS * r["nodes"]) for r in held["records"]
     )
@@ -417,7 +417,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         teams: dict[Any, list[Worker]] = {size: start(size, max(1, CORES // size), folder) for size in sizes}
         teams |= {"one process": start(1, CORES, folder), "one thread": start(1, 1, folder)}
-        # Of the roads, whose nodes take minutes, the halo alone.
+        # Only the halo for the roads, whose nodes take minutes.
         trained = [graph for graph in options.graphs if "roads" not in graph]
         found = [measure(graph, teams, Path(folder), options.rounds) for graph in trained]
         for worker in (worker for workers in teams.values() for worker in workers):
@@ -427,8 +427,8 @@ def main() -> None:
     rates = f"one thread takes {per_node:.2f} us for a node and {per_edge:.3f} us for an edge"
     rows = halos(options.graphs)
     tables = [
-        "Ranks that wait for each other spin: their processor time has the waiting in it. Under a load from elsewhere "
-        "the clock flatters the ranks, for then threads of one process wait and spin, too.",
+        "Ranks that wait for each other spin, so that their processor time includes waiting. Under other load, wall "
+        "time favors the ranks, because then threads of one process wait and spin, too.",
         f"More ranks than {CORES} share the cores. Predictions are those of docs/scaling.md: {rates}.",
         table(records, COLUMNS),
         "Rows that all ranks receive for one layer, per node, after METIS, and what random edges and parts would need:",

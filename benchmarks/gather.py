@@ -1,4 +1,4 @@
-"""The loop that no kernel over random rows can beat: it only gathers them."""
+"""A lower bound for kernels over random rows: a loop that only gathers them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The GPU's roof over random rows: a kernel that only gathers the rows of key and value, and sums them."""
+"""The GPU's upper bound over random rows: a kernel that only gathers the rows of key and value, and sums them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graphattn import Edges
 
-# Rows that share a program: which is the fastest depends on the degree, so that all race, and the fastest is the roof.
+# Rows per program: the fastest depends on the degree, so that all are timed, and the fastest is the bound.
 ROWS = (1, 4, 16)
 
 
@@ -36,7 +36,7 @@ def gather_rows(ptr_ptr, index_ptr, key_ptr, value_ptr, out_ptr, total, ROWS: tl
 
 
 def gathers(key: Tensor, value: Tensor, pattern: Edges) -> dict[str, Callable[[], None]]:
-    """What races for the roof: the same loop with different numbers of rows in a program, rows in the order of ptr."""
+    """The candidates: the same loop with different numbers of rows per program, rows in the order of ptr."""
     ptr, index, _ = pattern.csr()
     width, total = key.size(1) * key.size(2), pattern.num_targets
     out = torch.empty(total, width, dtype=key.dtype, device=key.device)

@@ -1,9 +1,9 @@
-"""What the GPU's kernels must reach, line by line, beside PyG, compiled PyG, FlexAttention and SDPA.
+"""Targets of the GPU kernels, line by line, against PyG, compiled PyG, FlexAttention and SDPA.
 
     make gpu
 
-Writes results/gpu/results.json and results.md after each case, within the seconds it is given: a case that fails, or
-takes longer than its share, is a line that says so, and the next one runs.
+Writes results/gpu/results.json and results.md after each case, within a time limit: a case that fails or exceeds its
+share gets a line that says so, and the next one runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TWINS = {
 
 @dataclass
 class Setting:
-    """Where it runs. `scale` divides all sizes: a test runs tiny ones."""
+    """The device. `scale` divides all sizes: a test runs tiny ones."""
 
     device: str = "cuda"
     backend: str = "triton"
@@ -61,11 +61,11 @@ class Setting:
         return attention(*inputs, backend=self.backend, **options)
 
     def race(self, systems: dict[str, Callable[[], object]], seconds: float = 0.5) -> dict[str, list[float]]:
-        """Race them in turns, each run waited for: what a launch takes is counted."""
+        """Time them in turns, waiting for each run, so that launch times are included."""
         wait = torch.cuda.synchronize if self.device == "cuda" else lambda: None
 
         def waited(system: Callable[[], object]) -> Callable[[], None]:
-            # What compiles at its first run, and again at its second, does so before any race.
+            # Some systems compile at the first run, and again at the second; both are before the timing.
             for _ in range(2):
                 system()
             return lambda: (system(), wait())[1]
@@ -75,7 +75,7 @@ class Setting:
 
 @dataclass
 class Case:
-    """Lines with what is asked, and what measures them all."""
+    """Lines with their targets, and the function that measures all of them."""
 
     lines: list[Line]
     measure: Callable[[list[Line]], None]
@@ -105,7 +105,7 @@ def power_law(setting: Setting, nodes: int, edges: int, hub: int) -> Tensor:
     mass = (rank**-low).cumsum(0)
     ends = []
     for _ in range(2):
-        # Popular nodes lie anywhere, and popular sources aren't popular targets.
+        # Nodes of high degree are anywhere, and sources of high degree aren't targets of high degree.
         place = torch.randperm(nodes, device=setting.device)
         drawn = torch.rand(edges, dtype=torch.float64, device=setting.device) * mass[-1]
         ends.append(place[torch.searchsorted(mass, drawn).clamp(max=nodes - 1)])
@@ -131,12 +131,12 @@ def messages(kind: str) -> Callable[..., Tensor]:
 
 
 def compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function under torch.compile, for its shapes alone."""
+    """The function under torch.compile, for static shapes."""
     return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 def compare(setting: Setting, systems: dict[str, Callable], inputs: list[Tensor], what: str) -> dict[str, list[float]]:
-    """Check that all compute the same, and race them."""
+    """Check that all compute the same, and time them."""
     wrap = without_gradients if what == "forward" else lambda system: with_backward(system, inputs)
     *_, ours = results = [without_gradients(system)().float() for system in systems.values()]
     for result in results:
@@ -145,7 +145,7 @@ def compare(setting: Setting, systems: dict[str, Callable], inputs: list[Tensor]
 
 
 def roofs(setting: Setting, lines: list[Line]) -> None:
-    """Measure the machine: copies in memory and in the cache. There is nothing to reach."""
+    """Measure the machine: copies in memory and in the cache. These lines have no target."""
     for name, count in (("copy", 2**28), ("L2 copy", 2**21)):
         source = torch.ones(setting.nodes(count), device=setting.device)
         target = torch.empty_like(source)
@@ -158,7 +158,7 @@ def roofs(setting: Setting, lines: list[Line]) -> None:
 
 
 def of_the_roof(setting: Setting, pattern: Edges, dtype: torch.dtype, line: Line) -> dict[str, list[float]]:
-    """Forward beside a kernel that only gathers the same rows; its bandwidth becomes part of the machine."""
+    """Forward against a kernel that only gathers the same rows; its bandwidth is recorded with the machine."""
     from gather_gpu import gathers
 
     inputs = [setting.draw(pattern.num_targets, 4, 32, dtype=dtype) for _ in range(3)]
@@ -174,7 +174,7 @@ def of_the_roof(setting: Setting, pattern: Edges, dtype: torch.dtype, line: Line
 
 
 def degrees(setting: Setting, lines: list[Line], degree: int) -> None:
-    """Both dtypes: shares of the roof, backward over forward, bfloat16 over float32."""
+    """Both dtypes: fractions of the bound, backward over forward, bfloat16 over float32."""
     pattern = Edges(uniform(setting, setting.nodes(2**18), degree), setting.nodes(2**18))
     *shares, backward, halves = lines
     full, half = (of_the_roof(setting, pattern, t, line) for t, line in zip((F32, BF16), shares, strict=True))
@@ -185,7 +185,7 @@ def degrees(setting: Setting, lines: list[Line], degree: int) -> None:
 
 
 def skew(setting: Setting, lines: list[Line]) -> None:
-    """A power law with a hub beside the uniform twin, forward and with backward."""
+    """A power law with a hub against a uniform graph of the same size, forward and with backward."""
     nodes, degree = setting.nodes(2**18), 16
     edges = {
         "uniform": uniform(setting, nodes, degree),
@@ -202,7 +202,7 @@ def skew(setting: Setting, lines: list[Line]) -> None:
 
 
 def against_pyg(setting: Setting, lines: list[Line], kind: str) -> None:
-    """Forward and backward beside PyG's formulation, eager and compiled."""
+    """Forward and backward against PyG's formulation, eager and compiled."""
     nodes, heads, width = setting.nodes(2**17), 4, 32
     edge_index = uniform(setting, nodes, 16)
     pattern, wide = Edges(edge_index, nodes), 1 if kind == "GAT" else width
@@ -228,7 +228,7 @@ def against_pyg(setting: Setting, lines: list[Line], kind: str) -> None:
 
 
 def edge_features(setting: Setting, lines: list[Line]) -> None:
-    """Features of edges in key and value, as models of the weather have them, in float16."""
+    """Features of edges in key and value, as in weather models, in float16."""
     nodes, heads, width = setting.nodes(2**15), 16, 64
     edge_index = uniform(setting, nodes, 8)
     pattern = Edges(edge_index, nodes)
@@ -245,7 +245,7 @@ def edge_features(setting: Setting, lines: list[Line]) -> None:
 
 
 def memory(setting: Setting, lines: list[Line]) -> None:
-    """What a forward call allocates at its peak, beside its output and lse."""
+    """The peak allocation of a forward call, in addition to its output and lse."""
     nodes = setting.nodes(2**18)
     pattern = Edges(uniform(setting, nodes, 16), nodes)
     inputs = [setting.draw(nodes, 4, 32) for _ in range(3)]
@@ -256,7 +256,7 @@ def memory(setting: Setting, lines: list[Line]) -> None:
 
 
 def tiled(setting: Setting, lines: list[Line], pattern: Pattern) -> None:
-    """Useful TFLOP/s of what "auto" takes, and its speed beside a peer: FlexAttention, or SDPA for a full pattern."""
+    """Useful TFLOP/s of "auto", and its speed against FlexAttention, or SDPA for a full pattern."""
     inputs = [setting.draw(pattern.num_targets, 8, 64, dtype=BF16).detach() for _ in range(3)]
     heads_first = lambda x: x.transpose(0, 1).unsqueeze(0)
     peer = lambda: attention(*inputs, pattern, backend="flex")
@@ -272,7 +272,7 @@ def tiled(setting: Setting, lines: list[Line], pattern: Pattern) -> None:
 
 
 def twin(setting: Setting, lines: list[Line], name: str) -> None:
-    """A graph of a public one's size, mean degree and highest degree, under a power law."""
+    """A power-law graph with the size, mean degree and highest degree of a public one."""
     nodes, edges, hub = map(setting.nodes, TWINS[name])
     pattern = Edges(power_law(setting, nodes, edges, hub), nodes)
     for dtype in (F32, BF16):
@@ -325,7 +325,7 @@ def cases(setting: Setting) -> list[Case]:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in whatever runs for longer."""
+    """Raise TimeoutError if the block runs longer."""
 
     def stop(*_: object) -> None:
         raise TimeoutError(f"stopped after {seconds:.0f} s")
@@ -340,7 +340,7 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def run(found: list[Case], setting: Setting, seconds: float, folder: Path) -> list[Line]:
-    """Measure case after case, and write down after each what there is."""
+    """Measure one case after another, and write the results after each."""
     begin, lines = time.perf_counter(), [line for case in found for line in case.lines]
     for case in found:
         start = time.perf_counter()
@@ -350,7 +350,7 @@ def run(found: list[Case], setting: Setting, seconds: float, folder: Path) -> li
                 raise TimeoutError("no time was left")
             with at_most(min(case.seconds, left)):
                 case.measure(case.lines)
-        # A kernel that doesn't compile, an error of CUDA, too little memory: all are results.
+        # A kernel that doesn't compile, a CUDA error, too little memory: all are results.
         except Exception as error:
             reason = str(error).strip().partition("\n")[0].replace("|", "/")[:200]
             for line in case.lines:
@@ -379,7 +379,7 @@ def main(arguments: list[str] | None = None) -> list[Line]:
         setting.about["sizes divided by"] = options.scale
     torch.manual_seed(0)
     lines = run(cases(setting), setting, options.seconds, options.output)
-    # It said that nothing was measured.
+    # The old result says that nothing was measured.
     (options.output / "README.md").unlink(missing_ok=True)
     print((options.output / "results.md").read_text())
     return lines

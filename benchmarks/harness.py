@@ -1,4 +1,4 @@
-"""Race systems in turns, know the machine they ran on, and write down what came out."""
+"""Time systems in turns, describe the machine, and write the results."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def race(
 ) -> dict[str, list[float]]:
     """Seconds per run of each system in each round: in each round all take their turn, one after another.
 
-    A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and they outlast the
-    threads of the system before, which spin for some milliseconds. (To a run of half a second neither matters.) Then
-    runs are counted until 40 ms have passed, and their mean is the round's time. At least three rounds, then as many as
-    fit into `seconds`, up to `most`. The clock may be `time.process_time`, which stands still while other processes
-    have the core; several threads make it run faster.
+    A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and outlast the threads
+    of the previous system, which spin for some milliseconds. (For a run of half a second neither matters.) Then runs
+    are counted until 40 ms have passed, and their mean is the round's time. At least three rounds, then as many as fit
+    into `seconds`, up to `most`. The clock may be `time.process_time`, which doesn't count while other processes have
+    the core; it adds up the time of several threads.
     """
     taken: dict[str, list[float]] = {name: [] for name in systems}
     is_long = {name: _repeat(system, 0, clock) > 0.5 for name, system in systems.items()}
@@ -44,7 +44,7 @@ def race(
 
 
 def _repeat(system: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
-    """Mean seconds of as many runs as begin within `seconds`, one at least."""
+    """Mean seconds of the runs that begin within `seconds`, at least one."""
     start = now = clock()
     runs = 0
     while runs == 0 or now - start < seconds:
@@ -61,7 +61,7 @@ def in_ms(seconds: list[float]) -> str:
 
 
 def ratio(taken: dict[str, list[float]], slow: str, fast: str) -> float:
-    """Median over rounds of how many times as long one system takes as another."""
+    """Median over rounds of one system's time divided by another's."""
     return statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
 
 
@@ -100,9 +100,9 @@ def machine(gather_bytes_per_second: float) -> dict[str, object]:
 
 @dataclass
 class Line:
-    """One line of the table: a measured number beside what is asked of it.
+    """One line of the table: a measured number and its targets.
 
-    `more_is_better` is False where the number is a time or a size that must not exceed what is asked.
+    `more_is_better` is False if the number is a time or a size that must not exceed its targets.
     """
 
     work: str
@@ -115,7 +115,7 @@ class Line:
     more_is_better: bool = True
 
     def reached(self) -> str:
-        """Say how far the number came."""
+        """Say which target the number reaches."""
         if self.measured is None:
             return "not measured"
         sign = 1 if self.more_is_better else -1

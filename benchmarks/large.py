@@ -1,11 +1,11 @@
 """Memory and time of training steps on the whole of a graph with 100 million edges, in one process.
 
     python benchmarks/large.py                                     writes results/large.json and results/large.md
-    python benchmarks/large.py --edges 1000000 --nodes 20000       any other size prints its numbers alone
+    python benchmarks/large.py --edges 1000000 --nodes 20000       another size only prints its numbers
 
 Two layers of attention, 4 heads of 16, ELU and a linear layer for 16 classes; 64 features to a node. Sources and
-targets are drawn uniformly, in no order: the hardest case for memory and caches. The process may not have more than
-`--limit` GiB of address space, so that a computation that outgrows it fails and takes nobody else down.
+targets are drawn uniformly and not sorted, the hardest case for memory and caches. The process is limited to `--limit`
+GiB of address space, so that a computation that needs more fails without affecting other processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Network(torch.nn.Module):
 
 
 class Stages:
-    """Seconds and memory of one stage of the work after another."""
+    """Seconds and memory of consecutive stages."""
 
     def __init__(self) -> None:
         self.found: list[dict[str, object]] = []
@@ -61,7 +61,7 @@ class Stages:
 
 
 def measure(nodes: int, edges: int, steps: int) -> list[dict[str, object]]:
-    """Stages of training on a random graph, from drawing its edges on."""
+    """Stages of training on a random graph, beginning with drawing its edges."""
     torch.manual_seed(0)
     run_tiny(HEADS, WIDTH)
     stages = Stages()
@@ -86,7 +86,7 @@ def measure(nodes: int, edges: int, steps: int) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure, and write down the size that is promised."""
+    """Measure, and write the results of the default size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nodes", type=int, default=2_000_000)
     parser.add_argument("--edges", type=int, default=100_000_000)

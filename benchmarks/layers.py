@@ -67,7 +67,7 @@ def random_graph() -> tuple[Data, Network]:
     return data, Network([GATv2Conv(width, 8, heads=8) for _ in range(2)], width, 5)
 
 
-# What is trained, on what, how many times as fast it must be and should be, and the part of PyG's memory it may take.
+# Model, data, the least and the intended speedup, and the allowed fraction of PyG's memory.
 CASES = (
     ("GAT, 2 layers of 8 heads of 8", "Amazon Photo", photo, 4, None),
     ("TransformerConv, 3 layers of 4 heads of 64", "Tolokers", tolokers, 6, 0.2),
@@ -89,7 +89,7 @@ def epoch(model: torch.nn.Module, data: Data) -> Callable[[], None]:
 
 
 def measure(what: str, where: str, make: Callable, at_least: float, part: float | None) -> tuple[list[Line], dict]:
-    """Lines of time and memory, and what the picture shows."""
+    """Lines of time and memory, and the data of the picture."""
     torch.manual_seed(0)
     data, model = make()
     ours = copy.deepcopy(model)

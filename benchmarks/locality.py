@@ -1,8 +1,8 @@
-"""What another numbering of the nodes gains: attention, forward and backward, under each order of `Edges.reorder`.
+"""The gain of renumbering nodes: attention, forward and backward, with each order of `Pattern.reorder`.
 
     make bench
 
-Real graphs are read from $GRAPHATTN_DATASETS/scale; those that aren't there are left out, and the output says so.
+Real graphs are read from $GRAPHATTN_DATASETS/scale; missing ones are skipped, and the output says so.
 Writes results/locality.json and results/locality.md.
 """
 
@@ -26,7 +26,7 @@ from graphattn.datasets.roots import dataset_root
 
 HEADS, WIDTH = 4, 16
 SCALE = dataset_root() / "scale"
-# The given numbers, and those of a graph whose file says nothing about its structure, come before what is offered.
+# The given numbers and shuffled ones, which say nothing about the structure, come before the offered orders.
 ORDERS = ("as given", "shuffled", "degree", "rcm", "metis")
 
 
@@ -43,12 +43,12 @@ def mesh() -> Tensor:
 
 
 def enron() -> Tensor:
-    """Who wrote to whom: degrees by a power law."""
+    """Senders and receivers of mails: degrees by a power law."""
     return torch.from_numpy(np.loadtxt(SCALE / "email-Enron.txt.gz", dtype=np.int64)).t().contiguous()
 
 
 def communities() -> Tensor:
-    """Groups of 128 nodes, numbered at random: four edges of five stay within a group."""
+    """Groups of 128 nodes, numbered at random: four of five edges are within a group."""
     generator = torch.Generator().manual_seed(0)
     nodes, edges = 2**18, 2**22
     node = torch.randperm(nodes, generator=generator)
@@ -59,7 +59,7 @@ def communities() -> Tensor:
     return node[torch.stack([source, target])]
 
 
-# A graph, its file if it is read from one, and its edges.
+# Name of a graph, its file if there is one, and its edges.
 GRAPHS: dict[str, tuple[str | None, Callable[[], Tensor]]] = {
     "road network": ("usa_road_ny.npz", road),
     "mesh": ("mesh_igea.npz", mesh),
@@ -70,11 +70,11 @@ GRAPHS: dict[str, tuple[str | None, Callable[[], Tensor]]] = {
 
 
 def measure(name: str, edge_index: Tensor, seconds: float) -> dict[str, object]:
-    """Time of a step in each order, all in turns, and the time that it takes to find the order."""
+    """Time of a step in each order, all in turns, and the time to compute the order."""
     given = Edges(edge_index)
     patterns, finding = {"as given": given}, {}
     for order in ORDERS[1:]:
-        # Not the seed that numbers the communities: the same permutation would undo that.
+        # Not the seed that numbers the communities, because the same permutation would undo it.
         by = torch.randperm(given.num_targets, generator=torch.Generator().manual_seed(1))
         start = time.process_time()
         patterns[order], _ = given.reorder(by if order == "shuffled" else order)
@@ -108,7 +108,7 @@ def write(about: dict[str, object], found: list[dict]) -> None:
             gains = [f"{case[key][order]:.2f}x" for key in ("gain", "gain over shuffled")]
             cells.append(f"{in_ms([case['seconds'][order]])} ({', '.join(gains)})")
         rows.append([*cells, *(in_ms([case["seconds to reorder"][order]]) for order in ORDERS[2:])])
-    text = f"""# Numbering nodes anew: what it gains
+    text = f"""# Renumbering nodes: what it gains
 
 {", ".join(f"{key} {value}" for key, value in about.items())}
 
@@ -125,14 +125,14 @@ at random: what differs between their first two columns is noise, from other wor
 
 
 def main() -> None:
-    """Measure the graphs that are there."""
+    """Measure the available graphs."""
     torch.manual_seed(0)
-    # One thread, whose own clock stands still while other processes have its core.
+    # One thread, whose clock doesn't count while other processes have its core.
     torch.set_num_threads(1)
     found = []
     for name, (file, read) in GRAPHS.items():
         if file is not None and not (SCALE / file).exists():
-            print(f"{name}: left out, for {SCALE / file} isn't there. Set GRAPHATTN_DATASETS to where it is.")
+            print(f"{name}: skipped, because {SCALE / file} is missing. Set GRAPHATTN_DATASETS to where it is.")
             continue
         found.append(measure(name, read(), 15))
     write(versions(), found)

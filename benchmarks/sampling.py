@@ -1,4 +1,4 @@
-"""What part of a training epoch sampling takes, and how fast it is beside PyG's compiled sampler, where that is there.
+"""The part of a training epoch that sampling takes, and its speed against PyG's compiled sampler, if installed.
 
     make bench
 
@@ -29,7 +29,7 @@ from graphattn.sampling import NeighborLoader, NeighborSampler
 
 NODES, EDGES, FAN_OUT, BATCH, CLASSES = 100_000, 2_000_000, [10, 10], 1024, 10
 WIDTH, HEADS, STEPS = 64, 4, 30
-# Of an epoch, in percent.
+# Percent of an epoch.
 MOST_SHARE = 30
 
 
@@ -50,12 +50,12 @@ class Network(torch.nn.Module):
 
 
 def epoch(data: Data) -> Line:
-    """Train for the first batches of an epoch, and see where the time goes."""
+    """Train for the first batches of an epoch, and measure the time of each part."""
     torch.manual_seed(0)
     model, loader = Network(), NeighborLoader(data, FAN_OUT, batch_size=BATCH, shuffle=True)
     optimizer = torch.optim.Adam(model.parameters())
     seconds = {"sampling": 0.0, "features": 0.0}
-    # Both run inside of the loader's iterator, in this process.
+    # Both run inside the loader's iterator, in this process.
     sample, join = loader.node_sampler.sample_from_nodes, loader.filter_fn
 
     def timed(name, function):
@@ -111,7 +111,7 @@ def speed(data: Data) -> Line:
 
 
 def name_of_work() -> str:
-    """Say what is sampled."""
+    """Describe the sampled graph."""
     return f"{NODES // 1000}k nodes, {EDGES // 1_000_000}M edges, {BATCH:,} seeds, {FAN_OUT} neighbors"
 
 

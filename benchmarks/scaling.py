@@ -1,9 +1,9 @@
-"""Time and peak memory of one forward and backward, for one system and size, in a process of its own.
+"""Time and peak memory of one forward and backward, for one system and size, in a separate process.
 
     python benchmarks/scaling.py numba 1000000 --nodes 20000
 
-Prints one line of JSON. `cpu.py` starts one such process after another: a size that doesn't fit into memory ends its
-own process alone.
+Prints one line of JSON. `cpu.py` starts one such process after another: a size that doesn't fit into memory ends only
+its own process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from graphattn.memory import peak_memory
 
 
 def main() -> None:
-    """Measure what the command line asks for."""
+    """Measure the system and size of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("system", choices=["numba", "pyg", "compiled"])
     parser.add_argument("edges", type=int)
@@ -53,7 +53,7 @@ def main() -> None:
         run()
         taken.append(time.perf_counter() - start)
 
-    # The highest mark of the process: what sorting the edges took is included.
+    # The peak of the process, including the sorting of edges.
     resident = peak_resident() - before
     kept = [edge_index, *inputs, grad_out]
     # As large as the output and the gradients.
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def run_tiny(heads: int, width: int) -> None:
-    """Load and compile everything, so that what follows is the work's own memory."""
+    """Load and compile everything, so that later memory is that of the work."""
     edge_index = random_edges(10, 600)
     inputs = [torch.randn(10, heads, width, requires_grad=True) for _ in range(3)]
     with_backward(lambda: ours(*inputs, Edges(edge_index, 10)), inputs)()

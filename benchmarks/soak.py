@@ -3,10 +3,10 @@
     make soak                                  20 minutes
     python benchmarks/soak.py --minutes 1
 
-Every call is one of a fixed set, whose outputs and gradients were stored at the start: each must come out the same, bit
-for bit, whoever calls beside it. Each round also builds a pattern that was never seen, runs it twice, and drops it. Two
-further processes train with DDP on gloo all the while. Writes results/soak.json and results/soak.md; ends with an error
-if a result differed, a process failed, or memory grew by more than 64 MiB after the first fifth of the time.
+Every call is one of a fixed set, whose outputs and gradients were stored at the start: each must be bitwise the same,
+whatever runs concurrently. Each round also builds a new pattern, runs it twice, and drops it. Two further processes
+train with DDP on gloo meanwhile. Writes results/soak.json and results/soak.md; ends with an error if a result differed,
+a process failed, or memory grew by more than 64 MiB after the first fifth of the time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def random_edges(nodes, edges, seed):
 
 
 def fixed_calls():
-    """Patterns, tensors and options that take every kernel of the CPU, scores, normalizers, widths and dtypes."""
+    """Patterns, tensors and options that cover every CPU kernel, scores, normalizers, widths and dtypes."""
     vector = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
     shapes = (
         (random_edges(2000, 30_000, 0), {}, {}),
@@ -63,7 +63,7 @@ def fixed_calls():
 
 
 def run(call, is_alone=True):
-    """Output and gradients. Threads share torch's generator, so that only who is alone can draw the same dropout."""
+    """Output and gradients. Threads share torch's generator, so dropout is repeatable only without concurrency."""
     pattern, tensors, options = call
     options = options if is_alone else {**options, "dropout_p": 0.0}
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def same(ours, theirs):
 
 
 def new_pattern(seed):
-    """A pattern of sizes never seen, twice: another kernel plan, other caches, the same bits."""
+    """A pattern of new sizes, twice: another kernel plan, other caches, the same bits."""
     draw = random.Random(seed)
     nodes = draw.randint(1, 3000)
     pattern = draw.choice(
@@ -158,7 +158,7 @@ def main():
         "MiB at the end": round(settled[-1]),
         "growth of the last third over the first, MiB": round(growth, 1),
     }
-    # Some two hundred of the thousands of numbers show as much.
+    # Some two hundred of the thousands of numbers are enough.
     held = {**versions(), **found, "seconds and MiB": memory[:: max(1, len(memory) // 200)]}
     (RESULTS / "soak.json").write_text(json.dumps(held) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in versions().items())
@@ -171,7 +171,7 @@ def main():
 
 
 def soak(start, deadline):
-    """Calls alone, in threads and in forks until the deadline; returns counts, what was wrong, and memory over time."""
+    """Calls in one thread, in threads and in forks until the deadline; returns counts, errors, and memory over time."""
     calls = fixed_calls()
     expected = [run(call) for call in calls]
     in_threads = [run(call, is_alone=False) for call in calls]

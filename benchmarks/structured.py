@@ -1,8 +1,8 @@
-"""Sequences and pixels: what tiles must reach, line by line, and whether "auto" takes the faster kernel.
+"""Sequences and pixels: targets of tiles, line by line, and whether "auto" chooses the faster kernel.
 
     make bench
 
-Useful FLOP count pairs of the pattern alone: 2 D + 2 V per pair and head forward, 3.5 times that with backward. Writes
+Useful FLOP count only pairs of the pattern: 2 D + 2 V per pair and head forward, 3.5 times that with backward. Writes
 results/structured.json, .md and .png; takes about three minutes on two cores.
 """
 
@@ -53,13 +53,13 @@ def dense(mask: Tensor | None) -> Callable[..., Tensor]:
 
 
 def useful(pattern: Pattern, heads: int, width: int, seconds: float, what: str) -> str:
-    """The rate at which the pattern's own pairs were computed."""
+    """The rate of computing the pattern's own pairs."""
     flop = 4 * pattern.num_edges * heads * width * (1.0 if what == "forward" else 3.5)
     return f"{flop / seconds / 1e9:.0f} useful GFLOP/s"
 
 
 def sides_of(systems: dict[str, Callable], inputs: list[Tensor], what: str) -> dict[str, Callable]:
-    """What races: the systems on these inputs, without or with gradients."""
+    """The timed systems on these inputs, without or with gradients."""
     calls = {name: lambda f=f: f(*inputs) for name, f in systems.items()}
     wrap = without_gradients if what == "forward" else lambda call: with_backward(call, inputs)
     return {name: wrap(call) for name, call in calls.items()}
@@ -74,7 +74,7 @@ def against(
     wanted: dict[str, tuple[float, float]],
     backend: str = "auto",
 ) -> list[Line]:
-    """How many times as fast as a peer we are, forward and with backward, and our useful rate."""
+    """Our speed relative to a peer, forward and with backward, and our useful rate."""
     inputs = draw(pattern, *size)
     systems = {"peer": theirs, "graphattn": lambda q, k, v: attention(q, k, v, pattern, backend=backend)}
     torch.testing.assert_close(systems["graphattn"](*inputs), theirs(*inputs), rtol=1e-3, atol=1e-4)
@@ -90,7 +90,7 @@ def against(
 
 
 def growth() -> Line:
-    """Four times as long a sequence shall take four times as long."""
+    """A sequence of four times the length should take four times as long."""
     systems = {}
     for nodes in (16_384, 65_536):
         pattern = Window(nodes, 64)
@@ -105,7 +105,7 @@ def growth() -> Line:
 
 
 def million() -> Line:
-    """A million positions, forward and backward, in memory: inputs, and what the step allocates at its peak."""
+    """A million positions, forward and backward, in memory: inputs, and the peak allocation of the step."""
     pattern = Window(1_000_000, 32)
     inputs = draw(pattern, 2, 32)
     step = with_backward(lambda: attention(*inputs, pattern), inputs)
@@ -117,7 +117,7 @@ def million() -> Line:
 
 
 def small_graphs() -> list[Line]:
-    """The way of GPSConv: pad to a dense batch, attend with a mask, and unpad. Projections are included."""
+    """As in GPSConv: pad to a dense batch, attend with a mask, and unpad. Projections are included."""
     graphs, nodes, channels, heads = 64, 30, 64, 4
     torch.manual_seed(0)
     theirs = torch.nn.MultiheadAttention(channels, heads, batch_first=True)
@@ -145,7 +145,7 @@ def small_graphs() -> list[Line]:
 
 
 def sweep() -> tuple[Line, list[dict]]:
-    """Both kernels beside each other over radius, width and size, and how far off the faster one "auto" is."""
+    """Both kernels over radius, width and size, and how much slower than the faster one "auto" is."""
     found = []
     for pattern, heads, width in SWEEP:
         inputs = draw(pattern, heads, width)

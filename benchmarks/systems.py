@@ -1,4 +1,4 @@
-"""The systems that race: PyG's own formulations and ours, and how edges are drawn."""
+"""The timed systems: PyG's formulations and ours, and how edges are drawn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def power_law_edges(nodes: int, edges: int, hub: int, seed: int = 0) -> Tensor:
         if edges * mass[0] / mass.sum() > 1.05 * hub:
             break
         exponent += 0.01
-    # Popular nodes lie anywhere, and popular sources aren't popular targets.
+    # Nodes of high degree are anywhere, and sources of high degree aren't targets of high degree.
     ends = [
         torch.randperm(nodes, generator=generator)[torch.multinomial(mass, edges, True, generator=generator)]
         for _ in range(2)
@@ -39,7 +39,7 @@ def power_law_edges(nodes: int, edges: int, hub: int, seed: int = 0) -> Tensor:
 
 
 def orderings(edge_index: Tensor) -> dict[str, Tensor]:
-    """The same edges in the orders that a PyG user may have them in."""
+    """The same edges in the orders in which a PyG user may have them."""
     shuffled = edge_index[:, torch.randperm(edge_index.size(1), generator=torch.Generator().manual_seed(1))]
     by_source = edge_index[:, edge_index[0].argsort(stable=True)]
     return {"sorted by target": edge_index, "sorted by source": by_source, "shuffled": shuffled}
@@ -107,7 +107,7 @@ def with_backward(function: Callable[[], Tensor], inputs: list[Tensor]) -> Calla
 
 
 def without_gradients(function: Callable[[], Tensor]) -> Callable[[], object]:
-    """The function alone."""
+    """The function without gradients."""
 
     def run() -> Tensor:
         with torch.no_grad():

@@ -1,8 +1,8 @@
-"""The fused CPU kernel beside DGL's, which needs an old torch and therefore an environment of its own.
+"""The fused CPU kernel against DGL's, which needs an old torch and therefore a separate environment.
 
     make bench-dgl
 
-Processes take turns: DGL's rounds, ours, DGL's, ours. Writes results/dgl.json, whose lines `make bench` takes over.
+Processes take turns: DGL's rounds, ours, DGL's, ours. Writes results/dgl.json, whose lines `make bench` copies.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
         for _ in range(TURNS):
             command = [python, str(Path(__file__).with_name("dgl_side.py")), *map(str, size), str(ROUNDS)]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
-            # The first import of DGL says which backend it chose.
+            # The first import of DGL prints which backend it chose.
             theirs = json.loads(done.stdout.splitlines()[-1])
             versions = {name: theirs[name] for name in ("dgl", "torch", "threads")}
             mine = race(runs, 60, ROUNDS)

@@ -4,7 +4,7 @@
     python examples/accelerate_pyg.py --dataset Cora --seeds 20
 
 The model is the two-layer GAT of Velickovic et al., 2018: 8 heads of 8, dropout 0.6, Adam with rate 0.005 and weight
-decay 5e-4. Expected on Cora: 83.0 +- 0.7 % (their table 2), from both within one standard error of each other.
+decay 5e-4. Expected on Cora: 83.0 +- 0.7 % (their table 2), from both, within one standard error of each other.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COLORS = {"PyG": "tab:red", "accelerated": "tab:blue"}
 
 
 class Network(torch.nn.Module):
-    """The paper's two layers, from PyG alone."""
+    """The paper's two layers, from PyG only."""
 
     def __init__(self, in_channels, classes):
         super().__init__()
@@ -44,7 +44,7 @@ class Network(torch.nn.Module):
 
 
 def train(model, data, epochs, patience):
-    """Train until the validation loss has stood still; return test accuracy at its best, and seconds of each epoch."""
+    """Train until the validation loss stops improving; return test accuracy at its best, and seconds of each epoch."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=5e-4)
 
     def step():

@@ -3,9 +3,10 @@
     python examples/by_hand.py
 
 Queries, keys and values; scores; softmax; outputs; all of them at once as O = V softmax(K^T Q / sqrt(D)); two heads and
-W_o; positions; attention truncated to a window, or restricted to the edges of a graph. Vectors are columns, as in the
-lecture: column i of a matrix of scores belongs to target i, row j to source j. All is computed with Python's own
-numbers first, then by the library. Expected: every comparison says "yes"; otherwise the exit code is 1.
+W_o; positions; attention truncated to a window, or restricted to the edges of a graph. In the printed text vectors are
+columns, as in the lecture: column i of a matrix of scores belongs to target i, row j to source j. In the picture rows
+are targets, as everywhere else. Everything is computed with Python's own numbers first, then by the library. Expected:
+every comparison says "yes"; otherwise the exit code is 1.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def times(matrix, vectors):
 
 
 def softmax(scores):
-    """exp(s_j) / sum of exp(s): a score of -inf, no edge, gets 0; where there is no edge at all, all stay 0."""
+    """exp(s_j) / sum of exp(s): a score of -inf, no edge, gets 0; without any edge, all are 0."""
     exponentials = [math.exp(score) for score in scores]
     return [exponential / (sum(exponentials) or 1) for exponential in exponentials]
 
@@ -95,7 +96,7 @@ def distance(a, b):
 
 
 def check(what, columns, theirs):
-    """Compare with the library's rows, say so, and keep the difference for the exit code."""
+    """Compare with the library's rows, print the result, and keep the difference for the exit code."""
     differences.append(distance(columns, theirs.detach().view(len(columns), -1).tolist()))
     say(f"{what} equal to graphattn: {'yes' if differences[-1] <= 1e-12 else 'NO'} (difference {differences[-1]:.0e})")
 
@@ -121,26 +122,26 @@ def run_layer(inputs, encoding=None):
 
 
 def draw(found, path):
-    """Scores, weights and outputs of each pattern, as matrices of colors and numbers; dots where there is no edge."""
+    """Scores, weights and outputs of each pattern, a row per target; dots where there is no edge."""
     figure, panels = plt.subplots(len(found), 3, figsize=(9.5, 9.6), layout="constrained")
-    names = ("scores  $K^T Q / \\sqrt{D}$", "weights: softmax of each column", "outputs: $V$ times the weights")
+    names = ("scores  $q_i \\cdot k_j / \\sqrt{D}$", "weights: softmax of each row", "outputs: weights times values")
     scales = (("RdBu_r", -3.5, 3.5), ("Blues", 0, 1.3), ("RdBu_r", -3.5, 3.5))
     for row, (pattern, (scores, weights, outputs)) in zip(panels, found.items(), strict=True):
         is_edge = tensor(scores).isfinite()
         parts = (scores, tensor(weights).where(is_edge, -math.inf).tolist(), outputs)
-        for axes, columns, (colors, low, high) in zip(row, parts, scales, strict=True):
-            values = tensor(columns).t()
+        for axes, rows, (colors, low, high) in zip(row, parts, scales, strict=True):
+            values = tensor(rows)
             axes.imshow(values.where(values.isfinite(), torch.nan).numpy(), cmap=colors, vmin=low, vmax=high)
             for place in torch.ones_like(values).nonzero().tolist():
                 value = float(values[*place])
                 axes.text(*place[::-1], "·" if value == -math.inf else f"{value:.2f}", ha="center", va="center")
             axes.set(
-                xticks=range(4), xticklabels=range(1, 5), xlabel="target $i$", ylabel="source $j$", facecolor="0.93"
+                yticks=range(4), yticklabels=range(1, 5), xlabel="source $j$", ylabel="target $i$", facecolor="0.93"
             )
-            axes.set(yticks=range(len(values)), yticklabels=range(1, len(values) + 1))
+            axes.set(xticks=range(len(values[0])), xticklabels=range(1, len(values[0]) + 1))
             axes.tick_params(length=0)
-        row[0].set_ylabel(f"{pattern}\n\nsource $j$", fontsize=11)
-        row[2].set_ylabel("component")
+        row[0].set_ylabel(f"{pattern}\n\ntarget $i$", fontsize=11)
+        row[2].set_xlabel("component")
     for axes, name in zip(panels[0], names, strict=True):
         axes.set_title(name, fontsize=11, pad=10)
     figure.savefig(path, dpi=90)
@@ -149,7 +150,7 @@ def draw(found, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="changes nothing: the page takes no time")
+    parser.add_argument("--smoke", action="store_true", help="no effect: the script takes no time")
     options = parser.parse_args()
 
     print("1. A query, a key and a value for each vector")
@@ -186,15 +187,15 @@ def main():
     check("weights", normalized, their_weights)
     check("O", parallel, theirs)
 
-    print("\n5. Two heads: each has its own W_q, W_k, W_v; W_o mixes what they found")
-    show(*zip(("W_q of head 2", "W_k", "W_v"), map(transpose, HEADS[1]), strict=True), ("W_o", transpose(W_OUT)))
+    print("\n5. Two heads: each has its own W_q, W_k, W_v; W_o mixes their outputs")
+    show(*zip(("W_q of head 1", "W_k", "W_v"), map(transpose, HEADS[1]), strict=True), ("W_o", transpose(W_OUT)))
     second = attend(INPUTS, HEADS[1])[2]
     both = attend_twice(INPUTS)
-    show(("O of head 1", parallel), ("O of head 2", second))
+    show(("O of head 0", parallel), ("O of head 1", second))
     show(("O = W_o times both, one above the other", both))
     check("O", both, run_layer(INPUTS))
 
-    print("\n6. Positions: without them, attention sees a set; who comes first is lost")
+    print("\n6. Positions: without them, attention sees a set, and the order is lost")
     shuffled = [INPUTS[place] for place in ORDER]
     say(f"The same vectors in the order {', '.join(f'a{place + 1}' for place in ORDER)}:")
     out = attend_twice(shuffled)
@@ -202,7 +203,7 @@ def main():
     say(f"Shuffled inputs, shuffled outputs, and nothing else: {distance(out, [both[p] for p in ORDER]):.0e} apart.")
     check("O", out, run_layer(shuffled))
     say()
-    say("Add to the vector at place p = 0, 1, 2, 3 a wave of its own, (sin p, cos p):")
+    say("Add to the vector at place p = 0, 1, 2, 3 a wave, (sin p, cos p):")
     waves = [[math.sin(place), math.cos(place)] for place in range(4)]
     first, second = add(INPUTS, waves), add(shuffled, waves)
     show(("waves", waves), ("inputs + waves", first))
@@ -234,7 +235,7 @@ def main():
         check("weights of the edges", on_edges, their_weights)
         check("O", found[name][2], theirs)
         say()
-    say("Target 3 has no edge in this graph, so that it hears nothing: zeros, here and in graphattn.")
+    say("Target 3 has no edge in this graph, so that its output is zero, here and in graphattn.")
 
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "by_hand.png"

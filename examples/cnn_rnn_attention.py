@@ -1,15 +1,15 @@
-"""Attention beside its two elders: a CNN is attention that sees a fixed window; an RNN reads in turn, and forgets.
+"""Attention compared with CNN and RNN: a CNN is attention with a fixed window; an RNN is sequential, and forgets.
 
     python examples/cnn_rnn_attention.py
 
 (a) A convolution and the attention that `conv_as_attention` makes of it, on one signal. (b) The first token of a
-sequence is the label of its last; in between lies noise. An LSTM, a stack of windows and full attention learn this, as
-many parameters and training steps each, at growing distances. (c) Seconds per training step over the sequence's length.
-(d) Which inputs the middle output depends on, read off gradients, against the formula layers * radius.
+sequence is the label of its last; in between is noise. An LSTM, a stack of windows and full attention learn this, with
+equally many parameters and training steps, at growing distances. (c) Seconds per training step over the sequence's
+length. (d) Which inputs the middle output depends on, from gradients, compared with the formula layers * radius.
 Expected: (a) equal up to rounding. (b) LSTM: chance from 16 tokens on (with 600 steps, 53 to 76 % at 16 tokens, and
-chance at 32); windows: chance beyond layers * radius = 16; full attention: 100 % everywhere. (c) Windows and the LSTM
-grow with the length, full attention with its square; on one core, torch's LSTM is no slower than windows. (d) As the
-formula says.
+chance at 32); windows: chance beyond layers * radius = 16; full attention: 100 % everywhere. (c) The time of windows
+and the LSTM grows with the length, that of full attention with its square; on one core, torch's LSTM is no slower than
+windows. (d) As the formula says.
 """
 
 import argparse
@@ -42,7 +42,7 @@ STYLE = {
 
 
 class LSTM(torch.nn.Module):
-    """Torch's LSTM and a linear classifier; the pattern, which a recurrent network hasn't, is ignored."""
+    """Torch's LSTM and a linear classifier; the pattern is ignored."""
 
     def __init__(self, in_channels, hidden, out_channels):
         super().__init__()
@@ -54,7 +54,7 @@ class LSTM(torch.nn.Module):
 
 
 class CNN(torch.nn.Sequential):
-    """Convolutions that keep the length, with channels last; here too the pattern is ignored."""
+    """Convolutions that keep the length, with channels last; the pattern is ignored."""
 
     def __init__(self, channels, radius, layers):
         convolutions = [torch.nn.Conv1d(channels, channels, 2 * radius + 1, padding=radius) for _ in range(layers)]
@@ -68,7 +68,7 @@ def transformer(layer=GraphAttention):
     return GraphTransformer(TOKENS, 32, CLASSES, LAYERS, heads=2, feed_forward=2, layer=layer)
 
 
-# What builds each, and its pattern for n tokens; about 17,500 parameters each.
+# The constructor of each, and its pattern for n tokens; about 17,500 parameters each.
 MODELS = {
     "LSTM": (lambda: LSTM(TOKENS, 60, CLASSES), lambda n: None),
     "windowed attention": (transformer, lambda n: Window(n, RADIUS)),
@@ -153,7 +153,7 @@ def time_steps(lengths, repeats, longest=2.0):
     for length in tqdm(lengths, desc="timing", disable=None):
         steps = {}
         for name, of_length in seconds.items():
-            # From the length before: the number of pairs grows fourfold.
+            # Estimated from the length before: the number of pairs grows fourfold.
             expected = (4 if "full" in name else 2) * of_length.get(length // 2, 0.0)
             if expected > longest or (of_length and length // 2 not in of_length):
                 tqdm.write(f"{length} tokens, {name}: left out, it would take more than {longest:g} s per step")
@@ -161,7 +161,7 @@ def time_steps(lengths, repeats, longest=2.0):
             steps[name], _ = learner(name, 1, length - 1, seed=0)
             steps[name]()
         turns = {name: [] for name in steps}
-        # In turns, so that a busy moment of the machine hits all of them.
+        # In turns, so that other work on the machine affects all of them.
         for _ in range(repeats):
             for name, step in steps.items():
                 start = time.perf_counter()
@@ -205,7 +205,7 @@ def receptive_fields(length=49, radius=4):
 
 
 def draw_fields(figure, axes, fields):
-    """A row for each network: the darker, the larger the gradient; white is exactly zero. Frames: the formula."""
+    """A row for each network: darker is a larger gradient; white is exactly zero. Frames show the formula."""
     sizes = torch.stack([size / size.max() for size, _, _ in fields.values()])
     middle = sizes.size(1) // 2
     drawn = axes.imshow(sizes.log10().where(sizes > 0, torch.nan).numpy(), cmap="Blues", vmin=-7, vmax=0, aspect="auto")

@@ -4,7 +4,7 @@
 
 Passes handwritten digits through a 3 x 3 convolution, and through the attention that `conv_as_attention` makes of it.
 Expected: outputs differ by less than 1e-5 in float32 and 1e-12 in float64, and the picture shows nine heads, each of
-which attends to one neighbor alone; to no one where that lies outside of the image, which is zero padding.
+which attends to only one neighbor, or to none if that is outside the image, which is zero padding.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def show(axes, values, colors, limits):
 
 
 def draw_heads(figure, weights, pixel, color, title):
-    """A map for each head: how much the pixel attends to itself and its neighbors; gray outside of the image."""
+    """A map for each head: how much the pixel attends to itself and its neighbors; gray outside the image."""
     framed = torch.nn.functional.pad(weights, (0, 0, 1, 1, 1, 1), value=torch.nan)
     figure.suptitle(f"Weights of its nine heads: {title}", fontsize=11, color=f"tab:{color}")
     for head, axes in enumerate(figure.subplots(3, 3).flat):

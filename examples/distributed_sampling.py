@@ -1,18 +1,19 @@
-"""Data-parallel training on sampled neighborhoods, which goes on after one of its processes was killed.
+"""Data-parallel training on sampled neighborhoods, which continues after one of its processes was killed.
 
     torchrun --nproc-per-node 2 examples/distributed_sampling.py       one process per core or GPU
     python examples/distributed_sampling.py                            one process
 
 Each process holds the graph, draws neighborhoods of its share of the training nodes, and averages gradients with the
 others: torch's DistributedDataParallel, by gloo on CPUs and NCCL on GPUs. Rank 0 writes a checkpoint after each epoch.
-Random numbers depend on the epoch and the rank alone, so what is done over again comes out the same. To see it:
+Random numbers depend only on the epoch and the rank, so that a repeated epoch gives the same result. For example,
 
     torchrun --nproc-per-node 2 --max-restarts 1 examples/distributed_sampling.py --fail-at-epoch 5
 
-kills a process in the middle of epoch 5; torchrun starts all of them again, they go on from the checkpoint of epoch 4,
-and the last loss is that of the first command, digit by digit. After an interrupt, `--resume` does what a restart does.
+kills a process in the middle of epoch 5; torchrun restarts all of them, they continue from the checkpoint of epoch 4,
+and the last loss equals that of the first command in every digit. After an interrupt, `--resume` continues in the same
+way.
 
-Expected on the generated graph: test accuracy above 99 %; linear layers alone, which see no edges, reach 50 %.
+Expected on the generated graph: test accuracy above 99 %; linear layers, which don't use edges, reach 50 %.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def communities(nodes, neighbors=20, seed=0):
     x = 0.3 * center[y] + torch.randn(nodes, FEATURES, generator=generator)
     target = torch.arange(nodes).repeat_interleave(neighbors)
     source = torch.randint(nodes, target.shape, generator=generator)
-    # Nodes in the order of their classes: a place among those of the target's own class.
+    # Nodes are sorted by class: a position among those of the target's own class.
     order, count = y.argsort(stable=True), y.bincount(minlength=CLASSES)
     begin = count.cumsum(0) - count
     place = (torch.rand(target.shape, generator=generator) * count[y[target]]).long()
@@ -91,7 +92,7 @@ def train_epoch(model, optimizer, loader, device, fails):
 
 @torch.no_grad()
 def accuracy(model, data, device):
-    """Percent of the test nodes that are classified correctly, all neighbors considered."""
+    """Percent of the test nodes that are classified correctly, with all neighbors."""
     model.eval()
     pattern = Edges(data.edge_index, data.num_nodes).to(device)
     found = model(data.x.to(device), [pattern, pattern]).argmax(1).cpu()
@@ -99,7 +100,7 @@ def accuracy(model, data, device):
 
 
 def save(path, **state):
-    """Write a checkpoint all at once: whoever is killed on the way leaves the one before."""
+    """Write a checkpoint atomically: a process that is killed meanwhile leaves the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
@@ -107,10 +108,11 @@ def save(path, **state):
 
 def main(options, parser):
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
-    # torchrun says who is who; alone, there is one process, which needs no port.
+    # torchrun sets rank and address; without it there is one process, which needs no port.
     if "RANK" in os.environ:
         store, rank, ranks = next(rendezvous("env://"))
-        # Its store outlives a restart: without a name of its own, who starts anew finds the addresses of the dead.
+        # torchrun's store outlives a restart: without a new name, restarted processes would find addresses of dead
+        # ones.
         store = dist.PrefixStore(f"start {restarts}", store)
         backend = "nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=ranks)
@@ -125,7 +127,7 @@ def main(options, parser):
     data = communities(options.nodes)
     data.test_mask = torch.arange(options.nodes) % 2 == 1
     seeds = (~data.test_mask).nonzero().flatten()
-    # Every process has as many batches as any other, which averaging needs.
+    # Every process has the same number of batches, which averaging requires.
     share = DistributedSampler(seeds, ranks, rank, seed=options.seed)
     loader = NeighborLoader(data, FAN_OUT, seeds, batch_size=options.batch_size, sampler=share, seed=options.seed)
 
@@ -145,7 +147,7 @@ def main(options, parser):
         if rank == 0:
             print(f"Goes on from {path}, written after epoch {first - 1}.", flush=True)
     elif rank == 0:
-        # A restart must not find what an older run has left.
+        # A restart must not find files of an older run.
         path.unlink(missing_ok=True)
     dist.barrier()
 
@@ -177,7 +179,7 @@ if __name__ == "__main__":
     parser.add_argument("--fail-at-epoch", type=int, help="kill the last process in the middle of this epoch")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the checkpoint")
     parser.add_argument("--record", type=Path, help="a JSON file to write the result to")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     options = parser.parse_args()
     if min(options.nodes, options.epochs, options.batch_size) < 1 or options.seed < 0:
         parser.error("--nodes, --epochs and --batch-size must be at least 1, and --seed at least 0")

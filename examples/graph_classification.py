@@ -1,14 +1,14 @@
-"""Graph classification, n -> 1: one label for a whole graph, read out by attention to all of its nodes.
+"""Graph classification, n -> 1: one label for a whole graph, by attention to all of its nodes.
 
     python examples/graph_classification.py                       necklaces, no download
     python examples/graph_classification.py --dataset NCI1        or PROTEINS, MUTAG, ...: TUDataset, 10 folds
 
 Expected on the necklaces, in a minute or two: chance, 17 to 18 %, by softmax attention, and 99 to 100 % by the others.
 
-Softmax weights of a graph sum to 1, so that a readout by softmax attention is a mean, which can't count. Necklaces
-make the point: in one, every 4th (5th, ..., 8th) bead is dark, and its class is how many are, 1 to 6. What a bead sees
-around it is the same in all of these classes, so that no mean tells them apart, whatever layers come before it. A sum
-counts them; so does attention whose weights are sigmoids, and needn't sum to 1.
+Softmax weights of a graph sum to 1, so that a readout by softmax attention is a mean, which can't count. Necklaces show
+this: in one, every 4th (5th, ..., 8th) bead is dark, and its class is the number of dark beads, 1 to 6. The
+neighborhood of a bead is the same in all of these classes, so that no mean distinguishes them, whatever layers come
+before it. A sum counts them; so does attention with sigmoid weights, which needn't sum to 1.
 
 Protocol, after Errica et al., "A Fair Comparison of Graph Neural Networks for Graph Classification", 2020: stratified
 folds; in each, a tenth of the training part is held out; its loss chooses the epoch at which the test part is read.
@@ -55,7 +55,7 @@ SETTINGS = {"necklaces": NECKLACES, "PROTEINS": PROTEINS}
 
 
 class Classifier(torch.nn.Module):
-    """A graph transformer on the edges, a readout, and a small network on what it has read."""
+    """A graph transformer on the edges, a readout, and a small network on its result."""
 
     def __init__(self, readout, in_channels, classes, args):
         super().__init__()
@@ -63,7 +63,7 @@ class Classifier(torch.nn.Module):
         options = {"dropout": args.dropout, "normalizer": args.normalizer, "feed_forward": 2}
         self.nodes = GraphTransformer(in_channels, width, None, args.layers, HEADS, **options)
         self.readout = READOUTS[readout](width)
-        # A sum has another scale than a mean. Unlike layer norm, batch norm keeps the differences between graphs.
+        # A sum has another scale than a mean. Unlike layer norm, batch norm preserves the differences between graphs.
         self.classify = torch.nn.Sequential(
             torch.nn.BatchNorm1d(read),
             torch.nn.Linear(read, width),
@@ -80,7 +80,7 @@ class Classifier(torch.nn.Module):
 
 
 def necklaces(number, seed=0):
-    """Rings in which every 4th to 8th bead is dark; the class is how many of them are, 1 to 6."""
+    """Rings in which every 4th to 8th bead is dark; the class is the number of dark beads, 1 to 6."""
     generator = torch.Generator().manual_seed(seed)
     graphs = []
     for i in range(number):
@@ -94,12 +94,12 @@ def necklaces(number, seed=0):
 
 
 def with_structure(dataset, walk_length=16):
-    """Graphs whose nodes know their degree, which softmax over neighbors can't see, and the returns of random walks."""
+    """Graphs with the degree of nodes, which softmax over neighbors can't see, and return probabilities as features."""
     walk, graphs = RandomWalkPosition(1, walk_length), []
     for data in tqdm(dataset, desc="random walks", unit=" graphs", leave=False):
         neighbors = degree(data.edge_index[0], data.num_nodes).long().clamp(max=9)
         returns = walk.probabilities(Edges(data.edge_index, data.num_nodes))
-        # Attributes can be large: asinh is a logarithm that knows 0 and signs.
+        # Attributes can be large: asinh is like a logarithm but is defined for 0 and negative numbers.
         given = [] if data.x is None else [data.x.asinh()]
         x = torch.cat([*given, F.one_hot(neighbors, 10), returns], 1)
         graphs.append(Data(x=x, edge_index=data.edge_index, y=data.y))
@@ -115,7 +115,7 @@ def measure(model, batches):
 
 
 def train(model, parts, args, bar):
-    """Train on the first part; return accuracies on the others, at the epoch that the second part chooses."""
+    """Train on the first part; return accuracies on the others, at the epoch chosen on the second part."""
     loader = DataLoader(parts[0], args.batch_size, shuffle=True, drop_last=len(parts[0]) > args.batch_size)
     validation, test = (list(DataLoader(part, 512)) for part in parts[1:])
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.01)
@@ -132,7 +132,7 @@ def train(model, parts, args, bar):
             optimizer.step()
             schedule.step()
         accuracy, loss = measure(model, validation)
-        # Of the few graphs that are held out, the loss says more than the number of right ones.
+        # With few held-out graphs, the loss is more informative than the accuracy.
         if loss < best[0]:
             best, chosen = (loss, accuracy), {name: x.clone() for name, x in model.state_dict().items()}
         bar.set_postfix(loss=f"{loss:.3f}", validation=f"{best[1]:.1f}", refresh=False)
@@ -177,7 +177,7 @@ def draw_attention(axes, name, model, graph):
 
 
 def draw(results, models, graphs, title, path):
-    """Scores beside what each pure attention readout of the last fold looks at in test graphs."""
+    """Scores, and what each pure attention readout of the last fold attends to in test graphs."""
     figure = plt.figure(figsize=(5.2 + 4 * len(graphs), 6.6), layout="constrained")
     pure = {name: model for name, model in models.items() if isinstance(model.readout, AttentionReadout)}
     grid = figure.add_gridspec(max(len(pure), 1), 1 + len(graphs), width_ratios=[1.5, *[1] * len(graphs)])
@@ -198,10 +198,10 @@ def main():
     for name, value in OTHERS.items():
         text = f"default: {NECKLACES[name]} for necklaces, {PROTEINS[name]} for PROTEINS, else {value}"
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help=text)
-    parser.add_argument("--first-folds", type=int, help="run no more than this many of the folds")
+    parser.add_argument("--first-folds", type=int, help="run at most this many of the folds")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
     parser.add_argument("--record", type=Path, help="JSON file to write the results to")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     parser.set_defaults(**SETTINGS.get(parser.parse_known_args()[0].dataset, OTHERS))
     args = parser.parse_args()
     if args.folds < 2 or args.epochs < 1 or args.batch_size < 2:

@@ -7,13 +7,12 @@
 
 An image is a graph of pixels, and the models differ in who attends to whom. "grid": each node to the 3 x 3 around it,
 with a learned bias per offset. "full": each node to all, as in a vision transformer. "cnn": 3 x 3 convolutions, which
-are attention whose weights depend on the offset alone. All have as many parameters within 4 % and as many steps of
-training, and both kinds of attention know by the same sines where a node is. What changes is the number of images to
-learn from.
+are attention whose weights depend only on the offset. All have the same number of parameters within 4 % and of training
+steps, and both kinds of attention have the same sinusoidal positions. What changes is the number of training images.
 
-Expected on the digits after about three minutes: of 1,100 images the CNN learns 99 %, the grid 97 %, full attention
-96 %; of 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images it needs, and the fewer steps: of
-10,000 images of MNIST the CNN learns 98.3 % in 312 steps, the grid 93.6 %, full attention 74.8 %. With --full, of 5,156
+Expected on the digits after about three minutes: with 1,100 images the CNN reaches 99 %, the grid 97 %, full attention
+96 %; with 50 images 84, 73 and 62 %. The more a model is restricted, the fewer images and steps it needs: with 10,000
+images of MNIST and 312 steps the CNN reaches 98.3 %, the grid 93.6 %, full attention 74.8 %. With --full and 5,156
 steps, the grid reaches 99.2 %, in 15 minutes on one core, and the CNN 99.5 %. "pixels" is full attention of all 784
 pixels, 90.7 % after 703 slow steps.
 """
@@ -54,7 +53,7 @@ def patches(x, side, patch):
 
 
 class Stage(torch.nn.Module):
-    """Joins squares of nodes to one each, adds where these are, and lets them attend along one pattern."""
+    """Joins squares of nodes to one each, adds their positions, and applies attention along one pattern."""
 
     def __init__(self, side, patch, before, channels, blocks, radius):
         super().__init__()
@@ -70,7 +69,7 @@ class Stage(torch.nn.Module):
         self.blocks = torch.nn.ModuleList(made)
 
     def forward(self, x, return_weights=False):
-        """[B, nodes, channels], or what the last block's nodes attend to: [B, E, heads]."""
+        """[B, nodes, channels], or the weights of the last block: [B, E, heads]."""
         x, weights = self.position.input(self.embed(patches(x, self.side, self.patch)), self.grid), None
         for block in self.blocks:
             if return_weights:
@@ -120,7 +119,7 @@ def load(args):
         data = digits_graph()
         images, labels, held_out, tests = data.x.view(-1, 8, 8), data.y, 300, 397
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    # The images to choose settings by come before those to test on, and are never trained on.
+    # The images for choosing settings come before those for testing, and are never trained on.
     train, validation, test = order.split([len(order) - held_out - tests, held_out, tests])
     return images, labels, train, validation if args.validate else test
 
@@ -133,7 +132,7 @@ def shifted(images, most):
 
 
 def train(network, images, labels, steps, args, bar):
-    """Train on batches drawn at random; as many steps for every model and every number of images."""
+    """Train on batches drawn at random, with the same number of steps for every model and number of images."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
@@ -155,7 +154,7 @@ def accuracy(network, images, labels):
 
 
 def draw_curves(axes, curves):
-    """Test accuracy over the number of images to learn from, with the deviation over seeds."""
+    """Test accuracy over the number of training images, with the deviation over seeds."""
     for number, (model, points) in enumerate(curves.items()):
         mean, deviation = [s.mean() for s in points.values()], [s.std(correction=0) for s in points.values()]
         style = {"color": COLORS[(0, 4, 2, 9)[number]], "marker": "osD^"[number], "ls": ("-", "--", ":", "-.")[number]}
@@ -171,9 +170,9 @@ def draw_curves(axes, curves):
 
 
 def draw_heads(axes, stage, name, image):
-    """An image with one node framed, and how much that attends to each node, in each head of the stage."""
+    """An image with one node framed, and how much this node attends to each node, for each head of the stage."""
     nodes, patch = stage.side // stage.patch, stage.patch
-    # The node with the most ink around it, where there is something to attend to.
+    # The node with the most ink around it, so that there is something to attend to.
     node = int(F.avg_pool2d(image[None, None], 3 * patch, patch, patch).argmax())
     with torch.no_grad():
         weights = stage(image.flatten()[None, :, None], return_weights=True)[0]
@@ -185,7 +184,7 @@ def draw_heads(axes, stage, name, image):
             field = torch.zeros(nodes * nodes).index_add_(0, source[target == node], weights[target == node, head])
             opacity = (field / field.max()).view(nodes, nodes).repeat_interleave(patch, 0).repeat_interleave(patch, 1)
             panel.imshow(torch.ones_like(image).numpy(), cmap="Reds", vmin=0, vmax=1.2, alpha=opacity.numpy())
-            panel.set_title(f"head {head + 1}, up to {100 * field.max():.0f} %", fontsize=9, loc="left")
+            panel.set_title(f"head {head}, up to {100 * field.max():.0f} %", fontsize=9, loc="left")
         corner = [part * patch - 0.5 for part in (node % nodes, node // nodes)]
         panel.add_patch(plt.Rectangle(corner, patch, patch, fill=False, ec=COLORS[0], lw=2))
         panel.set_xticks([])
@@ -208,16 +207,16 @@ def main():
     parser.add_argument("--dataset", choices=list(SETTINGS), default="digits")
     parser.add_argument("--root", help="folder of the data sets; default: $GRAPHATTN_DATASETS, then datasets/")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["grid", "full", "cnn"])
-    parser.add_argument("--train-sizes", type=int, nargs="+", help="numbers of images to learn from")
+    parser.add_argument("--train-sizes", type=int, nargs="+", help="numbers of training images")
     parser.add_argument("--epochs", type=float, help="over the most images; fewer images are seen more often instead")
     parser.add_argument("--seeds", type=int, default=3, help="each draws its own images and parameters")
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--shift", type=int, help="move images at random by up to so many pixels in training")
+    parser.add_argument("--shift", type=int, help="move images at random by up to this many pixels in training")
     parser.add_argument("--full", action="store_true", help="one seed of 6 epochs over all images of MNIST")
     parser.add_argument("--validate", action="store_true", help="test on held-out images instead, to choose settings")
     parser.add_argument("--record", type=Path, help="JSON file for the results")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.full and args.dataset != "mnist":
         parser.error("--full needs --dataset mnist")
@@ -231,7 +230,7 @@ def main():
 
     images, labels, pool, held_out = load(args)
     if min(args.train_sizes) < 1 or max(args.train_sizes) > len(pool):
-        parser.error(f"--train-sizes must lie between 1 and {len(pool):,}, the images that there are to learn from")
+        parser.error(f"--train-sizes must lie between 1 and {len(pool):,}, the number of training images")
     if args.seeds < 1 or args.shift < 0 or min(args.epochs, args.lr) <= 0:
         parser.error("--seeds must be at least 1, --shift at least 0, and --epochs and --lr above 0")
 

@@ -4,11 +4,11 @@
     python examples/large_graph.py --sampled      mini-batches of neighborhoods; features are mapped from a file
     python examples/large_graph.py --nodes 2000000 --edges 100000000 --steps 2        ten times as large
 
-Ctrl-C stops after the step that is running and leaves a checkpoint; the same command goes on from it, and ends where it
-would have ended anyway. The graph is generated: most edges run between nodes of one class, whose features alone say
-little about it.
+Ctrl-C stops after the current step and leaves a checkpoint; the same command continues from it, with the same final
+result. The graph is generated: most edges connect nodes of one class, and features without edges say little about the
+class.
 
-Expected, after two minutes: 99.7 % of the held-out nodes are right; by chance 14 % would be.
+Expected, after two minutes: 99.7 % of the held-out nodes are right; chance is 14 %.
 """
 
 import argparse
@@ -41,7 +41,7 @@ CHUNK = 2**22
 
 
 class Network(torch.nn.Module):
-    """Two layers of attention and a linear classifier; dropout, so that a run that goes on must go on with its luck."""
+    """Two layers of attention and a linear classifier; dropout, so that a resumed run must restore its random state."""
 
     def __init__(self):
         super().__init__()
@@ -71,7 +71,7 @@ def generate(args):
 
 
 def write_features(x, y, seed):
-    """Fill x with the centers of the classes under much noise, some rows at a time, wherever its memory lies."""
+    """Fill x with the centers of the classes plus much noise, some rows at a time, in memory or in a file."""
     generator = torch.Generator().manual_seed(seed + 1)
     centers = 0.4 * torch.randn(CLASSES, CHANNELS, generator=generator)
     for rows, labels in zip(x.split(CHUNK // CHANNELS), y.split(CHUNK // CHANNELS), strict=True):
@@ -80,7 +80,7 @@ def write_features(x, y, seed):
 
 
 def seeds_of(nodes, args):
-    """The nodes of all batches of a run, in line: one shuffle of the nodes after another."""
+    """The nodes of all batches of a run in sequence: one shuffle of the nodes after another."""
     generator = torch.Generator().manual_seed(args.seed + 2)
     epochs = math.ceil(args.steps * args.batch / len(nodes))
     every = torch.cat([nodes[torch.randperm(len(nodes), generator=generator)] for _ in range(epochs)])
@@ -88,7 +88,7 @@ def seeds_of(nodes, args):
 
 
 def resident():
-    """Bytes of memory that the process has now, and has had at most; pages of a mapped file are among them."""
+    """Current and peak memory of the process in bytes, including pages of a mapped file."""
     memory = psutil.Process().memory_info()
     if sys.platform == "win32":
         return memory.rss, memory.peak_wset
@@ -98,12 +98,12 @@ def resident():
 
 
 def train(network, optimizer, batches, history, args):
-    """Take the steps that are left; return whether a signal came between. `history` has a row for each step."""
+    """Run the remaining steps; return whether a signal interrupted them. `history` has a row for each step."""
     stopped = []
 
     def stop(number, frame):
         stopped.append(number)
-        # Whoever asks twice means it.
+        # The second signal stops at once.
         signal.signal(number, signal.SIG_DFL)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -128,7 +128,7 @@ def train(network, optimizer, batches, history, args):
 
 
 def save(path, network, optimizer, **more):
-    """Write a checkpoint; at no time is there half of one."""
+    """Write a checkpoint atomically."""
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
     part = path.with_suffix(".part")
     torch.save(state | more, part)
@@ -136,7 +136,7 @@ def save(path, network, optimizer, **more):
 
 
 def draw(history, resumed, title, path):
-    """Loss, throughput and memory, step by step; a line where a run went on."""
+    """Loss, throughput and memory, step by step; a line where a run was resumed."""
     figure, panels = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     scales, labels = (1, 1e-6, 2**-30), ("loss", "million edges per second", "resident memory, GiB")
     for axes, numbers, scale, label in zip(panels, zip(*history, strict=True), scales, labels, strict=True):
@@ -160,9 +160,9 @@ def main():
     parser.add_argument("--batch", type=int, default=1024, help="nodes of a batch, with --sampled")
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of whatever is written")
+    parser.add_argument("--output", type=Path, default=Path("outputs"), help="output folder")
     parser.add_argument("--record", type=Path, help="write the result to this JSON file too")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.smoke:
         args.nodes, args.edges, args.steps, args.batch = 2_000, 20_000, 6, 256
@@ -191,17 +191,17 @@ def main():
     is_held_out = torch.arange(args.nodes) % 10 == 0
     known, held_out = (~is_held_out).nonzero().flatten(), is_held_out.nonzero().flatten()
     if args.sampled:
-        # Tensors on a shared map of a file: pages are read when their rows are, and the system may drop them again.
+        # Tensors on a shared map of a file: pages are read with their rows, and the system may drop them again.
         path = args.output / "large_graph_features.bin"
         on_disk = lambda: torch.from_file(str(path), shared=True, size=args.nodes * CHANNELS).view(-1, CHANNELS)
         write_features(on_disk(), y, args.seed)
-        # Mapped anew: what was written need not stay in memory.
+        # Mapped again, so that written pages need not stay in memory.
         x = on_disk()
         data = Data(x=x, y=y, edge_index=edge_index)
-        # Loaders draw a number for their workers; from the common generator, it would be another one after going on.
+        # Loaders draw a number for their workers; from the global generator, a resumed run would draw another one.
         options = dict(seed=args.seed, batch_size=args.batch, generator=torch.Generator())
         load = lambda nodes: NeighborLoader(data, [10, 10], nodes, **options)
-        # The rows of x that a batch needs are copied when the loader makes it; no other row is looked at.
+        # The loader copies only the rows of x that a batch needs.
         of_batch = lambda batch: (batch.x, batch.pattern, batch.num_edges, slice(batch.batch_size), batch.y)
         batches = map(of_batch, load(seeds_of(known, args)[len(history) * args.batch :]))
     else:

@@ -1,10 +1,11 @@
 """Minesweeper is an image: the graph of the data set and a pattern of pixels are the same edges, and train the same.
 
-    python examples/minesweeper_is_a_grid.py                            a board of its own, no download
+    python examples/minesweeper_is_a_grid.py                            a generated board, no download
     python examples/minesweeper_is_a_grid.py --dataset Minesweeper      the board of the data set, 100 x 100
 
-Squares are nodes, a fifth of them mines; a square shows how many mines are around it, or, half of them, nothing. Each
-is to say whether it is a mine. Expected: not one edge differs, and both train to the same test score within 0.05.
+Squares are nodes, a fifth of them mines; half of the squares show the number of mines around them, the others nothing.
+The task is to say which squares are mines. Expected: no edge differs, and both train to the same test score within
+0.05.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import matplotlib.pyplot as plt
 
 
 def make_board(side, seed):
-    """A board as Platonov et al. made theirs: features say one-hot "hidden", or 0, 1, ..., at least 5 mines around."""
+    """A board like that of Platonov et al.: features say one-hot "hidden", or 0, 1, ..., at least 5 mines around."""
     torch.manual_seed(seed)
     edge_index = remove_self_loops(grid_graph(side, side)[0])[0]
     is_mine, is_hidden, place = torch.rand(side**2) < 0.2, torch.rand(side**2) < 0.5, torch.rand(side**2)
@@ -72,7 +73,7 @@ def train(data, pattern, epochs, bar):
 
 
 def draw(data, side, probability, path):
-    """A corner of the board: what is shown of it, what the network makes of that, and the mines."""
+    """A corner of the board: what is shown, what the network predicts, and the mines."""
     corner = min(side, 20)
     shown = torch.where(data.x[:, 0] > 0, torch.nan, data.x.argmax(1) - 1.0)
     figure, panels = plt.subplots(1, 3, figsize=(12, 4.3), layout="constrained")
@@ -97,7 +98,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--record", type=Path, help="a JSON file to write the results to")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {args.epochs}")
@@ -107,12 +108,12 @@ def main():
     for name in ("train_mask", "val_mask", "test_mask"):
         data[name] = data[name][:, 0] if data[name].dim() == 2 else data[name]
     side = round(data.num_nodes**0.5)
-    # A square is not among its own neighbours in the data set; in a grid it is.
+    # A square isn't its own neighbor in the data set, but is in a grid.
     graph = Edges(data.edge_index, data.num_nodes).with_self_loops()
     grid = Grid((side, side), radius=1)
     differ = edges_of(graph) ^ edges_of(grid)
     print(f"{args.dataset}: {side} x {side} squares; the graph has {graph.num_edges:,} edges with self-loops, ", end="")
-    print(f"the grid {grid.num_edges:,}; {len(differ)} are in one alone")
+    print(f"the grid {grid.num_edges:,}; {len(differ)} are in only one")
     if differ:
         raise SystemExit("The nodes of this graph are not the squares of a board, row by row.")
 

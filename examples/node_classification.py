@@ -3,7 +3,7 @@
     python examples/node_classification.py                     handwritten digits, no download
     python examples/node_classification.py --dataset Cora      any graph that graphattn.datasets.load_graph knows
 
-Expected on the digits: about 97 % with the graph, about 93 % by the same network without edges.
+Expected on the digits: about 97 % with the graph, about 93 % with the same network without edges.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def score(logits, data, mask):
 
 
 def train(network, data, pattern, args, bar):
-    """Train, and return the test score of the last epoch, or of the best on the validation set where there is one."""
+    """Train, and return the test score of the last epoch, or of the best on the validation set if there is one."""
     optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, weight_decay=5e-4)
     best, result, chosen = -1.0, 0.0, None
     for epoch in range(args.epochs):
@@ -108,7 +108,7 @@ def step(network, data, pattern):
 
 
 def compare_with_dense(network, masked, oracle, data, pattern, repeats, most):
-    """Print how far the network is from the oracle, of at most so many GiB, and the time of both, and of SDPA."""
+    """Print the difference from the oracle, within a memory limit in GiB, and the times of both and of SDPA."""
     needed = 10 * 4 * data.num_nodes**2 * 8 / 2**30
     if needed > most:
         return print(f"Dense oracle left out: its matrices would take about {needed:.0f} GiB.")
@@ -127,7 +127,7 @@ def compare_with_dense(network, masked, oracle, data, pattern, repeats, most):
 
 
 def draw(networks, data, pattern, title, path, iterations):
-    """The graph by prediction, and whom three test nodes attend to, of each kind the one that attends most unevenly."""
+    """The graph by prediction, and whom three test nodes attend to: of each kind the one with most uneven weights."""
     network, lonely, alone = networks
     with torch.no_grad():
         hidden, guess = network.embed(data.x, pattern), network(data.x, pattern).argmax(1)
@@ -171,7 +171,7 @@ def main():
     parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--lr", type=float, default=0.003)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.seeds < 1 or args.epochs < 1:
         parser.error("--seeds and --epochs must be at least 1")

@@ -1,11 +1,12 @@
-"""Published protocols of node classification: the data sets' own splits, and our numbers beside the published ones.
+"""Published protocols of node classification: the data sets' own splits, and our numbers compared with the published
+ones.
 
     python examples/node_protocols.py                                          handwritten digits, no download
     python examples/node_protocols.py --dataset Cora --model GAT-2018          or CiteSeer
     python examples/node_protocols.py --dataset Minesweeper --model GAT-sep    or Tolokers; or GAT, GT
 
-Every run is tested once, at the epoch that was best on its validation nodes. benchmarks/results/accuracy.md has what
-`make reproduce` found, beside what is published.
+Every run is tested once, at the epoch that was best on its validation nodes. benchmarks/results/accuracy.md compares
+the results of `make reproduce` with published ones.
 """
 
 import argparse
@@ -44,7 +45,7 @@ PUBLISHED = {
     ("Tolokers", "GAT-sep"): (83.78, 0.43),
 }
 
-# The options of GraphTransformer that make it the model of this name; the first is a network of its own.
+# The options of GraphTransformer that make it the model of this name; the first is a separate network.
 MODELS = {
     "GAT-2018": {},
     "GAT": {"ego": "none", "score": "gatv2", "add_self_loops": True},
@@ -57,7 +58,7 @@ PAPER = {"runs": 20, "epochs": 1000, "patience": 100, "every": 1, "lr": 0.005, "
 # From a few trials, chosen on validation nodes. The rate rises for a tenth of the epochs, then falls.
 OURS = {"runs": 10, "epochs": 100, "patience": None, "every": 10, "lr": 0.01, "weight_decay": 0.0}
 OURS |= {"layers": 3, "hidden": 32, "heads": 4, "dropout": 0.1, "feed_forward": 1.0, "has_degree": False}
-# Minesweeper needs depth and width, for a square far away may decide.
+# Minesweeper needs depth and width, because a distant square may decide.
 SETTINGS = {
     "Minesweeper": {"layers": 6, "hidden": 64, "feed_forward": 2.0, "dropout": 0.2, "epochs": 250, "lr": 0.005},
     "Tolokers": {"hidden": 64, "has_degree": True},
@@ -67,7 +68,7 @@ SETTINGS = {
 
 
 class PaperGAT(torch.nn.Module):
-    """The two layers of Velickovic et al., on sparse features: dropout needs to touch only those that aren't zero."""
+    """The two layers of Velickovic et al., on sparse features: dropout is applied only to nonzero ones."""
 
     def __init__(self, in_channels, classes):
         super().__init__()
@@ -92,7 +93,7 @@ def make_network(model, in_channels, classes, settings):
 
 
 def load(name, root, model, settings):
-    """The graph, with features as the model wants them."""
+    """The graph, with features in the form that the model needs."""
     data = digits_graph() if name == "digits" else load_graph(name, root)[0]
     if model == "GAT-2018":
         data = NormalizeFeatures()(data)
@@ -104,7 +105,7 @@ def load(name, root, model, settings):
 
 
 def split(data, run):
-    """Nodes to train, validate and test on: the data set's own of this run, or else 20 of each class, 300, the rest."""
+    """Nodes to train, validate and test on: the data set's own split, or else 20 per class, 300, the rest."""
     torch.manual_seed(run)
     if "train_mask" not in data:
         data = RandomNodeSplit("test_rest", num_train_per_class=20, num_val=300)(data.clone())
@@ -147,7 +148,7 @@ def train(network, data, pattern, masks, settings, bar):
             logits = network(data.x, pattern)
         value = score(logits[validation], data.y[validation])
         loss = F.cross_entropy(logits[validation], data.y[validation]).item()
-        # The paper's rule is to stop late and to keep early: an epoch is chosen for both, patience waits for either.
+        # The paper's rule: the chosen epoch improves both loss and accuracy, but patience ends when neither improves.
         if value >= best and (loss <= least or patience is None):
             result = value, score(logits[test], data.y[test])
         waited = 0 if value >= best or loss <= least else waited + 1
@@ -158,7 +159,7 @@ def train(network, data, pattern, masks, settings, bar):
 
 
 def draw(results, path):
-    """A panel for each data set: ours and published, as mean and deviation."""
+    """A panel for each data set: our and published results, as mean and deviation."""
     datasets = list(dict.fromkeys(data for data, _ in results))
     size = (1 + 3 * len(datasets), 3)
     figure, panels = plt.subplots(1, len(datasets), figsize=size, layout="constrained", squeeze=False)
@@ -174,7 +175,7 @@ def draw(results, path):
                 shown.append((PUBLISHED[name, model], -0.13, style))
             for (mean, deviation), up, style in shown:
                 axes.errorbar(mean, row + up, xerr=deviation, capsize=3, **style)
-                # Ours above its line, theirs below.
+                # Our result is above its line, the published one below.
                 place = {"xytext": (0, 40 * up), "va": "bottom" if up > 0 else "top", "ha": "center"}
                 axes.annotate(f"{mean:.1f}", (mean, row + up), textcoords="offset points", fontsize=8, **place)
         axes.set(title=name, yticks=range(len(models)), yticklabels=models, ylim=(-0.6, len(models) - 0.4))
@@ -196,7 +197,7 @@ def main():
     parser.add_argument("--runs", type=int, help="default: the protocol's; 2 for the digits")
     parser.add_argument("--record", type=Path, help="a JSON file that collects the results of several commands")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     settings = (
         PAPER
@@ -204,7 +205,7 @@ def main():
         else OURS | SETTINGS.get(args.dataset, {}) | SETTINGS.get((args.dataset, args.model), {})
     )
     settings = settings | ({"runs": 1, "epochs": 2} if args.smoke else {})
-    # Of the digits nothing is published, so that a few runs do.
+    # There are no published results for the digits, so a few runs are enough.
     runs = args.runs or (min(settings["runs"], 2) if args.dataset == "digits" else settings["runs"])
     if args.runs is not None and args.runs < 1:
         parser.error(f"--runs must be at least 1, got {args.runs}")

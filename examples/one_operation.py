@@ -2,9 +2,9 @@
 
     python examples/one_operation.py            a picture, and four pages to click through, in outputs/
 
-Nothing is trained. Whoever is alike attends to each other: equal words, pixels of equal brightness, club members with
-friends in common. Expected, after some seconds: for each pattern a line with its edges and what the weights of one node
-add up to, which is 1; the picture one_operation.png; and pages explore_*.html that any browser opens.
+Nothing is trained. Similar nodes attend to each other: equal words, pixels of equal brightness, club members with
+friends in common. Expected, after some seconds: for each pattern a line with its edges and the sum of the weights of
+one node, which is 1; the picture one_operation.png; and pages explore_*.html that any browser opens.
 """
 
 import argparse
@@ -24,24 +24,24 @@ import matplotlib.pyplot as plt
 WORDS = "I saw a saw".split()
 DIGIT = torch.from_numpy(load_digits().images[3] / 16).float()
 CLUB = networkx.karate_club_graph()
-# Heads differ in how sharply they tell alike from unlike; the last doesn't at all, and its weights are uniform.
+# Heads differ in how sharply they distinguish similar from different; the last doesn't, so its weights are uniform.
 SHARPNESS = torch.tensor([4.0, 8.0, 2.0, 0.0])
 
 
 def embed_words():
-    """Equal words are alike, and neighbors a little: a row per word, then waves of the position."""
+    """Equal words are similar, and neighbors slightly: one-hot words, then sines of the position."""
     word = torch.nn.functional.one_hot(torch.tensor([sorted(set(WORDS)).index(word) for word in WORDS]))
     angle = torch.arange(len(WORDS))[:, None] * torch.tensor([0.5, 1.0])
     return torch.cat([word, 0.4 * angle.sin(), 0.4 * angle.cos()], 1)
 
 
 def embed_pixels():
-    """Ink is like ink, and paper like paper."""
+    """Dark pixels are similar to dark ones, and bright pixels to bright ones."""
     return 2 * DIGIT.reshape(-1, 1) - 1
 
 
 def embed_members():
-    """Members are the more alike, the more friends they share."""
+    """Members are more similar if they share more friends."""
     friends = torch.from_numpy(networkx.to_numpy_array(CLUB, weight=None)).float() + torch.eye(len(CLUB))
     return 1.5 * torch.nn.functional.normalize(friends, dim=1)
 
@@ -64,7 +64,8 @@ def main():
     club = Edges(CLUB)
     place = layout(club, "kamada_kawai") * torch.tensor([1.6, 1.0])
     members = {"names": [str(member) for member in CLUB], "position": place}
-    # Title, pattern, features, the node whose attention is drawn, what draws it and with which options, the page's.
+    # Title, pattern, features, the node whose attention is drawn, the drawing function and its options, those of the
+    # page.
     columns = (
         ("a sentence", Full(4), embed_words(), 3, draw_arcs, {"target": 3}, {"names": WORDS}),
         ("a sentence, in a window", Window(4, radius=1), embed_words(), 2, draw_arcs, {"target": 2}, {"names": WORDS}),

@@ -1,10 +1,10 @@
-"""Your own score and your own normalizer: written, checked against the dense twin, and trained in a layer.
+"""Your own score and your own normalizer: written, checked against the dense reference, and trained in a layer.
 
     python examples/own_score.py
 
-A score is any function of the query of an edge's target, the key of its source and, if you like, edge features. A
+A score is any function of the query of an edge's target, the key of its source and, optionally, edge features. A
 normalizer has two forms, over edges and over the rows of a matrix, which check each other. Expected: both scores equal
-their dense twin in outputs and all gradients, a layer learns the widths of its kernels, and "scatter" runs it.
+the dense reference in outputs and all gradients, a layer learns the widths of its kernels, and "scatter" runs it.
 """
 
 import copy
@@ -28,12 +28,12 @@ class Gaussian(torch.nn.Module):
 
 
 def nearby(query_i, key_j, edge_key):
-    """A dot product less a distance, which comes as edge features [E, 1]: any shape [E, ...] will do."""
+    """A dot product minus a distance, given as edge features [E, 1]; any shape [E, ...] is valid."""
     return (query_i * key_j).sum(-1) - edge_key
 
 
 class SquaredRelu:
-    """max(s, 0)^2, over its sum for each target: low scores get exactly zero; a target of only such ones, zeros."""
+    """max(s, 0)^2, divided by its sum for each target; scores below 0 get weight zero."""
 
     def edgewise(self, score, target, num_targets):
         power = score.relu().square()
@@ -49,7 +49,7 @@ torch.manual_seed(0)
 gaussian, normalizer = Gaussian(2).double(), SquaredRelu()
 window, graph = Window([7, 4], radius=2), random_edges(30, 5)
 
-# Random float64 tensors [rows, 2 heads, 4 numbers]; an AssertionError names the tensor, its error and the budget.
+# Random float64 tensors [rows, 2 heads, 4 numbers]; an AssertionError gives the tensor, its error and the budget.
 tensors = random_call(window)
 assert_matches_dense(tensors, window, score=gaussian)
 with_distance = {**random_call(graph), "edge_key": torch.rand(graph.num_edges, 1, dtype=torch.float64)}
@@ -57,9 +57,9 @@ assert_matches_dense(with_distance, graph, score=nearby, normalizer=normalizer)
 squares = (call(**tensors, pattern=window, score=gaussian).square().sum() for call in (attention, dense_attention))
 gradients = [torch.autograd.grad(total, gaussian.log_width)[0] for total in squares]
 torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
-print("Both scores and the normalizer equal their dense twin: outputs, weights and every gradient.")
+print("Both scores and the normalizer equal the dense reference: outputs, weights and every gradient.")
 
-# A layer whose heads have widths 0.5 and 2 makes the data; another, equal but for widths of 1, learns them from it.
+# A layer with head widths 0.5 and 2 generates the data; a copy with widths of 1 learns them from it.
 teacher = GraphAttention(8, 8, heads=2, score=Gaussian(2))
 student = copy.deepcopy(teacher)
 teacher.score.log_width.data = torch.tensor([0.5, 2.0]).log()
@@ -73,7 +73,7 @@ for _ in range(150):
     optimizer.step()
 print(f"Widths 0.5 and 2, learned: {', '.join(f'{width:.3f}' for width in student.score.log_width.exp().tolist())}")
 
-# Fused kernels know the library's own scores; anything else runs in plain torch, exact on every device.
+# Fused kernels support the library's own scores; anything else runs in plain torch, exact on every device.
 report = explain_backend(**tensors, pattern=window, score=gaussian)
 print(report)
-print(f"Your own score: equal to its dense twin, learned in a layer, run by {report.chosen!r}")
+print(f"Your own score: equal to the dense reference, learned in a layer, run by {report.chosen!r}")

@@ -1,17 +1,17 @@
-"""A tag for every word: what a network must see of a sentence to tell the two words "saw" in "I saw a saw" apart.
+"""A tag for every word: what a network must see of a sentence to distinguish the two words "saw" in "I saw a saw".
 
     python examples/pos_tagging.py                    a small corpus of ambiguous words, no download, about 1.5 minutes
     python examples/pos_tagging.py --dataset ewt      English Web Treebank of Universal Dependencies, about 45 minutes
     python examples/pos_tagging.py --models "per token" "full attention, relative"       some of the rows
 
-The same inputs, learned from scratch, go through a network that sees each word alone, through windows of growing
-width, a BiLSTM, and self-attention with and without positions. The epoch and the settings are chosen on the dev set.
+The same inputs, learned from scratch, go through a network that sees single words, through windows of growing width, a
+BiLSTM, and self-attention with and without positions. The epoch and the settings are chosen on the dev set.
 
-Expected of the small corpus: a network of single words tags 84 % and gives both "saw" the same tag. Windows come from
-94 % at radius 1 to 99 % at radius 5, with a parameter for every word they see. Attention on whole sentences with
-relative positions reaches 100 %, without positions 95 %; the rows "additive" and "ReLU" have relative positions too.
-Of the treebank: single words 90.0 %, attention with relative positions 95.2, a window of radius 3 and the BiLSTM 95.3;
-there the neighbors decide, and whoever sees further has nothing to gain.
+Expected on the small corpus: a network of single words tags 84 % and gives both "saw" the same tag. Windows reach 94 %
+at radius 1 to 99 % at radius 5, with parameters for every word they see. Attention on whole sentences with relative
+positions reaches 100 %, without positions 95 %; the rows "additive" and "ReLU" have relative positions too. On the
+treebank: single words 90.0 %, attention with relative positions 95.2, a window of radius 3 and the BiLSTM 95.3; there
+the neighbors decide, and seeing further gains nothing.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from graphattn.datasets import AmbiguousWords, UniversalDependencies
 from graphattn.nn import GraphTransformer, RelativeBias, Sinusoidal
 
 HEADS = 4
-REACH = 8  # of relative positions: further ones count as equally far
-# Chosen on dev; "dropout" is of the inputs, "inner_dropout" of what is behind them.
+REACH = 8  # of relative positions: all further ones share a number
+# Chosen on dev; "dropout" is for the inputs, "inner_dropout" for later layers.
 SETTINGS = {
     "ambiguous": dict(epochs=8, hidden=32, batch=1024, lr=0.015, dropout=0.1, inner_dropout=0.0, word_dropout=0.0),
     "ewt": dict(epochs=5, hidden=128, batch=1024, lr=0.003, dropout=0.4, inner_dropout=0.1, word_dropout=0.1),
@@ -42,7 +42,7 @@ SETTINGS = {
 
 
 def pieces(word):
-    """What the letters of a word tell: its beginnings, its ends, and its shape, such as Xx or d.d."""
+    """Features from the letters of a word: its beginnings, its ends, and its shape, such as Xx or d.d."""
     lower = word.lower()
     shape = re.sub(r"(.)\1+", r"\1", re.sub("[a-z]", "x", re.sub("[A-Z]", "X", re.sub("[0-9]", "d", word))))
     return [lower, shape, *(f"{lower[:n]}-{n}" for n in range(1, 5)), *(f"{n}-{lower[-n:]}" for n in range(1, 6))]
@@ -57,7 +57,7 @@ class Corpus:
         self.tags, self.vocabulary = train.tags, train.vocabulary
         self.word_ids = {word: index for index, word in enumerate(self.vocabulary)}
         counts = Counter(piece for word in self.vocabulary[1:] for piece in pieces(word))
-        # Id 0 is a piece that no two words of train share: nothing could be learned from it.
+        # Id 0 is for pieces that no two words of train share: nothing can be learned from them.
         self.piece_ids = {piece: index for index, piece in enumerate((p for p in counts if counts[p] > 1), 1)}
         splits = [
             [(data.words, data.y) for data in split[:most]] for split in (train, load(root, "dev"), load(root, "test"))
@@ -79,9 +79,9 @@ class Corpus:
 
 
 def batches(split, words, shuffle=False):
-    """Rows of sentences that make up a number of words, of similar lengths if shuffled, and the sentences' sizes."""
+    """Batches of sentences with a total number of words, of similar lengths if shuffled, and the sentences' sizes."""
     sizes = split[2]
-    # Similar lengths spare the BiLSTM steps in which a single long sentence goes on.
+    # Similar lengths save the BiLSTM steps for a single long sentence.
     order = (sizes + 4 * torch.randn(len(sizes))).argsort() if shuffle else torch.arange(len(sizes))
     parts = order.split(torch.bincount((sizes[order].cumsum(0) - 1) // words).tolist())
     start = sizes.cumsum(0) - sizes
@@ -92,14 +92,14 @@ def batches(split, words, shuffle=False):
 
 
 class Inputs(torch.nn.Module):
-    """The sum of what is learned of a word and of its pieces; in training, some words are treated as unknown."""
+    """The sum of embeddings of a word and of its pieces; in training, some words are treated as unknown."""
 
     def __init__(self, corpus, channels, dropout, word_dropout):
         super().__init__()
         self.words = torch.nn.Embedding(len(corpus.vocabulary), channels)
         self.pieces = torch.nn.EmbeddingBag(len(corpus.piece_ids) + 1, channels, mode="sum", padding_idx=0)
         for table in (self.words, self.pieces):
-            # Small at first, so that what an optimizer adds soon outweighs the noise.
+            # Small at first, so that updates soon outweigh the noise.
             torch.nn.init.normal_(table.weight, std=0.1)
         self.norm, self.drop = torch.nn.LayerNorm(channels), torch.nn.Dropout(dropout)
         self.word_dropout = word_dropout
@@ -111,7 +111,7 @@ class Inputs(torch.nn.Module):
 
 
 class WindowNetwork(torch.nn.Module):
-    """A network of one hidden layer on each word and its neighbors within a radius, put together in a long vector."""
+    """A network of one hidden layer on each word and its neighbors within a radius, concatenated to a long vector."""
 
     def __init__(self, channels, tags, radius, dropout):
         super().__init__()
@@ -124,7 +124,7 @@ class WindowNetwork(torch.nn.Module):
         sentence = torch.arange(len(sizes)).repeat_interleave(sizes)
         place = torch.arange(len(x)).unsqueeze(1) + self.offsets
         is_same = sentence[place.clamp(0, len(x) - 1)] == sentence.unsqueeze(1)
-        # Beyond the ends of a sentence there are zeros.
+        # Positions beyond the ends of a sentence are zeros.
         place = torch.where(is_same & (place >= 0) & (place < len(x)), place, len(x))
         return self.layers(F.embedding(place, F.pad(x, (0, 0, 0, 1))).flatten(1))
 
@@ -160,7 +160,7 @@ def relative(reach=REACH):
     return RelativeBias(HEADS, reach)
 
 
-# Each makes a network of the width of the inputs, the number of tags and the dropout.
+# Each function makes a network from the width of the inputs, the number of tags and the dropout.
 MODELS = {
     "per token": lambda c, tags, p: WindowNetwork(c, tags, 0, p),
     "window 1": lambda c, tags, p: WindowNetwork(c, tags, 1, p),
@@ -200,12 +200,12 @@ def percentage(mask):
 
 
 def train(corpus, model, seed, args, bar):
-    """A tagger as it was after its best epoch on dev, its accuracy there, and the processor's seconds per epoch."""
+    """The tagger after its best epoch on dev, its accuracy there, and processor seconds per epoch."""
     torch.manual_seed(seed)
     tagger = Tagger(corpus, model, args)
     x, pieces, _, y = corpus.train
     steps = args.epochs * len(list(batches(corpus.train, args.batch)))
-    # A bias is added to a score as it is: to single out a neighbor, it must grow by several units.
+    # A bias is added to a score unscaled: to select one neighbor, it must grow by several units.
     biases = [module.weight for module in tagger.modules() if isinstance(module, RelativeBias)]
     others = [weight for weight in tagger.parameters() if all(weight is not bias for bias in biases)]
     groups = [{"params": others}, {"params": biases, "weight_decay": 0.0}]
@@ -243,7 +243,7 @@ def parse():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help=f"default: {values}")
     parser.add_argument("--record", type=Path, help="a JSON file for the results")
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.smoke:
         args.seeds, args.epochs, args.hidden = 1, 1, 16

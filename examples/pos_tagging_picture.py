@@ -1,4 +1,4 @@
-"""The picture of pos_tagging.py: how often each model is right, what it costs, and what attention looks at."""
+"""The picture of pos_tagging.py: accuracy of each model, its cost, and what attention looks at."""
 
 import statistics
 
@@ -35,7 +35,7 @@ def draw_results(figure, results, kinds):
 
 
 def draw_parameters(axes, results):
-    """What a wider window costs in parameters, and what attention costs."""
+    """Accuracy over parameters, of windows by radius and of attention."""
     places = {}
     for model, result in results.items():
         kind = "window of a radius" if style(model)["marker"] == "s" else model.split(",")[0]
@@ -53,7 +53,7 @@ def draw_parameters(axes, results):
 
 
 def draw_attention(panels, name, tagger, corpus, words):
-    """How much each word looks at which other, as the mean over the heads of each layer."""
+    """How much each word attends to each other word, as the mean over the heads of each layer."""
     with torch.no_grad():
         logits, weights = tagger(*corpus.encode([words]), return_attention_weights=True)
     names = [f"{word}  {corpus.tags[tag]}" for word, tag in zip(words, logits.argmax(1), strict=True)]
@@ -67,7 +67,7 @@ def draw_attention(panels, name, tagger, corpus, words):
 
 
 def telling_sentence(corpus, taggers, best):
-    """A short sentence of test that attention tags right, and the network of single words as wrong as can be."""
+    """A short test sentence that attention tags right, and on which the network of single words makes most errors."""
     _, _, sizes, y = corpus.test
     right = taggers[best].tag(corpus.test) == y
     wrong = taggers["per token"].tag(corpus.test) != y if "per token" in taggers else corpus.kinds["ambiguous words"]

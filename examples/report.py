@@ -1,4 +1,4 @@
-"""How examples report what they measured: one printed line per result, and a file of all of them on demand."""
+"""How examples report results: one printed line per result, and a file of all of them on request."""
 
 import json
 import statistics
@@ -20,9 +20,9 @@ def report(
     Args:
         data, model, measure: the result's name, such as "Cora", "GAT", "accuracy"; together they are unique.
         scores: one number for each run.
-        unit: what the runs differ in.
-        record: a JSON file, made where there is none.
-        details: further numbers of the same model, such as its parameters or its seconds per epoch.
+        unit: what differs between runs.
+        record: a JSON file, created if missing.
+        details: further numbers of the model, such as its parameters or its seconds per epoch.
 
     Returns:
         The line.

@@ -1,4 +1,4 @@
-"""Run every example as it is, without options, and write the table of examples/README.md.
+"""Run every example without options, and write the table of examples/README.md.
 
 make examples
 """
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# In the order in which one would show them.
+# In the order of presentation.
 EXAMPLES = (
     "by_hand",
     "one_operation",
@@ -36,7 +36,7 @@ HEADER = """| example | what it shows | seconds | last line printed | picture |
 
 
 def run(name: str) -> tuple[float, str]:
-    """Return the seconds that an example takes, and the last line of what it printed about its result."""
+    """Return the seconds that an example takes, and the last line that it prints about its result."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
     command = [sys.executable, str(HERE / f"{name}.py")]

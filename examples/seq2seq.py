@@ -3,9 +3,9 @@
     python examples/seq2seq.py                 one seed, no download
     python examples/seq2seq.py --seeds 3 --models Seq2Seq LSTM
 
-Expected: about 99.7 % of 7,300 dates right in every character. None of them is seen in training, in any form. `LSTM`
-is an encoder-decoder without attention, of about as many parameters, which carries the whole sentence in its state: a
-date fits in there, about 99.9 % are right.
+Expected: about 99.7 % of 7,300 dates right in every character. None of them is seen in training, in any form. `LSTM` is
+an encoder-decoder without attention, with about as many parameters, which stores the whole sentence in its state: a
+date fits, and about 99.9 % are right.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def exact(model, pairs):
 
 
 class LSTMs(torch.nn.Module):
-    """Two layers that read, two that write: all they know of the source is the state after its last character."""
+    """Two layers that read, two that write: they get only the source's state after its last character."""
 
     def __init__(self, source_tokens, target_tokens, channels):
         super().__init__()
@@ -129,7 +129,7 @@ class LSTMs(torch.nn.Module):
 
 
 def train(model, dates, validation, args, bar):
-    """Learn from dates that are written anew each time; keep the weights that are best on the validation dates."""
+    """Learn from newly generated dates in each step; keep the weights that are best on the validation dates."""
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.steps, pct_start=0.1)
     best, chosen = -1.0, {}
@@ -154,7 +154,7 @@ def train(model, dates, validation, args, bar):
 def draw(model, text, path):
     """Where the last layer looks for each character that it writes: the mean of its heads, and each of them."""
     (written,) = translate(model, [text])
-    # The row of a character is that of the step that writes it, which has read those before.
+    # The row of a character is the step that writes it, whose inputs are the characters before.
     given = F.pad(to_tokens([written[:-1]], WRITTEN)[0], (1, 0), value=BEGIN)
     with torch.no_grad():
         _, layers = model(*to_tokens([text], READ), given, len(given), return_attention_weights=True)
@@ -162,7 +162,7 @@ def draw(model, text, path):
     figure = plt.figure(figsize=(13, 9.2), layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=[1.75, 1, 1])
     panels = [(grid[0, :], "mean of the heads", sum(heads) / len(heads), 13)]
-    panels += [(grid[1 + k // 2, k % 2], f"head {k + 1}", head, 7.5) for k, head in enumerate(heads)]
+    panels += [(grid[1 + k // 2, k % 2], f"head {k}", head, 7.5) for k, head in enumerate(heads)]
     for place, title, matrix, size in panels:
         axes = figure.add_subplot(place)
         picture = axes.imshow(matrix.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
@@ -183,12 +183,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["Seq2Seq"], choices=["Seq2Seq", "LSTM"])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1200, help="batches to learn from")
+    parser.add_argument("--steps", type=int, default=1200, help="number of training batches")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.003)
     parser.add_argument("--output", type=Path, default=Path("outputs"), help="folder of the picture")
-    parser.add_argument("--record", type=Path, help="a JSON file that the results are added to")
-    parser.add_argument("--smoke", action="store_true", help="a quick run that shows no more than that it works")
+    parser.add_argument("--record", type=Path, help="a JSON file to which the results are added")
+    parser.add_argument("--smoke", action="store_true", help="a quick run that only checks that it works")
     args = parser.parse_args()
     if args.seeds < 1 or args.batch < 1 or args.steps < 20:
         parser.error("--seeds and --batch must be at least 1, --steps at least 20")

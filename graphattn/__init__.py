@@ -60,7 +60,7 @@ __all__ = [
 
 _MODULES = ("compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms")
 
-# Type checkers would take any name for an attribute of a module that has a function for missing ones.
+# A module with `__getattr__` has every attribute for a type checker.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:

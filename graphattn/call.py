@@ -1,4 +1,4 @@
-"""What a call of `attention` is, and the checks that stand before every kernel and the oracle."""
+"""What a call of `attention` is, and the checks that run before every kernel and the oracle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, a
 
 
 class Options(TypedDict, total=False):
-    """Keyword arguments of `attention` and its dense twin, apart from those that say what to return."""
+    """Keyword arguments of `attention` and its dense reference, except those that choose what to return."""
 
     score: Score | ScoreFunction
     normalizer: str | Normalizer | UserNormalizer
@@ -29,35 +29,35 @@ class Options(TypedDict, total=False):
 
 
 class OutAlone(Options, total=False):
-    """Those of a call that returns out."""
+    """Options of a call that returns out."""
 
     return_weights: Literal[False]
     return_lse: Literal[False]
 
 
 class WithWeights(Options, total=False):
-    """Those of a call that returns out and weights."""
+    """Options of a call that returns out and weights."""
 
     return_weights: Required[Literal[True]]
     return_lse: Literal[False]
 
 
 class WithLse(Options, total=False):
-    """Those of a call that returns out and lse."""
+    """Options of a call that returns out and lse."""
 
     return_weights: Literal[False]
     return_lse: Required[Literal[True, "split"]]
 
 
 class WithBoth(Options):
-    """Those of a call that returns out, weights and lse."""
+    """Options of a call that returns out, weights and lse."""
 
     return_weights: Literal[True]
     return_lse: Literal[True, "split"]
 
 
 class AnyOptions(Options, total=False):
-    """Those of a call of which a type checker can't know what it returns."""
+    """Options of a call whose return type a type checker can't know."""
 
     return_weights: bool
     return_lse: bool | Literal["split"]
@@ -113,9 +113,9 @@ def as_pattern(
     sides: Sides = OF_ATTENTION,
     may_trace: bool = False,
 ) -> Pattern:
-    """Return the pattern of a call whose `sides` have these numbers of rows, built where it isn't one yet.
+    """Return the pattern of a call whose `sides` have these numbers of rows; edges are made into one.
 
-    With `may_trace`, a tensor in a graph that torch.compile is tracing stays unread: for calls that fused kernels run.
+    With `may_trace`, a tensor in a graph that torch.compile is tracing is not read. Only fused kernels support this.
     """
     if isinstance(pattern, list | tuple):
         if not pattern or not all(isinstance(part, Pattern) for part in pattern):
@@ -139,26 +139,24 @@ def as_pattern(
 
 
 def is_transformed() -> bool:
-    """Whether torch.func or forward-mode derivatives are at work, which fused kernels have nothing for."""
+    """Whether torch.func or forward-mode derivatives are active, which fused kernels don't support."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def can_be_fused(score: Score, normalizer: Normalizer) -> bool:
-    """Whether a fused kernel may know this score and this normalizer."""
+    """Whether a fused kernel may support this score and this normalizer."""
     return isinstance(score, DotProduct | Additive) and isinstance(normalizer, Softmax | Relu | Sigmoid | Identity)
 
 
-@torch.compiler.disable(reason="what is read from edges depends on them, which no compiled graph can hold")
+@torch.compiler.disable(reason="reading edges depends on their values, which a compiled graph can't hold")
 def _read_pattern(where: str, container: Any, num_sources: int, num_targets: int, sides: Sides) -> Edges:
-    """Read a container; what that looks at depends on the data, which no compiled graph can hold."""
+    """Read a container. This depends on the values of the data, which a compiled graph can't hold."""
     if isinstance(container, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(container):
-        rule = "must be the same for all that torch.func maps over"
-        raise NotImplementedError(
-            message(where, "edge_index", rule, "a tensor that differs", "Join graphs in a batch.")
-        )
-    # Edges take no part in a transform of torch.func, and are kept beyond it.
+        rule = "must be the same for all examples that torch.func maps over"
+        raise NotImplementedError(message(where, "edge_index", rule, "one that differs", "Join graphs in a batch."))
+    # Edges are not transformed by torch.func, and outlive the transform.
     with torch._C._DisableFuncTorch():
         if isinstance(container, Tensor):
             return known_edges(where, container, num_sources, num_targets, sides)
@@ -217,18 +215,18 @@ def prepare(
 
 
 def _autocast(x: Tensor) -> Tensor:
-    """Return what torch.autocast would make of an input of scaled_dot_product_attention."""
+    """Cast an input as torch.autocast casts those of scaled_dot_product_attention."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     device = x.device.type
-    # Tensors without memory have no autocast. torch.amp.is_autocast_available would say so, but 2.11 can't compile it.
+    # Meta tensors have no autocast. torch.amp.is_autocast_available would say so, but torch 2.11 can't compile it.
     if device == "meta" or not torch.is_autocast_enabled(device):
         return x
     return x.to(torch.get_autocast_dtype(device))
 
 
 def _layout_hint(x: Tensor) -> str:
-    """What to try where rows or heads don't fit; nothing for tensors without batch dimensions."""
+    """The fix to suggest if rows or heads don't fit; empty for tensors without batch dimensions."""
     dim = x.dim()
     return f"Rows come before heads: from SDPA's layout, use transpose({dim - 3}, {dim - 2})." if dim > 3 else ""
 
@@ -272,7 +270,7 @@ def _check_edge_tensor(
 ) -> Tensor | None:
     """Check shape, dtype and device; return the tensor with all leading batch dimensions, 1 where it had none.
 
-    With `or_more`, any dimensions may follow those of `shape`, and any dtype will do.
+    With `or_more`, any dimensions may follow those of `shape`, and any dtype is valid.
     """
     if x is None:
         return None

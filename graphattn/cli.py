@@ -29,10 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     Args:
-        argv: arguments without the program's name; those of the process where left out.
+        argv: arguments without the program's name; those of the process if omitted.
 
     Returns:
-        0; or 2, after one line on stderr, where the input is wrong; or 141 where nobody reads the output to its end.
+        0; or 2, after one line on stderr, if the input is wrong; or 141 if the reader of the output closes the pipe.
 
     Example:
         >>> main(["compare", "--sizes", "0"])
@@ -52,25 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             return arguments.run(arguments)
         finally:
-            # What is still to be written must fail here, not when the interpreter ends.
+            # Buffered output must fail here, not when the interpreter exits.
             print(end="", flush=True)
     except BrokenPipeError:
-        # Whoever reads has seen enough. The interpreter flushes again when it ends: into nothing.
+        # The reader closed the pipe. The interpreter flushes again on exit, so that stdout must lead elsewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # As a shell says it of a program that SIGPIPE ended.
+        return 141  # The exit status that a shell reports after SIGPIPE.
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         print(error, file=sys.stderr)
         return 2
 
 
 class _Parser(argparse.ArgumentParser):
-    # argparse has no other way to keep it from printing its usage before every error.
+    # Overriding this method is argparse's only way not to print the usage before every error.
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{self.prog}: {message}. Use --help for the options.")
 
 
 class Choice(NamedTuple):
-    """A pattern of the command line: how it is called, its default sizes, its one option, how it is made."""
+    """A pattern of the command line: its name, its default sizes, its one option, how it is made."""
 
     name: str
     sizes: Sequence[int]
@@ -80,7 +80,7 @@ class Choice(NamedTuple):
 
 
 def random_edges(size: int, degree: int) -> Edges:
-    """Let every node attend to `degree` nodes, none of them twice, drawn at random but always the same.
+    """Let every node attend to `degree` distinct nodes, drawn at random from a fixed seed.
 
     Raises:
         ValueError: there are fewer nodes than `degree`.
@@ -125,7 +125,7 @@ def _add_compare(commands: Any) -> None:
     parser = commands.add_parser("compare", help=about, description=about, epilog=example, allow_abbrev=False)
     parser.set_defaults(run=_compare)
     add = parser.add_argument
-    add("--pattern", default="window", metavar="NAME", help=f"{', '.join(PATTERNS)}; window where left out")
+    add("--pattern", default="window", metavar="NAME", help=f"{', '.join(PATTERNS)}; default: window")
     add("--radius", type=int, metavar="R", help="reach of a window (default 16) or of a grid (default 2)")
     add("--degree", type=int, metavar="K", help="edges into each node of random edges (default 16)")
     sizes = "numbers of nodes; a grid takes the nearest square (default 256 to 8192; 32 to 256 if full or causal)"
@@ -136,11 +136,11 @@ def _add_compare(commands: Any) -> None:
     add("--normalizer", default="softmax", metavar="NAME", help=f"{', '.join(normalizers)} (default softmax)")
     add("--backend", default="auto", metavar="NAME", help=f"of the sparse side: {', '.join(backends)} (default auto)")
     add("--device", default="cpu", metavar="NAME", help="cpu or cuda (default cpu)")
-    add("--memory-limit", default="2GiB", metavar="BYTES", help="the dense sides stop there (default 2GiB)")
+    add("--memory-limit", default="2GiB", metavar="BYTES", help="memory limit of the dense sides (default 2GiB)")
     add("--repeats", type=int, default=3, metavar="COUNT", help="timed runs, the median counts (default 3)")
     picture = f"picture to write, {', '.join(PICTURES)} (default outputs/compare_PATTERN.png)"
     add("--output", type=Path, metavar="PATH", help=picture)
-    add("--no-picture", action="store_true", help="print the table alone")
+    add("--no-picture", action="store_true", help="print only the table")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -190,12 +190,12 @@ def _save_picture(comparison: Comparison, output: Path) -> None:
         figure.savefig(output)
     except OSError as error:
         got = f"{str(output)!r} ({error.strerror})"
-        raise ValueError(message("compare", "--output", "must be a path that can be written", got)) from error
+        raise ValueError(message("compare", "--output", "must be a writable path", got)) from error
     print(f"Picture: {output}")
 
 
 def _read_option(arguments: argparse.Namespace, choice: Choice) -> int:
-    """Return the pattern's own option, radius or degree, and refuse one that it doesn't have."""
+    """Return the pattern's option, radius or degree; raise for one that it doesn't have."""
     for option in ("radius", "degree"):
         number = getattr(arguments, option)
         if number is not None and option != choice.option:
@@ -227,13 +227,15 @@ def _add_partition(commands: Any) -> None:
     add("graph", metavar="GRAPH", help=graph)
     add("--parts", type=int, required=True, metavar="P", help="number of parts, one for each rank")
     add("--output", type=Path, required=True, metavar="FOLDER", help="where to write")
-    method = "metis (default; few rows travel), blocks (contiguous, of equal work), rcm (the same, after reordering)"
+    method = (
+        "metis (default; few rows are exchanged), blocks (contiguous, of equal work), rcm (blocks after reordering)"
+    )
     add("--method", metavar="NAME", help=method)
     add(
         "--assignment",
         type=Path,
         metavar="FILE",
-        help="your own parts: a text file, for each node a line with its part",
+        help="your own parts: a text file with the part of one node per line",
     )
     add("--seed", type=int, metavar="N", help="of METIS (default 0)")
 
@@ -245,14 +247,14 @@ def _partition(arguments: argparse.Namespace) -> int:
     method = "metis" if arguments.method is None else arguments.method
     check_choice("partition", "--method", method, METHODS)
     if arguments.seed is not None and (method != "metis" or arguments.assignment is not None):
-        raise ValueError(message("partition", "--seed", "applies to --method metis alone", arguments.seed))
+        raise ValueError(message("partition", "--seed", "applies only to --method metis", arguments.seed))
     num_parts = check_int("partition", "--parts", arguments.parts, 1)
     data = read_graph(arguments.graph)
     pattern = Edges(data.edge_index, data.num_nodes)
     if num_parts > pattern.num_targets:
         rule = f"must be at most {pattern.num_targets}, the number of nodes"
         raise ValueError(message("partition", "--parts", rule, num_parts, "Use one for each process."))
-    # METIS doesn't say how far it is.
+    # METIS reports no progress.
     print(f"partition: cutting {pattern} into {num_parts} parts ...", file=sys.stderr)
     if arguments.assignment is not None:
         assignment = _read_assignment(arguments.assignment)
@@ -269,8 +271,8 @@ def _partition(arguments: argparse.Namespace) -> int:
     print("| part | nodes | edges | rows from others |\n|---|---|---|---|")
     for part in parts:
         print(f"| {part.rank} | {part.nodes.numel():,} | {part.edges.numel():,} | {part.halo.numel():,} |")
-    beside = f"their rows of {', '.join([*of_nodes, *of_edges])}" if of_nodes or of_edges else "no features or labels"
-    print(f"Wrote {len(parts)} parts of {pattern} to {arguments.output}, with {beside}.")
+    rows = f"their rows of {', '.join([*of_nodes, *of_edges])}" if of_nodes or of_edges else "no features or labels"
+    print(f"Wrote {len(parts)} parts of {pattern} to {arguments.output}, with {rows}.")
     empty = [part.rank for part in parts if not part.nodes.numel()]
     if empty:
         listed = f"{', '.join(map(str, empty[:6]))}{', ...' if len(empty) > 6 else ''}"
@@ -278,7 +280,7 @@ def _partition(arguments: argparse.Namespace) -> int:
         print(message("partition", "--parts", rule, got, f"Use --parts {num_parts - len(empty)}."), file=sys.stderr)
     left = sorted(set(tensors) - set(of_nodes) - set(of_edges))
     if left:
-        print(f"Left out, neither of nodes nor of edges: {', '.join(left)}")
+        print(f"Left out, having neither a row per node nor one per edge: {', '.join(left)}")
     return 0
 
 

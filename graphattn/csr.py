@@ -15,8 +15,8 @@ class CSR(NamedTuple):
     Attributes:
         ptr: [rows + 1] int64; row r owns the positions ptr[r] to ptr[r + 1].
         index: [E] column of each position; int32 below 2^31 columns, else int64.
-        perm: [E] the caller's edge at each position, int32 below 2^31 edges, else int64; None where the caller's
-            order is the sorted order already.
+        perm: [E] the caller's edge at each position, int32 below 2^31 edges, else int64; None if the caller's order is
+            already sorted.
     """
 
     ptr: Tensor
@@ -61,7 +61,7 @@ def stable_order(key: Tensor, num_keys: int) -> Tensor:
 
 
 def _is_countable(key: Tensor, num_keys: int) -> bool:
-    """Whether counting is best: it takes memory in the order of the keys, sorting in that of the edges."""
+    """Whether counting is best: its memory grows with the number of keys, that of sorting with the number of edges."""
     return key.device.type == "cpu" and num_keys <= 16 * key.numel() + 2**20
 
 
@@ -70,7 +70,7 @@ def _count_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -
     count = row.numel()
     width = _width(count, max(num_rows, num_columns))
     rows, columns = (key.numpy().astype(width) for key in (row, column))
-    # Of each edge, a line of its own with its row at its column; then of each column, the edges at their rows.
+    # First each edge is written at its column, with its row; then the edges of each column at their rows.
     by_column = _turn(rows, columns, np.arange(count + 1, dtype=width), (count, num_columns))
     del rows, columns
     by_row = _turn(by_column.indices, by_column.data, by_column.indptr, (num_columns, num_rows))
@@ -78,7 +78,7 @@ def _count_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -
 
 
 def _turn(data: np.ndarray, index: np.ndarray, ptr: np.ndarray, shape: tuple[int, int]) -> Any:
-    """Compressed rows into columns: a stable counting pass in compiled code, several times as fast as torch's sort."""
+    """Compress rows into columns by a stable counting pass in compiled code, several times as fast as torch's sort."""
     from scipy.sparse import csr_array
 
     return csr_array((data, index, ptr), shape=shape).tocsc()

@@ -1,7 +1,7 @@
 """The oracle: attention as matrices, from the pattern's mask.
 
-Independent of every kernel, and the judge of each in the tests. It costs memory in the order of T x S (of T x E with
-edge tensors or parallel edges), so it is for verification, not for training.
+It shares no code with the kernels, and the tests compare every kernel with it. Its memory grows with T x S (with T x E
+for edge tensors or parallel edges), so it is for verification, not for training.
 """
 
 from __future__ import annotations
@@ -96,11 +96,11 @@ def dense_attention(
 ) -> Tensor | tuple[Tensor, ...]:
     """What `attention` must return, computed densely. Arguments, results and errors are those of `attention`.
 
-    Edge tensors and parallel edges go through the incidence form: each edge becomes a source of its own, which only
-    the edge's target may attend to.
+    Edge tensors and parallel edges use the incidence form: each edge becomes a separate source, which only the edge's
+    target may attend to.
 
     Args:
-        seed: of the dropout hash, one int64; drawn as `attention` draws it where left out, so that after the same
+        seed: of the dropout hash, one int64; drawn as `attention` draws it if omitted, so that after the same
             `torch.manual_seed` both drop the same edges.
 
     Example:
@@ -130,7 +130,7 @@ def dense_attention(
     dims = query.dim() - 3
     edge_bias = call.edge_bias
     if isinstance(edge_bias, OffsetBias):
-        # Rounded once, not for each edge: so is the gradient of the table.
+        # The bias is rounded once, not for each edge; so is the gradient of the table.
         edge_bias = edge_bias.table.to(call.accumulate_dtype)[pattern.offset_index()]
     if edge_bias is not None and edge_bias.dim() == 2:
         edge_bias = edge_bias.view(*[1] * dims, *edge_bias.shape)
@@ -218,7 +218,7 @@ def attend_matrix(
         query, key, value = query.float(), key.float(), value.float()
         pair_bias, pair_key, pair_value = (x if x is None else x.float() for x in (pair_bias, pair_key, pair_value))
         score = score.to(torch.float32)
-    # Matrix products would otherwise run in half precision, and the judge must not.
+    # Autocast would run the matrix products in half precision, and the reference must be exact.
     with torch.autocast(query.device.type, enabled=False):
         scores = score.dense(query, key, pair_key)
         if pair_bias is not None:
@@ -246,9 +246,9 @@ def _attend_row_by_row(
     keep: Tensor | None = None,
     dropout_p: float = 0.0,
 ) -> DenseResult:
-    """`attend_matrix` for inputs that aren't finite: each target meets its own sources alone.
+    """`attend_matrix` for inputs that aren't finite: each target is computed with its own sources only.
 
-    In a matrix product a NaN times the zero of a non-edge is NaN, and would spread over rows that never see it.
+    In a matrix product a NaN times the zero of a non-edge is NaN, and would spread to rows without an edge from it.
     """
     outs, weights, lses = [], [], []
     for row in range(query.size(-3)):

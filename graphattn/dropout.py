@@ -1,4 +1,4 @@
-"""The dropout hash: whether an edge is kept is a pure function of who it is, never of when it is visited.
+"""The dropout hash: whether an edge is kept is a pure function of its identity, not of the order of computation.
 
 Every kernel repeats this function, so all of them, forward and backward, drop the same edges. It works on 32-bit
 words, which vector units multiply natively: each word of an edge's identity is absorbed in turn by xor and Wellons'
@@ -103,12 +103,12 @@ def threshold(dropout_p: float) -> int:
 
 
 def keep_scale(dropout_p: float) -> float:
-    """Factor on kept weights that keeps the expectation, 1 / (1 - p); 0 for p = 1, where nothing is kept."""
+    """Factor on kept weights that keeps the expectation, 1 / (1 - p); 0 for p = 1, which keeps nothing."""
     return 1.0 / (1.0 - dropout_p) if dropout_p < 1.0 else 0.0
 
 
 def _fold(word: Tensor | int) -> Tensor | int:
-    """Indices of 2^32 and more fold their upper half in; smaller ones stay as they are."""
+    """Fold the upper half of indices of 2^32 and more into the lower; smaller ones don't change."""
     return (word ^ ((word >> 32) * GOLDEN)) & WORD
 
 

@@ -1,4 +1,4 @@
-"""The one form that every error of the library has, and the checks that several rooms share.
+"""The form of every error message of the library, and the checks that several rooms share.
 
 <function>: <argument> <rule>, got <value>. <a fix that can be pasted>
 """
@@ -29,8 +29,8 @@ def message(where: str, argument: str, rule: str, got: object = None, fix: str =
     """Write one line of the form above; `got` and `fix` may be left out.
 
     Example:
-        >>> message("Window", "radius", "must be at least 0", -1, "Use radius=0 for a node alone.")
-        'Window: radius must be at least 0, got -1. Use radius=0 for a node alone.'
+        >>> message("Window", "radius", "must be at least 0", -1, "Use radius=0 for the node only.")
+        'Window: radius must be at least 0, got -1. Use radius=0 for the node only.'
     """
     text = f"{where}: {argument} {rule}"
     if got is not None:
@@ -42,14 +42,14 @@ _warned: set[str] = set()
 
 
 def warn_once(cause: str, text: str) -> None:
-    """Warn of something that is wrong with this process: once for each cause, however often it is met."""
+    """Warn of a problem of this process, once for each cause."""
     if cause not in _warned:
         _warned.add(cause)
         warnings.warn(text, stacklevel=2)
 
 
 def check_choice(where: str, argument: str, value: object, choices: Iterable[str]) -> None:
-    """Raise ValueError that names the nearest valid choice unless `value` is one of `choices`."""
+    """Raise a ValueError that names the nearest valid choice unless `value` is one of `choices`."""
     choices = list(choices)
     if value in choices:
         return
@@ -59,7 +59,7 @@ def check_choice(where: str, argument: str, value: object, choices: Iterable[str
 
 
 def check_keywords(where: str, options: Iterable[str], *functions: Callable[..., Any]) -> None:
-    """Raise TypeError that names the nearest argument unless each option is one of these functions' arguments."""
+    """Raise a TypeError that names the nearest argument unless each option is an argument of these functions."""
     names = [name for function in functions for name in inspect.signature(function).parameters]
     for option in options:
         if option not in names:
@@ -100,7 +100,7 @@ def check_finite(where: str, argument: str, value: float) -> None:
     """Raise unless `value` is a number other than NaN and the infinities."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(message(where, argument, "must be a number", f"{value!r} ({type(value).__name__})"))
-    # In a graph that torch.compile is tracing, a number may be a symbol.
+    # While torch.compile is tracing, a number may be a symbol.
     if not torch.compiler.is_compiling() and not math.isfinite(value):
         raise ValueError(message(where, argument, "must be finite, or every score becomes NaN", value))
 
@@ -120,17 +120,17 @@ def check_float_tensor(where: str, argument: str, value: object) -> None:
 
 
 def check_no_batch(where: str, edge_attr: object, num_nodes: int) -> None:
-    """Raise TypeError if PyG's `batch`, one integer per node, stands where features of edges belong."""
+    """Raise TypeError if PyG's `batch`, one integer per node, was passed as features of edges."""
     if not isinstance(edge_attr, Tensor) or edge_attr.shape != (num_nodes,):
         return
     if not (edge_attr.is_floating_point() or edge_attr.is_complex() or edge_attr.dtype == torch.bool):
         got = f"{edge_attr.dtype} of shape {shape_of(edge_attr)}, one integer per node like batch"
-        fix = "Leave batch out, edges never join two graphs; Full.from_batch(batch) is the pattern of whole graphs."
+        fix = "Leave batch out, because edges never join two graphs. Full.from_batch(batch) is full inside each graph."
         raise TypeError(message(where, "edge_attr", "must hold features of edges", got, fix))
 
 
 def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float32: bool = False) -> None:
-    """Raise unless `x` has the dtype and device of `query`; beside a half type, float32 may be allowed too."""
+    """Raise unless `x` has the dtype and device of `query`; with a half type, float32 may be allowed too."""
     is_wider = or_float32 and x.dtype == torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
     if x.dtype != query.dtype and not is_wider:
         fix = f"Use {argument}.to({query.dtype})."
@@ -139,7 +139,7 @@ def check_like(where: str, argument: str, x: Tensor, query: Tensor, *, or_float3
 
 
 def check_device(where: str, argument: str, device: torch.device, query: Tensor, name: str = "query") -> None:
-    """Raise ValueError unless `device` is that of `query`, which the caller may know by another name."""
+    """Raise ValueError unless `device` is that of `query`; `name` is the caller's name for it."""
     if device != query.device:
         fix = f"Use {argument}.to('{query.device}')."
         raise ValueError(message(where, argument, f"must be on {name}'s device, {query.device}", device, fix))
@@ -149,11 +149,11 @@ def check_takes(where: str, argument: str, function: Callable[..., Any], names: 
     """Raise TypeError unless a callable can be called with as many arguments as there are names."""
     if torch.compiler.is_compiling():
         return
-    # A module's __call__ takes anything.
+    # The signature of a module's __call__ accepts anything.
     own = getattr(function, "forward", function)
     try:
         signature = inspect.signature(own)
-    except ValueError:  # Functions written in C may not tell.
+    except ValueError:  # Functions written in C may have no signature.
         return
     try:
         signature.bind(*names)

@@ -70,8 +70,8 @@ def attention(
 ) -> Tensor | tuple[Tensor, ...]:
     """Attend from every target to its sources. Rows before heads: [*B, T, H, D]; SDPA's layout: transpose(1, 2).
 
-    Tensors [B, H, T, D] of scaled_dot_product_attention come in by `query.transpose(1, 2)` and go back by the same.
-    Where H equals T, no shape could tell the two layouts apart.
+    For tensors [B, H, T, D] of scaled_dot_product_attention use `query.transpose(1, 2)`, and the same for the result.
+    If H equals T, the two layouts can't be told apart, and the wrong one raises no error.
 
         score_ij  = score(query_i, key_j + edge_key_ij) + edge_bias_ij
         weight_ij = normalizer(score_ij over all j -> i)
@@ -90,10 +90,11 @@ def attention(
         edge_bias: [*B or nothing, E, H], added to the score last; -inf removes the edge. Or an `OffsetBias` table.
         edge_key: [*B or nothing, E, H_kv, D], added to the key; of any trailing shape for a callable score.
         edge_value: [*B or nothing, E, H_kv, V], added to the value.
-        dropout_p: probability that a weight is zeroed, the others growing by 1 / (1 - dropout_p).
+        dropout_p: probability that a weight is zeroed; the others are scaled by 1 / (1 - dropout_p).
         return_weights: also return the weights.
         return_lse: also return the log-sum-exp of each target's scores; softmax only. "split" returns it in two parts,
-            the largest score and the log of the sum of exp(score - largest): large scores would round their sum.
+            the largest score and the log of the sum of exp(score - largest), because the sum of both would be rounded
+            at large scores.
         backend: "auto", or the name of a kernel, which then runs or raises.
 
     Edge tensors and returned weights are in the caller's order of edges: that of `pattern.edge_index`.
@@ -101,18 +102,18 @@ def attention(
     Returns:
         out [*B, T, H, V] in the dtype of query; a target without edges gets zeros. Or a tuple of out, then weights
         [*B, E, H] (after normalizing, before dropout), then lse [*B, T, H] (-inf for a target without edges) or,
-        split, [*B, T, H, 2] (0 and -inf), as asked for.
+        split, [*B, T, H, 2] (0 and -inf), as requested.
 
     Raises:
         TypeError: a tensor has the wrong dtype, or an argument the wrong type.
-        ValueError: shapes, sizes, devices or names don't fit; the message has the value and the fix.
+        ValueError: shapes, sizes, devices or names don't fit; the message gives the value and a fix.
         NotImplementedError: the named backend can't run this call.
 
     Numerics:
         float16 and bfloat16 are accumulated in float32, and their weights and lse are float32. Under torch.autocast,
-        query, key and value are cast as for scaled_dot_product_attention. Repeating a call, or
-        reordering the edges, changes no bit of the result on the same kernel; parallel edges with different edge
-        tensors keep their given order.
+        query, key and value are cast as for scaled_dot_product_attention. On the same kernel, the result is bitwise the
+        same for repeated calls and for every order of the edges; parallel edges with different edge tensors keep their
+        given order.
 
     Example:
         >>> x = torch.tensor([[1.0], [2.0], [4.0]]).unsqueeze(1)
@@ -163,7 +164,7 @@ def explain_backend(
     backend: str = "auto",
     **options: Unpack[AnyOptions],
 ) -> BackendReport:
-    """Say for each kernel whether it can run this call, at what estimated cost, and which one `attention` takes.
+    """Say for each kernel whether it can run this call, at what estimated cost, and which one `attention` chooses.
 
     Arguments are those of `attention`. Printing the result shows one line per kernel.
 
@@ -197,7 +198,8 @@ class BackendReport:
         width = max(map(len, self.answers))
         lines = [f"backend={self.backend!r} runs {self.chosen!r}"]
         for name, (reason, seconds) in self.answers.items():
-            says = f"can run, estimated {seconds * 1e3:.3g} ms" if seconds < math.inf else "can run, by its name alone"
+            says = f"can run, estimated {seconds * 1e3:.3g} ms"
+            says = says if seconds < math.inf else "runs only if named explicitly"
             says = says if reason is None else f"cannot: {reason}"
             lines.append(f"{'>' if name == self.chosen else ' '} {name:<{width}}  {says}")
         return "\n".join(lines)
@@ -211,13 +213,13 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[T
 
     Args:
         out_a: [*B, T, H, V], output of the first part.
-        lse_a: [*B, T, H], its lse; or [*B, T, H, 2], as `return_lse="split"` gives it, which is exact at any score:
-            where scores are large, one number rounds away how much of a target's weight each part has.
+        lse_a: [*B, T, H], its lse; or [*B, T, H, 2], as `return_lse="split"` gives it, which is exact at any score: a
+            single number is rounded at large scores, and loses how much of a target's weight each part has.
         out_b: output of the second part.
         lse_b: its lse, like lse_a.
 
     Returns:
-        out and lse of the union, like those of the parts: they may be joined one after another, in any order.
+        out and lse of the union, like those of the parts: parts may be joined one after another, in any order.
 
     Raises:
         ValueError: shapes don't fit.
@@ -279,5 +281,5 @@ def choose(call: Call, backend: str) -> Kernel:
 
 def _why_not(kernel: Kernel, call: Call) -> str | None:
     if is_transformed() and not kernel.is_plain:
-        return "it has no forward-mode derivatives, and nothing for torch.func"
+        return "it supports neither forward-mode derivatives nor torch.func"
     return kernel.why_not(call)

@@ -1,4 +1,4 @@
-"""How much memory a computation takes at its peak, and sizes in bytes as people read and write them."""
+"""Peak memory of a computation, and sizes in bytes as text."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int | None:
-    """Bytes that torch had allocated at the peak of `function()`, above what was held before it.
+    """Bytes that torch had allocated at the peak of `function()`, above what was allocated before.
 
     Args:
         function: is called once, without arguments.
         device: whose memory is counted. On the CPU the profiler records each allocation and each release, so that the
-            peak is exact, and the call slower than usual; on a CUDA device the caching allocator keeps the count.
+            peak is exact but the call is slower than usual; on a CUDA device the caching allocator keeps the count.
 
     Returns:
-        The peak, or None where it can't be measured: this torch records no allocations. Memory that NumPy or the
-        system allocates is not counted.
+        The peak, or None if it can't be measured because this torch records no allocations. Memory allocated by NumPy
+        or the system is not counted.
 
     Example:
         >>> peak_memory(lambda: torch.empty(1000, dtype=torch.float64))
@@ -43,7 +43,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
     if device.type != "cpu":
         function()
         return None
-    # There is one cycle alone. Without acc_events, torch 2.11 warns that events of earlier ones are gone.
+    # There is only one cycle. Without acc_events, torch 2.11 warns that events of earlier cycles are lost.
     profiler = torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     )
@@ -54,7 +54,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
         events = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
         changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     except AttributeError:
-        # These records have no public name, so another torch may keep them elsewhere.
+        # These records are private, so that another torch may store them elsewhere.
         return None
     held, peak = 0, 0
     for change in changes:

@@ -15,9 +15,9 @@ class OffsetBias:
 
     Offsets are numbered in row-major order from the lowest to the highest that the pattern can have, see
     `Pattern.offset_index`: for a window of radius 2, rows 0 to 4 stand for the offsets -2 to 2. With a dilation they
-    count in steps of it. A grid with border="shift" has offsets up to 2 * radius steps either way, for a window at the
-    border has moved by as much as its radius. A window with global tokens has one more row, the last: that of all
-    edges which are there only through a token.
+    count in steps of it. A grid with border="shift" has offsets up to 2 * radius steps either way, because a window at
+    the border may be shifted by its radius. A window with global tokens has one more row, the last, for all edges that
+    exist only because of a token.
 
     Args:
         table: [R, H] float, R = `pattern.num_offsets`.
@@ -44,9 +44,9 @@ class OffsetBias:
         self.table = table
 
     def of_edges(self, pattern: Pattern, dtype: torch.dtype | None = None) -> Tensor:
-        """The bias of each edge, [E, H] in the caller's order, in a dtype, that of the table where left out.
+        """The bias of each edge, [E, H] in the caller's order, in a dtype, that of the table if omitted.
 
-        Its gradient is summed in that dtype and in a fixed order: kernels ask for float32 under a half-type table.
+        Its gradient is summed in that dtype and in a fixed order: kernels request float32 for a half-type table.
         """
         rows = pattern.keep("offset rows", lambda: Rows.from_index(pattern.offset_index(), pattern.num_offsets))
         return gather(self.table if dtype is None else self.table.to(dtype), rows, -2)

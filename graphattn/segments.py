@@ -1,7 +1,7 @@
 """Gather rows and sum segments of rows: two linear maps, each the other's derivative, to any order.
 
-Plain indexing has a backward that adds in an order of its own, differing from run to run on several threads and by
-atomics on a GPU. These two add each row's edges in one fixed order.
+The backward pass of plain indexing adds in an order that differs from run to run, on several threads and, by atomics,
+on a GPU. These two add each row's edges in one fixed order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
 
     @staticmethod
     def from_index(index: Tensor, num_rows: int) -> Rows:
-        """Group edges by the row that `index` names, in any order."""
+        """Group edges by row; `index` may be in any order."""
         perm = stable_order(index, num_rows)
         return Rows(index, pointers(index[perm], num_rows), perm)
 
@@ -111,7 +111,7 @@ class _SegmentSum(_Linear):
     def forward(x: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None) -> Tensor:
         if x.numel() == 0:
             return x.new_zeros(ptr.numel() - 1, x.size(1))
-        # embedding_bag adds the rows of each bag one after another, in the order of its indices, on every device.
+        # On every device, embedding_bag adds the rows of each bag one after another, in the order of its indices.
         perm = _every(x.size(0), x.device) if perm is None else perm
         return torch.nn.functional.embedding_bag(perm, x.contiguous(), ptr, mode="sum", include_last_offset=True)
 
@@ -120,7 +120,7 @@ class _SegmentSum(_Linear):
         return _gather(grad, *_saved(ctx)), None, None, None
 
 
-# What forward mode and torch.vmap need. torch.compile refuses a Function that has it: hence these, outside alone.
+# Forward mode and torch.vmap need these. torch.compile refuses a Function that has them, so they are only used outside.
 class _GatherWithTangent(_Gather):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *rows: Any) -> tuple[Tensor, int]:
@@ -142,7 +142,7 @@ class _SegmentSumWithTangent(_SegmentSum):
 
 
 def _map(function: Callable[..., Tensor], dim: int | None, x: Tensor, rows: tuple[Any, ...]) -> tuple[Tensor, int]:
-    """Matrices side by side are one matrix."""
+    """Concatenated matrices are one matrix."""
     assert dim is not None
     x = x.movedim(dim, -1)
     result = function(x.flatten(1), *rows)

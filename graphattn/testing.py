@@ -1,4 +1,4 @@
-"""What it takes to test a pattern, score, normalizer or kernel: a zoo of graphs, an error budget, one assertion."""
+"""Tools to test a pattern, score, normalizer or kernel: a collection of graphs, an error budget, one assertion."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scores import Score, ScoreFunction, as_score
 
 
 def graph_zoo() -> dict[str, Edges]:
-    """Graphs with the corners that break kernels, by name.
+    """Graphs with corner cases that break kernels, by name.
 
     Example:
         >>> graph_zoo()["star in"]
@@ -92,15 +92,15 @@ def random_call(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Draw tensors for a call of `attention` on a pattern: query, key, value and, if asked for, all edge tensors.
+    """Draw tensors for a call of `attention` on a pattern: query, key, value and, if requested, all edge tensors.
 
     Args:
         pattern: gives the numbers of sources, targets and edges.
         batch: leading dimensions.
         heads: H.
-        kv_heads: heads of key and value; H where left out.
+        kv_heads: heads of key and value; H if omitted.
         width: D.
-        value_width: V; D where left out.
+        value_width: V; D if omitted.
         edge_tensors: also draw edge_bias, edge_key and edge_value, without batch dimensions.
         offset_table: draw the table of an `OffsetBias` in place of edge_bias.
         dtype: of all tensors.
@@ -108,7 +108,7 @@ def random_call(
         seed: the same seed draws the same numbers for every dtype.
 
     Returns:
-        Keyword arguments of `attention`, but for "edge_bias.table"; every tensor requires a gradient.
+        Keyword arguments of `attention`, and "edge_bias.table" if requested; every tensor requires a gradient.
 
     Example:
         >>> pattern = Window(5, radius=1)
@@ -137,7 +137,7 @@ def random_call(
 
 
 def error_budget(exact: Tensor, rounded: Tensor) -> float:
-    """Largest error that a kernel may make: eight times that of the oracle at the same precision, plus rounding.
+    """The largest allowed error of a kernel: eight times that of the oracle at the same precision, plus rounding.
 
     Args:
         exact: the oracle's result in float64.
@@ -169,7 +169,7 @@ def assert_matches_dense(
         backend: the kernel under test.
         seed: of dropout and of the random output gradients.
         options: further arguments of `attention`. Weights and lse are compared unless `return_weights` or `return_lse`
-            says no: a kernel may have a faster way then.
+            is False, which may select a faster path of the kernel.
 
     Raises:
         AssertionError: names the tensor, the largest difference and the budget.

@@ -15,16 +15,16 @@ from .patterns import Full, Grid, Pattern, Window
 
 
 class ImageToGraph(BaseTransform):
-    """Make every pixel of an image, or every patch, a node that attends to those around it.
+    """Turn every pixel or patch of an image into a node that attends to those around it.
 
     The image becomes three attributes: x, one row per node in row-major order; `pattern`, a `Grid`; and pos, where
-    each node is. A DataLoader hands patterns over as a list, which `graphattn.nn` joins:
+    each node is. A DataLoader returns a list of patterns, which `graphattn.nn` joins:
     `layer(batch.x, batch.pattern)`.
 
     Args:
         radius: reach along both axes, or one per axis, in nodes; None for a `Full` pattern of all nodes.
         dilation, causal, border: as in `Grid`; only with a radius.
-        patch: p, the side of a square of pixels that makes one node; 1 for single pixels.
+        patch: p, the side of the square of pixels that becomes one node; 1 for single pixels.
         attr: the attribute that holds the image, [H, W] or [C, H, W]; it is removed.
 
     Returns:
@@ -65,11 +65,11 @@ class ImageToGraph(BaseTransform):
         self.attr = attr
         if radius is None:
             _check_defaults("ImageToGraph", self.options, {"dilation": 1, "causal": False, "border": "clip"})
-        # A pattern without nodes is refused for the same options as any other.
+        # A pattern without nodes has the same checks of options as any other.
         self._pattern((0, 0))
 
     def forward(self, data: Data) -> Data:
-        """Turn the image of `data` into nodes; called by way of the transform, on a shallow copy."""
+        """Turn the image of `data` into nodes; called by the transform, on a shallow copy."""
         image = _tensor("ImageToGraph", data, self.attr, "Use ImageToGraph(attr=...) for an image of another name.")
         if image.dim() not in (2, 3):
             rule = "must have shape [H, W] or [C, H, W]"
@@ -100,7 +100,7 @@ class ImageToGraph(BaseTransform):
 class SequenceToGraph(BaseTransform):
     """Let every element of a sequence attend to all others, or to those around it.
 
-    Adds `pattern`, which a DataLoader hands over as a list and `graphattn.nn` joins: `layer(batch.x, batch.pattern)`.
+    Adds `pattern`. A DataLoader returns patterns as a list, which layers join: `layer(batch.x, batch.pattern)`.
 
     Args:
         radius: reach to either side for a `Window`; None for `Full`.
@@ -137,7 +137,7 @@ class SequenceToGraph(BaseTransform):
         self._pattern(0)
 
     def forward(self, data: Data) -> Data:
-        """Add the pattern; called by way of the transform, on a shallow copy."""
+        """Add the pattern; called by the transform, on a shallow copy."""
         x = _tensor("SequenceToGraph", data, "x", "Use Data(x=...) with a row per element.")
         if x.dim() == 0:
             raise ValueError(message("SequenceToGraph", "x", "must have shape [n, ...]", shape_of(x)))
@@ -154,12 +154,12 @@ class SequenceToGraph(BaseTransform):
 
 
 def _write(transform: BaseTransform, options: dict[str, Any]) -> str:
-    """Name every option: PyG compares these texts to tell whether processed files are of the same transform."""
+    """Name every option: PyG compares this text to decide whether processed files are from the same transform."""
     return f"{type(transform).__name__}({', '.join(f'{name}={value!r}' for name, value in options.items())})"
 
 
 def _tensor(where: str, data: Data, name: str, fix: str) -> Tensor:
-    """Return an attribute that must be there, and a tensor."""
+    """Return an attribute, which must exist and be a tensor."""
     value = data.get(name)
     if value is None:
         raise ValueError(message(where, "data", f"must have {name!r}", f"{data}", fix))
@@ -172,5 +172,5 @@ def _check_defaults(where: str, options: dict[str, Any], defaults: dict[str, Any
     """Raise ValueError for an option that the full pattern doesn't have."""
     for name, default in defaults.items():
         if options[name] != default:
-            rule = f"must be {default!r} with radius=None, for all attend to all"
+            rule = f"must be {default!r} with radius=None, because all attend to all"
             raise ValueError(message(where, name, rule, repr(options[name]), "Use a radius."))

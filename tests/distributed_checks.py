@@ -291,7 +291,7 @@ def parts_that_do_not_fit_are_refused_on_every_rank(group, size):
     forgetful = part._replace(send=part.send[1:], send_counts=counts)
     swapped = part._replace(send=part.send.flip(0))
     for wrong, text in (
-        (more, f"part must be one of {size}, for so many ranks, got one of {size + 1}. Use split_graph"),
+        (more, f"part must be one of {size}, one for each rank, got one of {size + 1}. Use split_graph"),
         (parts[0], "part on rank 1 must be part 1, got part 0"),
         (others[rank] if rank == 1 else part, "parts must be those of one graph"),
         (part._replace(nodes=twice) if rank == 0 else part, "must hold each node once, got"),

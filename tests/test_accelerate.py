@@ -149,4 +149,4 @@ def test_layers_that_are_ours_already_are_counted():
         ours.AttentionReadout(4, 8),
     ]
     report = graphattn.accelerate(torch.nn.ModuleList(layers))
-    assert str(report) == "0 layers accelerated, 0 left, 4 ours before"
+    assert str(report) == "0 layers accelerated, 0 left, 4 already ours"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import runpy
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT, run_example
 
@@ -34,3 +35,13 @@ def test_the_page_notices_a_library_that_is_wrong(tmp_path, monkeypatch, capsys)
         runpy.run_path(str(ROOT / "examples" / "by_hand.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("equal to graphattn: NO (difference 1e-11)") == 4 and "7 of 11 equal" in printed
+
+
+def test_rows_of_the_picture_are_targets(tmp_path):
+    page = runpy.run_path(str(ROOT / "examples" / "by_hand.py"))
+    found = page["attend"](page["INPUTS"], page["HEADS"][0])
+    page["draw"]({"once": found, "twice": found}, tmp_path / "page.png")
+    weights = plt.gcf().axes[1]
+    assert (weights.get_xlabel(), weights.get_ylabel()) == ("source $j$", "target $i$")
+    assert weights.images[0].get_array().tolist() == found[1]
+    plt.close("all")

@@ -432,7 +432,7 @@ def test_a_picture_that_cannot_be_written_is_said_after_the_table(capsys, tmp_pa
     status, out, err = run(capsys, *SMALL, "--output", str(tmp_path / "file" / "picture.png"))
     assert status == 2
     assert "window of radius 16" in out
-    assert "compare: --output must be a path that can be written" in err.splitlines()[-1]
+    assert "compare: --output must be a writable path" in err.splitlines()[-1]
 
 
 def test_without_matplotlib_the_table_still_prints(capsys, monkeypatch):

@@ -107,7 +107,7 @@ def test_a_damaged_file_is_written_anew_after_one_warning(anew, kept, monkeypatc
             assert function(3) == 6
         else:
             with pytest.warns(
-                UserWarning, match=rf"compiled code in {kept} can't be read, and is compiled anew, got .*"
+                UserWarning, match=rf"compiled code in {kept} can't be read, and is compiled again, got .*"
             ):
                 assert function(3) == 6
         assert compiled_twice(kept.parent, monkeypatch)(3) == 6
@@ -132,8 +132,8 @@ def test_a_full_disk_is_warned_of_once(anew, tmp_path, monkeypatch):
         assert (function(3), function(3.0)) == (6, 6.0)
     (text,) = [str(warning.message) for warning in caught]
     assert text == (
-        f"graphattn: compiled code can't be kept in {tmp_path}, so that every process compiles it again, got OSError: "
-        "[Errno 28] No space left on device. Make room there, or set NUMBA_CACHE_DIR to a folder that can be written."
+        f"graphattn: compiled code can't be cached in {tmp_path}, so that every process compiles it again, got "
+        "OSError: [Errno 28] No space left on device. Free space there, or set NUMBA_CACHE_DIR to a writable folder."
     )
     assert not list(tmp_path.iterdir())
 
@@ -163,7 +163,9 @@ def test_compiled_code_goes_where_it_can_be_written(anew, monkeypatch, tmp_path)
     forbid(monkeypatch, tmp_path)
     module = ModuleType(__name__)
     module.twice = numba.njit(twice)
-    with pytest.warns(UserWarning, match=r"compiled code can't be kept.*named, .* To keep it, set NUMBA_CACHE_DIR to"):
+    with pytest.warns(
+        UserWarning, match=r"compiled code can't be cached.*named, .* To cache it, set NUMBA_CACHE_DIR to"
+    ):
         keep_on_disk({"csr": sys.modules["graphattn.csr"]})
     assert module.twice(3) == 6
 
@@ -224,7 +226,7 @@ def test_a_call_on_a_full_disk(tmp_path):
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
     (_, *printed), warned = run(limit + CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"]
-    assert len(warned) == 1 and "File too large. Make room there, or set NUMBA_CACHE_DIR" in warned[0]
+    assert len(warned) == 1 and "File too large. Free space there, or set NUMBA_CACHE_DIR" in warned[0]
 
 
 def test_a_call_among_truncated_files_heals_them(tmp_path):
@@ -236,7 +238,7 @@ def test_a_call_among_truncated_files_heals_them(tmp_path):
         (tmp_path / kept.name / path.name).write_bytes(path.read_bytes()[:100])
     (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"]
-    assert len(warned) == 1 and "can't be read, and is compiled anew, got ValueError" in warned[0]
+    assert len(warned) == 1 and "can't be read, and is compiled again, got ValueError" in warned[0]
     (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"] and not warned
 
@@ -300,7 +302,7 @@ def test_a_sampler_without_numba_says_what_it_needs():
         + DRAW.replace("\n", "\n    ")
         + "\nexcept ImportError as e: print(e)"
     )
-    text = "graphattn: compiled code must be there, got Numba is not installed (pip install numba)."
+    text = "graphattn: compiled code must be available, got Numba is not installed (pip install numba)."
     assert run(code) == ([text], [])
 
 

@@ -101,7 +101,7 @@ def test_without_a_process_group_there_is_one_clear_line(tmp_path):
     part = split_graph(PATH, block_parts(PATH, 2))[0]
     for function in (lambda: DistributedPattern(part), lambda: load_part(tmp_path)):
         with pytest.raises(
-            RuntimeError, match=r"process group must be there. Use torch.distributed.init_process_group"
+            RuntimeError, match=r"process group must be initialized. Use torch.distributed.init_process_group"
         ):
             function()
 
@@ -225,8 +225,8 @@ def test_many_parts_take_no_object_for_each_pair_of_them():
         (["data.pt", "--parts", "0"], "--parts must be at least 1, got 0"),
         (["nothing.npz", "--parts", "2"], "read_graph: file must exist, got nothing at"),
         (["edges.txt", "--parts", "2", "--method", "mets"], "Did you mean 'metis'"),
-        (["evil.pt", "--parts", "2"], "must be a graph of its kind, got Weights only load failed"),
-        (["bad.txt", "--parts", "2"], "must be a graph of its kind, got could not convert string"),
+        (["evil.pt", "--parts", "2"], "must be a graph in the format of its ending, got Weights only load failed"),
+        (["bad.txt", "--parts", "2"], "must be a graph in the format of its ending, got could not convert string"),
         (["empty.npz", "--parts", "2"], r"must hold an edge_index [2, E], got x"),
         (["edges.txt", "--parts", "2", "--assignment", "short.txt"], "must have a part for each of the 5 nodes, got 2"),
         (
@@ -239,22 +239,25 @@ def test_many_parts_take_no_object_for_each_pair_of_them():
         ),
         (["edges.txt", "--parts", "2", "--assignment", "none.txt"], "must have a part for each of the 5 nodes, got 0"),
         (["edges.txt", "--parts", "2", "--seed", "99999999999"], "metis_parts: seed must be less than 2^31"),
-        (["far.txt", "--parts", "2"], "must use most numbers of nodes, got node 3000000000 in 2 edges. Number the"),
+        (["far.txt", "--parts", "2"], "must use most of the node numbers, got node 3000000000 in 2 edges. Number the"),
         (
             ["named.csv", "--parts", "2"],
             "got could not convert string 'carol' to int64 at row 0, column 1. Write the n",
         ),
         (["indexed.csv", "--parts", "2"], "Write the numbers of two nodes on each line, such as 0,1."),
-        (["none.txt", "--parts", "2"], "must be a graph of its kind, got no edge. Write the numbers of two nodes"),
+        (
+            ["none.txt", "--parts", "2"],
+            "must be a graph in the format of its ending, got no edge. Write the numbers of two nodes",
+        ),
         (["edges.txt", "--parts", "6"], "--parts must be at most 5, the number of nodes, got 6. Use one for each proc"),
         (
             ["edges.txt", "--parts", "2", "--assignment", "short.txt", "--method", "rcm"],
             "does not apply to --assignment",
         ),
-        (["edges.txt", "--parts", "2", "--method", "blocks", "--seed", "1"], "--seed applies to --method metis alone"),
+        (["edges.txt", "--parts", "2", "--method", "blocks", "--seed", "1"], "--seed applies only to --method metis"),
         (["halves.npz", "--parts", "2"], "must hold an edge_index of integers, got torch.float64"),
-        (["words.npz", "--parts", "2"], "must be a graph of its kind"),
-        (["bad.gz", "--parts", "2"], "must be a graph of its kind, got Not a gzipped file"),
+        (["words.npz", "--parts", "2"], "must be a graph in the format of its ending"),
+        (["bad.gz", "--parts", "2"], "must be a graph in the format of its ending, got Not a gzipped file"),
     ],
 )
 def test_the_command_says_what_is_wrong(arguments, text, tmp_path, capsys, monkeypatch):

@@ -102,7 +102,7 @@ BAD_CALLS = {
     "wrongly declared sort order": (
         lambda: call(pattern=EdgeIndex(EDGES, sort_order="col")),
         ValueError,
-        "attention: edge_index declares sort_order='col' and must be sorted by it, got a fall at edge 2. "
+        "attention: edge_index declares sort_order='col' and must be sorted by it, got edge 2 out of order. "
         "Drop sort_order, or use edge_index.sort_by(...).",
     ),
     "container of another size": (
@@ -627,8 +627,8 @@ BAD_LAYERS = {
         lambda: forward(GraphAttention(4, 8, edge_dim=1), None, EDGES, torch.tensor([0, 0, 0, 1, 1])),
         TypeError,
         "GraphAttention: edge_attr must hold features of edges, got torch.int64 of shape [5], one integer per node "
-        "like batch. Leave batch out, edges never join two graphs; Full.from_batch(batch) is the pattern of whole "
-        "graphs.",
+        "like batch. Leave batch out, because edges never join two graphs. Full.from_batch(batch) is full inside "
+        "each graph.",
     ),
     "mask of an explainer": (
         lambda: forward(explained(GraphAttention(4, 8, add_self_loops=True), torch.ones(2))),
@@ -738,7 +738,7 @@ BAD_LAYERS = {
     "options that the weights decide": (
         lambda: GraphAttention.from_multihead_attention(torch.nn.MultiheadAttention(8, 4), heads=2, bias=False),
         ValueError,
-        "GraphAttention.from_multihead_attention: options can't choose what the weights decide, got bias, heads. "
+        "GraphAttention.from_multihead_attention: options can't change what the weights determine, got bias, heads. "
         "Leave them out.",
     ),
     "another layer's weights": (
@@ -853,7 +853,5 @@ def test_fused_kernels_refuse_derivatives_that_they_lack(mode):
         with pytest.raises(NotImplementedError, match=r"have no derivatives of second order. Use backend='scatter'."):
             gradient.sum().backward()
     else:
-        with pytest.raises(
-            NotImplementedError, match=r"has no forward-mode derivatives, and nothing for torch.func. Use"
-        ):
+        with pytest.raises(NotImplementedError, match=r"supports neither forward-mode derivatives nor torch.func. Use"):
             torch.func.jvp(lambda x: call(x, pattern=pattern, backend="numba"), (x.detach(),), (X,))

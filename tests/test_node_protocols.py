@@ -101,7 +101,7 @@ def test_sparse_features_are_dropped_as_dense_ones(example):
 
 def test_a_board_of_its_own_is_a_grid_and_trains_the_same(tmp_path):
     printed = run_example("minesweeper_is_a_grid.py", "--smoke", "--output", str(tmp_path)).splitlines()
-    assert printed[0].endswith("the grid 13,924; 0 are in one alone")
+    assert printed[0].endswith("the grid 13,924; 0 are in only one")
     assert float(printed[3].split("differ by ")[1].split()[0]) < 1e-4
     assert (tmp_path / "minesweeper_is_a_grid_generated.png").stat().st_size > 10_000
 

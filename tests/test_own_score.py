@@ -18,7 +18,7 @@ def example():
 
 def test_the_example_checks_learns_and_explains():
     lines = run_example("own_score.py").splitlines()
-    assert lines[0].endswith("equal their dense twin: outputs, weights and every gradient.")
+    assert lines[0].endswith("equal the dense reference: outputs, weights and every gradient.")
     first, second = map(float, lines[1].split(": ")[1].split(", "))
     assert abs(first - 0.5) < 0.01 and abs(second - 2) < 0.05
     assert lines[2] == "backend='auto' runs 'scatter'" and lines[-1].endswith("run by 'scatter'")

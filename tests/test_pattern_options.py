@@ -292,7 +292,7 @@ BAD = {
     ),
     "causal on a torus": (
         lambda: Grid((5, 5), 1, causal=(False, True), border="wrap"),
-        "Grid: causal must be False with border='wrap', where nothing comes first, got (False, True). "
+        "Grid: causal must be False with border='wrap', which has no first position, got (False, True). "
         "Use border='clip'.",
     ),
     "unknown border": (
@@ -317,7 +317,7 @@ BAD = {
     ),
     "dilation beyond integers": (
         lambda: Grid((5, 5), 0, dilation=(1, 2**62)),
-        f"Grid: dilation must be less than 2^62, got {2**62}. Use the longest extent: none reaches further.",
+        f"Grid: dilation must be less than 2^62, got {2**62}. Use the longest extent: no offset is longer.",
     ),
     "token beyond integers": (
         lambda: Window(5, 1, global_tokens=(0, 2**64)),
@@ -325,8 +325,8 @@ BAD = {
     ),
     "radius beyond integers": (
         lambda: Window(5, 10**30),
-        f"Window: radius times dilation must be less than 2^62, got {10**30}. Use the longest extent: none reaches "
-        "further.",
+        f"Window: radius times dilation must be less than 2^62, got {10**30}. Use the longest extent: no offset "
+        "is longer.",
     ),
 }
 

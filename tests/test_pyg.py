@@ -636,9 +636,9 @@ def test_accelerate_says_what_it_left_and_why():
         "  3: GATConv\n"
         "  0: left, aggr='mean' is not 'add'\n"
         "  1: left, flow='target_to_source' is not 'source_to_target'\n"
-        "  2: left, Mine is a subclass of GATConv, and may mean something else"
+        "  2: left, Mine is a subclass of GATConv, and may behave differently"
     )
-    assert str(graphattn.accelerate(model)).startswith("0 layers accelerated, 3 left, 1 ours before\n")
+    assert str(graphattn.accelerate(model)).startswith("0 layers accelerated, 3 left, 1 already ours\n")
     with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got int"):
         graphattn.accelerate(3)
 

@@ -174,9 +174,9 @@ READOUT = AttentionReadout(3, 4).double()
         (
             lambda: READOUT(X, ptr=torch.tensor([0, 5])),
             ValueError,
-            r"ptr must run from 0 to the 8 rows of x, and never back, got \[0, 5\]",
+            r"ptr must run from 0 to the 8 rows of x without falling, got \[0, 5\]",
         ),
-        (lambda: READOUT(X, ptr=torch.tensor([0, 5, 3, 8])), ValueError, r"never back, got \[0, 5, 3, 8\]"),
+        (lambda: READOUT(X, ptr=torch.tensor([0, 5, 3, 8])), ValueError, r"without falling, got \[0, 5, 3, 8\]"),
         (lambda: READOUT(X, INDEX.float()), TypeError, "index must be a tensor of integers, got torch.float32"),
         (lambda: READOUT(X, INDEX - 1), ValueError, "index must be at least 0, got -1"),
     ],

@@ -134,8 +134,8 @@ def test_structured_patterns_say_why_not(pattern):
         ("rcn", ValueError, r"reorder: order must be one of 'degree', 'rcm', 'metis', got 'rcn'. Did you mean 'rcm'"),
         (torch.tensor([0.0, 1, 2]), TypeError, "order must have an integer dtype, got torch.float32"),
         (torch.tensor([0, 1]), ValueError, r"order must have shape \[3\], got \[2\]"),
-        (torch.tensor([0, 1, 1]), ValueError, "order must name each of the 3 nodes once, got none that names node 2"),
-        (torch.tensor([-1, 1, 3]), ValueError, "got none that names node 0"),
+        (torch.tensor([0, 1, 1]), ValueError, "order must name each of the 3 nodes once, got no entry for node 2"),
+        (torch.tensor([-1, 1, 3]), ValueError, "got no entry for node 0"),
     ],
 )
 def test_what_is_no_order_is_refused(order, error, text):

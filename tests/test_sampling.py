@@ -291,7 +291,12 @@ GRAPH = random_graph(10, 30)
         ((GRAPH, 10), {}, ValueError, "num_neighbors must have one number for each hop, got 10"),
         ((GRAPH, 2.5), {}, ValueError, "num_neighbors must have one number for each hop, got 2.5"),
         ((GRAPH, [2.5]), {}, TypeError, r"num_neighbors must be an integer, got 2.5 \(float\)"),
-        ((GRAPH, [-1]), {"replace": True}, ValueError, "numbers with replace=True, for all neighbors are drawn once"),
+        (
+            (GRAPH, [-1]),
+            {"replace": True},
+            ValueError,
+            "numbers with replace=True, because -1 takes each neighbor once",
+        ),
         ((GRAPH, [1]), {"seed": -1}, ValueError, "seed must be at least 0, got -1"),
         ((GRAPH, [1]), {"weight_attr": "w"}, NotImplementedError, "NeighborLoader, which needs pyg-lib"),
         ((GRAPH, [1]), {"time_attr": "t"}, NotImplementedError, "time_attr must be None here, got t. Use torch_geom"),
@@ -375,7 +380,9 @@ def test_bad_seeds_and_what_is_not_offered_are_refused():
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.zeros(1)))
     with pytest.raises(NotImplementedError, match=r"Use torch_geometric.loader.LinkNeighborLoader"):
         sampler.sample_from_edges(None)
-    with pytest.raises(NotImplementedError, match=r"input_time must be None: nothing is drawn by time here. Use torch"):
+    with pytest.raises(
+        NotImplementedError, match=r"must be None, because sampling by time is not supported. Use torch"
+    ):
         sampler.sample_from_nodes(NodeSamplerInput(None, torch.tensor([0]), time=torch.tensor([1])))
-    with pytest.raises(TypeError, match="NeighborSampler: neighbours is no argument"):
+    with pytest.raises(TypeError, match="NeighborSampler: neighbours is not an argument"):
         NeighborSampler(GRAPH, [2], neighbours=3)

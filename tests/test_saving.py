@@ -183,7 +183,7 @@ TAMPERED = {
 def test_a_tampered_file_raises_one_clear_error(case, weights_only):
     pattern, change, error = TAMPERED[case]
     written = Written(make_pattern, (type(pattern).__name__, options_of(pattern) | change))
-    with pytest.raises(ValueError, match=f"^torch.load: a saved pattern must be one that can be made, got .*{error}"):
+    with pytest.raises(ValueError, match=f"^torch.load: a saved pattern must be a valid pattern, got .*{error}"):
         load_saved([written], weights_only=weights_only)
 
 
@@ -193,7 +193,7 @@ def test_a_tampered_file_raises_one_clear_error(case, weights_only):
     ids=repr,
 )
 def test_what_is_no_pattern_at_all_raises_the_same_error(arguments):
-    with pytest.raises(ValueError, match=r"^torch.load: a saved pattern must be one that can be made, got "):
+    with pytest.raises(ValueError, match=r"^torch.load: a saved pattern must be a valid pattern, got "):
         load_saved([Written(make_pattern, arguments)])
 
 
@@ -229,5 +229,5 @@ def test_the_format_that_brings_numbers_late_is_refused():
     pattern, file = Edges(torch.randint(0, 99, (2, 99))), io.BytesIO()
     torch.save(pattern, file, _use_new_zipfile_serialization=False)
     file.seek(0)
-    with pytest.raises(ValueError, match=r"Save it anew, with torch.save as it is by default."):
+    with pytest.raises(ValueError, match=r"Save it again with torch.save and its default options."):
         torch.load(file)

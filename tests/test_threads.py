@@ -121,8 +121,8 @@ def test_a_process_that_cannot_start_threads_computes_in_the_callers(monkeypatch
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
     (text,) = [str(warning.message) for warning in caught]
     assert text == (
-        "graphattn: threads can't be started, so that calls run on fewer, and take longer, got can't start new thread. "
-        "Raise the limit of threads, or use torch.set_num_threads(1)."
+        "graphattn: threads can't be started, so that calls run on fewer threads and take longer, got can't start "
+        "new thread. Raise the limit of threads, or use torch.set_num_threads(1)."
     )
 
 

@@ -131,7 +131,7 @@ def test_auto_takes_the_kernel_only_once_it_was_measured(monkeypatch):
     monkeypatch.setattr(gpu_kernel, "MEASURED", False)
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
-    assert "\n  triton   can run, by its name alone\n" in str(report)
+    assert "\n  triton   runs only if named explicitly\n" in str(report)
     assert str(explain_backend(**tensors, pattern=pattern, backend="triton")).startswith("backend='triton' runs")
     assert not kernel.reads_traced_edges(torch.device("cpu"))
     monkeypatch.setattr(gpu_kernel, "MEASURED", True)

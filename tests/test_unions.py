@@ -183,7 +183,7 @@ def test_longformer_and_bigbird_are_unions():
         (
             lambda: random_regular([4, 5], 3),
             ValueError,
-            "random_regular: degree must be even for a component of 5 nodes, for every edge has two ends, got 3. "
+            "random_regular: degree must be even for a component of 5 nodes, because every edge has two ends, got 3. "
             "Use an even degree.",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The house's docstrings as Markdown: sections as headings, arguments as lists, examples as code, shapes as code."""
+"""Convert docstrings to Markdown: sections to headings, arguments to lists, examples and shapes to code."""
 
 import re
 import textwrap
@@ -10,7 +10,7 @@ SECTION = re.compile(r"(Args|Attributes|Returns|Raises|Numerics|Example|Referenc
 TITLES = {"Args": "Arguments"}
 ENTRY = re.compile(r"([\w*, ]+): (.*)", re.S)
 SHAPE = re.compile(r"\[(?:\*B|[A-Z0-9])[^\]`]*\](?!\()")
-# What the reference documents, by the last word of its path.
+# The documented names of the reference, by the last word of their path.
 PATHS = {
     path.rpartition(".")[2]: path
     for page in sorted((Path(__file__).parents[1] / "reference").glob("*.md"))
@@ -28,7 +28,7 @@ class HouseStyle(griffe.Extension):
 
 
 def to_markdown(text: str) -> str:
-    """Write a docstring as Markdown; what stands between sections stays between them."""
+    """Write a docstring as Markdown; text between sections stays between them."""
     blocks, title = [], None
     for line in text.splitlines():
         section = SECTION.match(line)
@@ -79,6 +79,6 @@ def quote(text: str) -> str:
 
 
 def link(code: str) -> str:
-    """A code span, as a link where it is the name of something in the reference."""
+    """A code span, as a link if it is a name in the reference."""
     path = PATHS.get(code.strip("`").partition("(")[0])
     return f"[{code}][{path}]" if path else code

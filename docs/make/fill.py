@@ -1,4 +1,4 @@
-"""Write into the pages of docs/ what other files say, between `<!-- fill: ... -->` and `<!-- end -->`.
+"""Copy text from other files into the pages of docs/, between `<!-- fill: ... -->` and `<!-- end -->`.
 
 make docs-fill
 """
@@ -15,7 +15,7 @@ FILL = re.compile(r"(<!-- fill: (\w+) ?(.*?) -->\n).*?(<!-- end -->)", re.S)
 
 
 def fill(markdown):
-    """Fill in what a page asks for, in place of what stands there."""
+    """Replace the text between the marks of a page."""
     return FILL.sub(lambda found: f"{found[1]}\n{FILLS[found[2]](found[3])}\n\n{found[4]}", markdown)
 
 

@@ -1,4 +1,4 @@
-"""What `make docs` makes of the pages: formulas, links to what has another place on the site, texts from elsewhere."""
+"""How `make docs` converts the pages: formulas, links to files that the site has elsewhere, included texts."""
 
 import re
 
@@ -6,7 +6,7 @@ import latex2mathml.converter
 from fill import RESULTS, ROOT, example_paths
 from mkdocs.structure.files import File
 
-# A text of the repository, in whose place a forge shows the link in the next line.
+# A text of the repository; a forge shows the link in the next line instead.
 INCLUDE = re.compile(r"<!-- include: (\S+) -->\n.*")
 
 
@@ -32,7 +32,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, **_):
-    """Include texts; pictures of the benchmarks and sources of the examples have a place of their own on the site."""
+    """Include texts; pictures of the benchmarks and sources of the examples have other paths on the site."""
     markdown = INCLUDE.sub(lambda found: include(found[1]), markdown)
     markdown = markdown.replace("](../benchmarks/results/", "](images/results/")
     return re.sub(r"\]\(\.\./examples/(\w+)\.py\)", r"](gallery/\1.md)", markdown)

@@ -1,4 +1,4 @@
-"""The rooms of the package and who imports whom, read off the code and drawn."""
+"""A drawing of the rooms of the package and their imports, generated from the code."""
 
 import ast
 import functools
@@ -9,7 +9,7 @@ from pathlib import Path
 import grimp
 
 WIDTH, HEIGHT, GAP, ROW = 98, 30, 14, 84
-# On a ground of its own, so that it can be read on light and dark pages.
+# With its own background, so that it is readable on light and dark pages.
 STYLE = (
     "svg{font:12px system-ui,sans-serif}.ground{fill:#fff;stroke:none}path{fill:none;stroke:#8a8699}"
     "marker path{fill:#8a8699;stroke:none}rect{fill:#f6f5fa;stroke:#332288}text{fill:#1d1b26;text-anchor:middle}"
@@ -37,7 +37,7 @@ def imports_of(root: Path) -> dict[str, set[str]]:
 
 
 def direct(found: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """The imports that no longer way of other imports implies."""
+    """The imports that don't follow from a longer path of imports."""
 
     def reach(room: str) -> set[str]:
         seen: set[str] = set()
@@ -62,7 +62,7 @@ def draw_rooms(root: Path) -> str:
     arrows = direct(imports_of(root))
     place: dict[str, tuple[float, int]] = {}
     for line, row in reversed(list(enumerate(rows))):
-        # From the bottom: each row in the order of what it stands on.
+        # From the bottom: each row is ordered by the rooms below that it imports.
         stands = {room: [place[b][0] for a, b in arrows if a == room and b in place] for room in row}
         row.sort(key=lambda room: sum(stands[room]) / len(stands[room]) if stands[room] else 0)
         left = (width + 60 - len(row) * (WIDTH + GAP) + GAP) / 2
@@ -72,7 +72,7 @@ def draw_rooms(root: Path) -> str:
         (x, y), (to_x, to_y) = place[room], place[other]
         x, to_x, begin = x + WIDTH / 2, to_x + WIDTH / 2, y + HEIGHT
         if y == to_y:
-            # Neighbors on one level: around below, and up into the other's near half.
+            # Neighbors on one level: the arrow goes below them, and up into the near half of the other.
             to_x, end, bend = to_x + (8 if x > to_x else -8), begin + 2, begin + 26
         else:
             end = to_y - 3

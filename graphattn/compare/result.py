@@ -1,4 +1,4 @@
-"""What a comparison of sparse with dense attention found, as a table and a picture."""
+"""The result of a comparison of sparse with dense attention, as a table and a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..memory import format_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The sides of a row, as tables and messages name them.
+# Names of the sides of a row in tables and messages.
 NAMES = {"sparse": "sparse", "masked": "SDPA", "dense": "dense oracle"}
 # Okabe and Ito's colors, which color-blind readers can tell apart; markers and dashes do the same in gray.
 LINES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ LINES: dict[str, dict[str, Any]] = {
 
 
 class Cost(NamedTuple):
-    """What one forward and backward takes: seconds, and bytes at the peak, None where they can't be measured."""
+    """The cost of one forward and backward: seconds, and bytes at the peak, None if they can't be measured."""
 
     seconds: float
     memory: int | None
@@ -36,13 +36,13 @@ class Row:
     """One size of a comparison.
 
     Attributes:
-        size: what `make_pattern` was given.
+        size: the argument of `make_pattern`.
         targets: T of its pattern, N in table and picture.
         edges: E.
         sparse: cost of `attention` in float32.
-        dense: cost of the oracle, `dense_attention`, in float32; None where it was skipped.
-        masked: cost of `scaled_dot_product_attention` with the pattern as its mask; None where it was skipped, or
-            computes something else.
+        dense: cost of the oracle, `dense_attention`, in float32; None if it was skipped. masked: cost of
+            `scaled_dot_product_attention` with the pattern as its mask; None if it was skipped or computes something
+            else.
         estimates: bytes that "dense" should take in float64, and "masked" in float32 if it computes the same.
         errors: by dtype of the sparse side, the largest error of "out" and of the gradient of "query", "key" and
             "value" (and "score.vector", for an `Additive` score); empty where the oracle was skipped.
@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `compare` found. Printing it shows the table; `plot` draws the picture.
+    """The result of `compare`. Printing it shows the table; `plot` draws the picture.
 
     Attributes:
         name: of the pattern.
@@ -76,25 +76,25 @@ class Comparison:
 
     @property
     def sides(self) -> tuple[str, ...]:
-        """What is compared: "sparse", "dense", and "masked" in between where SDPA computes the same."""
+        """The compared sides: "sparse", "dense", and "masked" in between if SDPA computes the same."""
         has_masked = any("masked" in row.estimates for row in self.rows)
         return ("sparse", "masked", "dense") if has_masked else ("sparse", "dense")
 
     def skipped(self, side: str) -> tuple[Row, ...]:
-        """The rows that a dense side was too large for."""
+        """The rows at which a dense side was too large."""
         return tuple(row for row in self.rows if side in row.estimates and getattr(row, side) is None)
 
     def largest_error(self, dtype: torch.dtype = torch.float32) -> float | None:
-        """Largest error of the output and all gradients over all sizes; None where the oracle never ran."""
+        """Largest error of the output and all gradients over all sizes; None if the oracle never ran."""
         errors = [error for row in self.rows for error in row.errors.get(dtype, {}).values()]
-        # torch's max hands a NaN on, Python's may lose it.
+        # torch's max propagates a NaN, Python's may not.
         return float(torch.tensor(errors, dtype=torch.float64).max()) if errors else None
 
     def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
         """Draw time and peak memory over N, both logarithmic.
 
         Args:
-            axes: two matplotlib axes; those of a new figure, under a title, where left out.
+            axes: two matplotlib axes; those of a new figure with a title if omitted.
 
         Returns:
             The two axes: `axes[0].figure.savefig("compare.png")` saves the picture.
@@ -195,7 +195,7 @@ def _plot(comparison: Comparison, axes: Sequence[Axes] | None) -> Sequence[Axes]
         axes = figure.subplots(1, 2)
         worst = comparison.largest_error()
         accuracy = "errors not compared" if worst is None else f"largest error {worst:.1e}"
-        # The blank lines keep room for the second, lighter line of the title.
+        # The blank lines leave room for the second, lighter line of the title.
         figure.suptitle(f"Sparse and dense attention, forward + backward: {comparison.name}\n\n", weight="bold")
         figure.text(0.5, 0.935, f"{comparison.setting}; {accuracy}", ha="center", va="top", color="0.3")
     panels = (
@@ -217,7 +217,7 @@ def _plot(comparison: Comparison, axes: Sequence[Axes] | None) -> Sequence[Axes]
 
 
 def _ratio_of_last(comparison: Comparison, column: int) -> str:
-    """What the first dense side takes beside sparse at the largest size that has both, in words."""
+    """The cost of the first dense side compared with sparse at the largest size that has both, in words."""
     side = comparison.sides[1]
     for row in reversed(comparison.rows):
         ratio = _ratio(row, side, column)
@@ -227,7 +227,7 @@ def _ratio_of_last(comparison: Comparison, column: int) -> str:
 
 
 def _label_sizes(axis: Axes, sizes: list[int]) -> None:
-    """Put a tick at each size, but none closer to the one before than a label is wide."""
+    """Put a tick at each size unless its label would overlap the one before."""
     ticks: list[int] = []
     for size in sizes:
         if not ticks or size >= ticks[-1] * (sizes[-1] / sizes[0]) ** 0.1:
@@ -246,7 +246,7 @@ def _draw_lines(comparison: Comparison, column: int, axis: Axes) -> None:
         drawn += costs
         if comparison.skipped(side):
             axis.plot(sizes[-1:], costs[-1:], marker="X", markersize=11, color=LINES[side]["color"])
-    # The lines rise, which leaves room above them on the left for the legend and below them on the right for a note.
+    # The lines rise, so that the legend fits above them on the left and a note below them on the right.
     if drawn:
         axis.set_ylim(min(drawn) / 5, max(drawn) * 5)
     else:

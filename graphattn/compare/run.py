@@ -23,7 +23,7 @@ from ..patterns.box import Box
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .result import Comparison, Cost, Row
 
-# One forward and backward in the dtype it is given: the output and the gradients, by name.
+# One forward and backward in the dtype of its inputs: the output and the gradients, by name.
 Side = Callable[[torch.dtype], dict[str, Tensor]]
 
 
@@ -46,12 +46,14 @@ def compare(
 
         error = max |sparse - dense| / max |dense|
 
-    Errors are those beside `dense_attention`, the oracle, in float64: of the output, and of the gradients of query,
-    key, value and of the vector of an `Additive` score; the sparse side runs in float64 and in float32 on the same
-    numbers. Where the largest magnitude of the dense result is below 1e-6, nothing but rounding, the error is absolute.
+    Errors are relative to `dense_attention`, the oracle, in float64: those of the output, and of the gradients of
+    query, key, value and of the vector of an `Additive` score. The sparse side runs in float64 and in float32 on the
+    same numbers. If the largest magnitude of the dense result is below 1e-6, which is only rounding, the error is
+    absolute.
 
-    The oracle is written to be checked. What to beat is torch's `scaled_dot_product_attention` with the pattern as its
-    mask, which is timed too where it computes the same: softmax of `DotProduct`, and no parallel edges.
+    The oracle is written for verification, not for speed. The competitor is torch's `scaled_dot_product_attention` with
+    the pattern as its mask, which is timed too if it computes the same: softmax of `DotProduct`, without parallel
+    edges.
 
     Args:
         make_pattern: returns the pattern of a size, on the device to compare on.
@@ -61,24 +63,24 @@ def compare(
         score: as `attention` takes it.
         normalizer: as `attention` takes it.
         backend: as `attention` takes it: the sparse side.
-        memory_limit: bytes; the oracle stops at the first size whose float64 run should take more, see
-            `dense_memory`, and so does SDPA, which needs less. The sparse side goes on.
-        repeats: number of timed runs of each side, in turns, after a warm-up; the median counts.
+        memory_limit: bytes; the oracle stops at the first size whose float64 run should need more, see `dense_memory`,
+            and so does SDPA, which needs less. The sparse side continues.
+        repeats: number of timed runs of each side, in turns, after a warm-up; the result is the median.
         seed: of query, key, value and the gradient of the output, which are standard normal.
-        name: of the pattern in table and picture; that of the largest where left out.
+        name: name of the pattern in table and picture; that of the largest pattern if omitted.
         progress: show a progress bar on stderr.
 
     Returns:
         A `Comparison`: print it, or call its `plot()`.
 
     Raises:
-        TypeError: `make_pattern` returns something else than a pattern, or a number is not an integer.
+        TypeError: `make_pattern` doesn't return a pattern, or a number is not an integer.
         ValueError: a number is out of range.
         NotImplementedError: the named backend can't run the call.
 
     Numerics:
-        Time and memory are those of float32, and of torch's own allocations. What a pattern keeps (its CSR) is built
-        before; the dense sides build their mask in each run. SDPA gets none of the full pattern.
+        Time and memory are those of float32, and of torch's own allocations. Cached data of a pattern (its CSR) is
+        built before; the dense sides build their mask in each run. SDPA gets no mask for the full pattern.
 
     Example:
         >>> from graphattn import Window
@@ -139,8 +141,8 @@ def dense_memory(
 
     With softmax the oracle holds 6 matrices [H, T, S] at once, with sparsemax and entmax15 8 of float64, with the other
     normalizers 3; with an `Additive` score 3 arrays [H, T, S, D], with a callable about 5. The last term is the mask.
-    With parallel edges it has a column for each edge: E in place of S. From n-dimensional coordinates a mask is made in
-    17 n bytes per pair, which may be more than all that follows where there is one head.
+    With parallel edges it has a column for each edge: E in place of S. Making a mask from n-dimensional coordinates
+    takes 17 n bytes per pair, which may exceed everything else if there is one head.
 
     Args:
         pattern: gives T, S and E.
@@ -151,8 +153,8 @@ def dense_memory(
         dtype: of query, key and value.
 
     Returns:
-        An estimate within a factor of two of what `peak_memory` measures, unless a callable score or a normalizer of
-        the user's own holds more.
+        An estimate within a factor of two of what `peak_memory` measures, unless a callable score or the user's own
+        normalizer allocates more.
 
     Example:
         >>> from graphattn import Full
@@ -185,13 +187,13 @@ def _is_full(pattern: Pattern) -> bool:
 
 
 def _is_sdpa(pattern: Pattern, score: Score, normalizer: Normalizer) -> bool:
-    """Whether `_masked_attention` computes the same: a mask has nothing for parallel edges."""
+    """Whether `_masked_attention` computes the same: a mask can't represent parallel edges."""
     has_parallel = isinstance(pattern, Edges) and pattern.occurrence() is not None
     return isinstance(score, DotProduct) and isinstance(normalizer, Softmax) and not has_parallel
 
 
 def _masked_memory(pattern: Pattern) -> int:
-    """Estimate the bytes of `_masked_attention` at its peak: the mask, once more in float32, and what it is made of."""
+    """Estimate the peak bytes of `_masked_attention`: the mask, again in float32, and the arrays that it is made of."""
     axes = pattern.shape.size(1) if isinstance(pattern, Box) else 0
     return 0 if _is_full(pattern) else max(11, 17 * axes) * pattern.num_targets * pattern.num_sources
 
@@ -237,7 +239,7 @@ def _error(found: Tensor, truth: Tensor) -> float:
 
 
 def _find_costs(sides: Sequence[Side], repeats: int, device: torch.device) -> list[Cost]:
-    # The first run builds what the pattern keeps; those under the meter then warm both sides up for the clock.
+    # The first run builds the pattern's cached data; those that measure memory then warm up both sides for the timing.
     sides[0](torch.float32)
     memory = [peak_memory(partial(side, torch.float32), device) for side in sides]
     seconds: list[list[float]] = [[] for _ in sides]

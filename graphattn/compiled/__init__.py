@@ -1,4 +1,4 @@
-"""What compiled code needs, whichever kernel it is of: Numba, a folder to be kept in, threads, fresh memory."""
+"""What compiled code of every kernel needs: Numba, a cache folder, threads, fresh memory."""
 
 from .load import load as load
 from .load import why_not_compiled as why_not_compiled

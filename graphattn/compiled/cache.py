@@ -1,7 +1,8 @@
-"""Compiled functions on disk. Whatever is wrong with a file or its folder, the function is compiled anew.
+"""A cache of compiled functions on disk. If anything is wrong with a file or its folder, the function is compiled
+again.
 
-Numba's own cache ends the call instead, needs a source file beside the function, and looks for changes in that alone.
-Here a file holds one function for one choice of types, behind a checksum, and appears as a whole or not at all.
+Numba's own cache raises instead, needs a source file for the function, and checks only that file for changes. Here a
+file holds one function for one choice of types, with a checksum, and is written atomically.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from numba.extending import is_jitted
 from ..errors import message, warn_once
 
 HERE = Path(__file__).parent
-SET = "set NUMBA_CACHE_DIR to a folder that can be written."
+SET = "set NUMBA_CACHE_DIR to a writable folder."
 
 
 def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
-    """Let what is compiled for the functions of these modules be kept from one process to the next."""
+    """Cache the compiled code of the functions of these modules for later processes."""
     try:
         folder = cache_folder([*(module.__name__ for module in modules.values()), __name__])
-    # Sources that can't be read, folders that can't be written.
+    # Unreadable sources or unwritable folders.
     except Exception as error:
-        _warn("write", "can't be kept, so that every process compiles it again", error, f"To keep it, {SET}")
+        _warn("write", "can't be cached, so that every process compiles it again", error, f"To cache it, {SET}")
         return
     for module in modules.values():
         functions: dict[str, Any] = vars(module)
@@ -46,7 +47,7 @@ def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
 
 
 def cache_folder(modules: Iterable[str]) -> Path:
-    """Where the user says, else beside the sources, else in the user's cache; named by a hash of sources and versions.
+    """The user's folder, else one next to the sources, else the user's cache; named by a hash of sources and versions.
 
     Raises:
         OSError: none of these can be written.
@@ -54,7 +55,7 @@ def cache_folder(modules: Iterable[str]) -> Path:
     digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
     for module in modules:
         spec: Any = importlib.util.find_spec(module)
-        # As the loader has it: modules may lie in an archive, or without their source.
+        # Read by the loader, because modules may be in an archive, or without source.
         digest.update(spec.loader.get_data(spec.origin))
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
     config: Any = numba.config
@@ -73,7 +74,7 @@ def cache_folder(modules: Iterable[str]) -> Path:
 
 
 class _Cache(NullCache):
-    """What Numba asks for a function's compiled code, and gives it to, for each choice of types."""
+    """Numba's interface to load and save a function's compiled code, for each choice of types."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder = folder
@@ -92,12 +93,12 @@ class _Cache(NullCache):
         except FileNotFoundError:
             return None
         except Exception as error:
-            fix = f"If this comes back, delete {self._folder}."
-            _warn("read", f"in {path} can't be read, and is compiled anew", error, fix)
+            fix = f"If this happens again, delete {self._folder}."
+            _warn("read", f"in {path} can't be read, and is compiled again", error, fix)
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep the code for these types, unless it has addresses of this process in it."""
+        """Save the code for these types, unless it contains addresses of this process."""
         if data.library.has_dynamic_globals or data.lifted:
             return
         path = self._path(sig, data.library.codegen)
@@ -109,8 +110,8 @@ class _Cache(NullCache):
             unfinished.replace(path)
         except Exception as error:
             unfinished.unlink(missing_ok=True)
-            fix = f"Make room there, or {SET}"
-            _warn("write", f"can't be kept in {self._folder}, so that every process compiles it again", error, fix)
+            fix = f"Free space there, or {SET}"
+            _warn("write", f"can't be cached in {self._folder}, so that every process compiles it again", error, fix)
 
     def _path(self, sig: Any, codegen: Any) -> Path:
         key = hashlib.sha256(f"{sig!r} {codegen.magic_tuple()!r}".encode()).hexdigest()

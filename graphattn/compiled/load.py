@@ -1,6 +1,6 @@
-"""Modules of functions that Numba compiles, loaded when the first of them is asked for.
+"""Modules of functions that Numba compiles, loaded on first use.
 
-Whatever is wrong with Numba is found here, once: without compiled functions, calls run in plain torch.
+Problems with Numba are detected here, once: without compiled functions, calls run in plain torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _reason: list[str | None] = []
 def load(module: str) -> Any:
     """Return one of the modules; the first call loads Numba.
 
-    Where NUMBA_DISABLE_JIT is set, its functions are Python's own, and those made of LLVM's instructions can't run.
+    If NUMBA_DISABLE_JIT is set, its functions run as Python, and those made of LLVM instructions can't run.
 
     Raises:
         ImportError: Numba isn't installed, or can't be loaded.
@@ -34,11 +34,11 @@ def load(module: str) -> Any:
     if module not in _modules:
         reason = why_not_compiled()
         if module not in _modules:
-            raise ImportError(message("graphattn", "compiled code", "must be there", reason))
+            raise ImportError(message("graphattn", "compiled code", "must be available", reason))
     return _modules[module]
 
 
-# In a graph that torch.compile is tracing, its answer is a constant.
+# While torch.compile is tracing, the result is a constant.
 @torch.compiler.assume_constant_result
 def why_not_compiled() -> str | None:
     """Why this process can't run compiled functions, as the end of "cannot run this call: ..."; None if it can."""
@@ -54,7 +54,7 @@ def compiled_modules() -> list[str]:
 
 
 def _names_below(folder: str, prefix: str) -> list[str]:
-    """Names of all modules in a folder and the folders in it, none of which is imported."""
+    """Names of all modules in a folder and its subfolders, without importing them."""
     names = []
     for found in pkgutil.iter_modules([folder]):
         names.append(prefix + found.name)
@@ -80,7 +80,7 @@ def _load_all() -> str | None:
         else:
             keep_on_disk(modules)
         _modules.update(modules)
-    # A library that is missing or too new, a version that lacks something: anything can go wrong in an import.
+    # A library that is missing, too old or too new: an import can raise anything.
     except Exception as error:
         reason = f"Numba can't be loaded ({type(error).__name__}: {error})"
     if reason is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..call import accumulate_dtype
 
-# Linux's advice to back memory with huge pages; a kernel that knows none refuses, which changes nothing.
+# Linux's advice to back memory with huge pages; a kernel without them refuses it, which is harmless.
 MADV_HUGEPAGE = 14
 PAGE_BYTES = 4096
 HUGE_BYTES = 2**22
@@ -21,9 +21,9 @@ if _advise is not None:
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """New tensor of the accumulator's dtype, unless another is given, in huge pages where it is large.
+    """New tensor of the accumulator's dtype, unless another is given; in huge pages if it is large.
 
-    A fault for each 4 KiB of fresh memory takes longer than writing it.
+    A page fault for each 4 KiB of fresh memory takes longer than writing to it.
     """
     x = like.new_empty(shape, dtype=dtype or accumulate_dtype(like.dtype))
     size = x.numel() * x.element_size()

@@ -1,7 +1,7 @@
 """Compiled functions on several threads.
 
-Plain threads: a compiled function lets go of Python's lock, and no threading layer is there to break after a fork or to
-change torch's own.
+These are plain threads, because compiled functions release Python's lock. Unlike a threading layer of Numba, they can't
+break after a fork or interfere with torch's threads.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import torch
 
 from ..errors import message, warn_once
 
-# Tasks that one call of a compiled function runs at least; fewer than two such runs stay on the calling thread. Handing
-# over an argument list takes as long as a task or two.
+# The least number of tasks per call of a compiled function; fewer than two such runs stay on the calling thread.
+# Passing an argument list takes as long as a task or two.
 MIN_GRAIN = 16
 
 
 class _Helpers:
     """Threads that wait for work.
 
-    As daemons they keep no process from ending, and are still there for what Python calls then, when those of an
-    executor have gone.
+    As daemons they don't keep a process from exiting, and they still run during the interpreter's exit, when those of
+    an executor have stopped.
     """
 
     def __init__(self) -> None:
@@ -36,14 +36,14 @@ class _Helpers:
         self._count = 0
 
     def hand_over(self, work: Callable[[], None], threads: int) -> list[Future[None]]:
-        """Have so many threads do some work, or as many as can be started."""
+        """Run work on this many threads, or as many as can be started."""
         try:
             while self._count < threads:
                 Thread(target=_help, args=(self._queue,), name="graphattn", daemon=True).start()
                 self._count += 1
         except RuntimeError as error:
             fix = "Raise the limit of threads, or use torch.set_num_threads(1)."
-            rule = "can't be started, so that calls run on fewer, and take longer"
+            rule = "can't be started, so that calls run on fewer threads and take longer"
             warn_once("threads", message("graphattn", "threads", rule, error, fix))
         futures: list[Future[None]] = [Future() for _ in range(min(threads, self._count))]
         for future in futures:
@@ -59,7 +59,7 @@ def _help(queue: SimpleQueue[tuple[Future[None], Callable[[], None]]]) -> None:
                 future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
-        # The next wait may be long, and the work holds a call's tensors.
+        # The next wait may be long, and the work references a call's tensors.
         del future, work
 
 
@@ -71,7 +71,7 @@ def _forget_helpers() -> None:
     _helpers = _Helpers()
 
 
-# A forked child has none of its parent's threads.
+# A forked child doesn't have its parent's threads.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_helpers)
 
@@ -81,7 +81,7 @@ def run_tasks(
 ) -> None:
     """Run tasks 0 to `total` on as many threads as torch uses, in runs of multiples of `multiple`, `least` at least."""
     threads = torch.get_num_threads() if total >= 2 * least else 1
-    # What isn't compiled holds Python's lock.
+    # Functions that aren't compiled hold Python's lock.
     if threads <= 1 or isinstance(function, FunctionType):
         function(0, total, *arguments)
         return

@@ -37,16 +37,16 @@ FILES = {
 class AmbiguousWords(InMemoryDataset):
     """Sentences in which the same word needs different tags, one chain graph per sentence.
 
-    "I saw a saw" is PRON VERB DET NOUN: no network that sees one token at a time can tell the two apart. Of
-    60 forms 28 are ambiguous, and they make 44.4 % of the tokens. For 26.3 % of those, the word and its two
-    neighbors occur with different tags in the corpus, so that no window of radius 1 can decide. For radius 2
-    it is 13.3 %, for radius 3 5.4 %, for radius 6 none.
+    "I saw a saw" is PRON VERB DET NOUN: no network that sees one token at a time can distinguish the two. Of the 60
+    forms 28 are ambiguous; these are 44.4 % of the tokens. For 26.3 % of those, the word and its two neighbors occur
+    with different tags in the corpus, so that no window of radius 1 can decide. For radius 2 it is 13.3 %, for radius 3
+    5.4 %, for radius 6 none.
 
-    Accuracy on test of a table that holds the most frequent tag in train of each window, and of each narrower
-    one for windows it hasn't seen: the word alone 83.9 %, radius 1 93.1 %, radius 2 93.8 %.
+    A table of the most frequent tag in train of each window, and of each narrower one for unseen windows, has this
+    accuracy on test: single words 83.9 %, radius 1 93.1 %, radius 2 93.8 %.
 
     Args:
-        root: the data set root; see `dataset_root` for the default. The files live in its `AmbiguousWords/`.
+        root: the data set root; see `dataset_root` for the default. The files are in its `AmbiguousWords/`.
         split: "train", "dev" or "test".
         transform: applied to a `Data` at every access.
         pre_transform: applied to each `Data` once, before it is stored.
@@ -104,7 +104,7 @@ class AmbiguousWords(InMemoryDataset):
 
     @property
     def num_classes(self) -> int:
-        """The number of tags, also for a split that happens to lack one."""
+        """The number of tags, also for a split in which one doesn't occur."""
         return len(self.tags)
 
     def process(self) -> None:
@@ -125,17 +125,17 @@ class AmbiguousWords(InMemoryDataset):
 
 
 def _provide(root: Path) -> None:
-    """See to it that the three files of the published corpus lie below `root`."""
+    """Ensure that the three files of the published corpus are below `root`."""
     missing = [split for split, file in FILES.items() if not (root / file.path).exists()]
     corpus = generate_ambiguous_words(SEED) if missing else {}
     for split in missing:
         path = root / FILES[split].path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Renaming is all or nothing, so that no reader ever meets half a file.
+        # Renaming is atomic, so that no reader sees half a file.
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_bytes(corpus[split].encode())
         os.replace(scratch, path)
-    fix = f"Delete raw/ and processed/ in {root / 'AmbiguousWords'} and load again: it is generated anew."
+    fix = f"Delete raw/ and processed/ in {root / 'AmbiguousWords'} and load again, which generates it."
     for file in FILES.values():
         check_file("AmbiguousWords", root, file, fix)
 

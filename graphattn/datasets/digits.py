@@ -10,10 +10,11 @@ from ..patterns import Edges
 
 
 def digits_graph(neighbors: int = 8) -> Data:
-    """1,797 images of 8 x 8 pixels; each is joined, both ways, to those nearest to it in pixel space, and to itself.
+    """1,797 images of 8 x 8 pixels; each is linked, in both directions, to those nearest to it in pixel space, and to
+    itself.
 
     Args:
-        neighbors: how many nearest images each one names, itself not counted; of equally near ones the first.
+        neighbors: number of nearest images of each one, itself not counted; the first among equally near ones.
 
     Returns:
         `Data` with x [1797, 64] float in [0, 1], the pixels row by row; y [1797] long, the digit; edge_index [2, E].
@@ -39,7 +40,7 @@ def digits_graph(neighbors: int = 8) -> Data:
         raise ImportError(message("digits_graph", "scikit-learn", "must be installed", fix=fix)) from error
     pixels, digit = load_digits(return_X_y=True)
     x = torch.from_numpy(pixels)
-    # Whole numbers, so that the distances are exact, and ties are the same on any machine.
+    # Integers, so that the distances are exact, and ties are the same on any machine.
     square = x.square().sum(1)
     distance = square[:, None] + square - 2 * x @ x.T
     # Each image is among its own nearest ones: hence one more.

@@ -12,7 +12,7 @@ def _words(tag: str, words: str) -> tuple[str, ...]:
     return tuple(f"{word}/{tag}" for word in words.split())
 
 
-# A symbol expands to one of its alternatives, each as likely as the next; what is no symbol is a tagged word.
+# A symbol expands to one of its alternatives with equal probability; everything else is a tagged word.
 # Every sentence has one reading only, but the word that decides may be far away, on either side:
 #   we saw the old duck dance (VERB)     we liked the old duck dance (NOUN)
 #   can (AUX) the fish and eel swim      can (VERB) the fish and eel
@@ -69,7 +69,7 @@ _GRAMMAR: dict[str, tuple[str, ...]] = {
 
 
 def generate_ambiguous_words(seed: int) -> dict[str, str]:
-    """Write the corpus anew: 2,500 distinct sentences from a small grammar, the same on every machine.
+    """Generate the corpus: 2,500 distinct sentences from a small grammar, the same on every machine.
 
     Args:
         seed: an integer of at least 0. The published corpus has 0.
@@ -86,13 +86,13 @@ def generate_ambiguous_words(seed: int) -> dict[str, str]:
         >>> generate_ambiguous_words(0)["test"].splitlines()[0]
         'I/PRON saw/VERB a/DET saw/NOUN'
     """
-    # Of the whole module, only random() after an integer seed promises the same numbers on every Python.
+    # In the module random, only random() after an integer seed guarantees the same numbers on every Python.
     draw = random.Random(check_int("generate_ambiguous_words", "seed", seed, 0)).random
     sentences = {"I/PRON saw/VERB a/DET saw/NOUN": None}
     while len(sentences) < 2500:
         sentences[" ".join(_expand("Sentence", draw))] = None
     corpus = {"train": "", "dev": "", "test": ""}
-    # Dealt out in turn, because short sentences come early: later ones are more often repeats and dropped.
+    # Assigned in turn, because short sentences come early: later ones are more often repeats and dropped.
     for index, sentence in enumerate(sentences):
         corpus[{0: "test", 1: "dev"}.get(index % 10, "train")] += f"{sentence}\n"
     return corpus

@@ -1,4 +1,4 @@
-"""Node classification graphs by name, through PyG's own loaders: checked, and helpful without a network."""
+"""Node classification graphs by name, through PyG's own loaders, with checked files and clear errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _heterophilous(name: str, size: int | None = None, sha256: str | None = None
 
 
 def _amazon(name: str) -> GraphEntry:
-    # The same graphs circulate as re-saved archives with other bytes, so a checksum would refuse good files.
+    # The same graphs exist as re-saved archives with other bytes, so a checksum would refuse good files.
     file = RawFile(f"Amazon/{name}/raw/amazon_electronics_{name.lower()}.npz")
     return GraphEntry(name, Amazon, "Amazon", (file,))
 
@@ -81,7 +81,7 @@ GRAPHS = (
 
 
 def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemoryDataset:
-    """Load a node classification graph by name, downloading its raw files if they aren't there.
+    """Load a node classification graph by name, downloading its raw files if they are missing.
 
     Args:
         name: one of Cora, CiteSeer, PubMed, Minesweeper, Tolokers, Roman-empire, Amazon-ratings, Questions,
@@ -93,7 +93,7 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
 
     Raises:
         ValueError: the name is unknown, or a file is truncated or changed.
-        FileNotFoundError: raw files are missing and can't be downloaded. Nothing half-written stays behind.
+        FileNotFoundError: raw files are missing and can't be downloaded. No partial files remain.
 
     Example:
         >>> load_graph("Cora")[0]  # doctest: +SKIP
@@ -113,7 +113,7 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
     raw = (root / entry.files[0].path).parent
     processed = raw.parent / "processed" / "data.pt"
     culprit = processed
-    # What was processed came from checked files, so that reading them again would only cost time.
+    # Processed files were made from checked files, so that checking these again would only cost time.
     if not processed.exists():
         culprit = raw
         for file in entry.files:
@@ -122,7 +122,7 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
     try:
         return entry.loader(str(root / entry.folder), name)
     except (OSError, MemoryError):
-        # A full disk or a folder without write permission says so itself, and deleting files would not help.
+        # A full disk or a folder without write permission has a clear error, and deleting files would not help.
         raise
     except Exception as error:
         rule = "must be readable by PyG's loader"
@@ -139,12 +139,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _download(entry: GraphEntry, root: Path) -> None:
-    """Bring in the missing files of `entry` by way of a scratch folder, whole and readable or not at all."""
+    """Download the missing files of `entry` by way of a scratch folder, so that only readable files are kept."""
     missing = [file for file in entry.files if not (root / file.path).exists()]
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".download-", dir=root) as scratch:
-            # Loading there proves that nothing is cut off: not every transfer notices a lost connection.
+            # Loading there proves that nothing is truncated: not every transfer notices a lost connection.
             entry.loader(str(Path(scratch) / entry.folder), entry.name)
             for file in missing:
                 check_file("load_graph", Path(scratch), file, "The original has changed.")
@@ -152,7 +152,7 @@ def _download(entry: GraphEntry, root: Path) -> None:
                 (root / file.path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(scratch) / file.path, root / file.path)
     except Exception as error:
-        # urllib, aiohttp, TLS and timeouts share no base class, and a login page for a file fails to parse.
+        # urllib, aiohttp, TLS and timeouts share no base class, and a login page instead of a file fails to parse.
         names = ", ".join(Path(file.path).name for file in missing)
         folder = (root / missing[0].path).parent
         rule = f"needs files that are missing and can't be downloaded: {names}"

@@ -1,4 +1,4 @@
-"""Handwritten digits of 28 x 28 pixels, from the files in which they were published."""
+"""Handwritten digits of 28 x 28 pixels, from the published files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .roots import RawFile, dataset_root
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
-# Checksums and sizes of what is inside the archives: the same bytes circulate in archives of other bytes.
+# Checksums and sizes of the archives' content, because the same content exists in archives of other bytes.
 FILES = {
     "train": (
         RawFile(
@@ -51,11 +51,11 @@ FILES = {
 class MNIST(InMemoryDataset):
     """Handwritten digits, 28 x 28 pixels each: 60,000 to train on and 10,000 to test on.
 
-    An image stays one tensor until a transform makes a graph of it, such as `graphattn.transforms.ImageToGraph`. The
-    files are read anew each time, in about half a second, and checked; nothing is written but what is downloaded.
+    An image stays one tensor until a transform such as `graphattn.transforms.ImageToGraph` makes a graph of it. The
+    files are read and checked each time, in about half a second; only downloads are written.
 
     Args:
-        root: the data set root; see `dataset_root` for the default. The files live in its `MNIST/raw/`.
+        root: the data set root; see `dataset_root` for the default. The files are in its `MNIST/raw/`.
         split: "train" or "test".
         transform: applied to a `Data` at every access.
 
@@ -64,12 +64,12 @@ class MNIST(InMemoryDataset):
         labels: [n] long, the digit.
 
     Returns:
-        A data set of `Data`: image [1, 28, 28] uint8, channels first; y [1] long. A slice of it is one, too. Both
-        attributes are those of the slice, and have been through no transform.
+        A data set of `Data`: image [1, 28, 28] uint8, channels first; y [1] long. A slice of it is a data set, too.
+        Both attributes are those of the slice, without the transform.
 
     Raises:
-        ValueError: split is unknown, or a file is truncated or changed, or holds what belongs into another.
-        FileNotFoundError: files are missing and can't be downloaded. Nothing half-written stays behind.
+        ValueError: split is unknown, or a file is truncated or changed, or has the content of another.
+        FileNotFoundError: files are missing and can't be downloaded. No partial files remain.
 
     Example:
         >>> dataset = MNIST(split="test")  # doctest: +SKIP
@@ -98,7 +98,7 @@ class MNIST(InMemoryDataset):
             _download(missing, root)
         images, labels = (_read(root, file) for file in FILES[split])
         rows = torch.arange(len(labels) + 1)
-        # What `InMemoryDataset.collate` would make of a list of Data, without the list.
+        # The result of `InMemoryDataset.collate` on a list of Data, without the list.
         self.data = Data(image=images.view(-1, 28, 28), y=labels.long())
         self.slices = {"image": rows, "y": rows}
         self.split = split
@@ -123,7 +123,7 @@ class MNIST(InMemoryDataset):
 
 
 def _read(root: Path, file: RawFile) -> Tensor:
-    """Return the bytes after the header, which the checksum vouches for: 16 of images, 8 of labels."""
+    """Return the bytes after the header of 16 bytes (images) or 8 (labels), which the checksum covers."""
     path = root / file.path
     try:
         content = _unpack(path.read_bytes(), file)
@@ -135,10 +135,10 @@ def _read(root: Path, file: RawFile) -> Tensor:
 
 
 def _unpack(archive: bytes, file: RawFile) -> bytes:
-    """Decompress an archive and check what it held; a ValueError says what was wrong with it."""
+    """Decompress an archive and check its content; a ValueError says what is wrong."""
     unpacker = zlib.decompressobj(wbits=31)
     try:
-        # Never more than what was published, whatever an archive would grow to, and one byte to tell.
+        # Reads at most one byte more than what was published, however large the archive's content is.
         content = unpacker.decompress(archive, (file.size or 0) + 1)
     except zlib.error as error:
         raise ValueError(f"no archive ({error})") from error
@@ -153,7 +153,7 @@ def _unpack(archive: bytes, file: RawFile) -> bytes:
 
 
 def _download(missing: list[RawFile], root: Path) -> None:
-    """Bring in files, whole and of the published content or none of them."""
+    """Download files; all are kept if all have the published content, otherwise none."""
     names = ", ".join(Path(file.path).name for file in missing)
     archives = []
     try:
@@ -170,7 +170,7 @@ def _download(missing: list[RawFile], root: Path) -> None:
     for file, archive in zip(missing, archives, strict=True):
         path = root / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Renaming is all or nothing, so that no reader ever meets half a file.
+        # Renaming is atomic, so that no reader sees half a file.
         scratch = path.with_name(f".{path.name}.{os.getpid()}")
         scratch.write_bytes(archive)
         os.replace(scratch, path)

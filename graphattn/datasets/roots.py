@@ -1,4 +1,4 @@
-"""Where data sets live, and whether a raw file is the one that was published."""
+"""Where data sets are stored, and whether a raw file is the published one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def dataset_root(root: str | os.PathLike[str] | None = None) -> Path:
     An empty environment variable counts as unset. Nothing is created.
 
     Args:
-        root: a folder, which then wins over everything else. `~` is expanded.
+        root: a folder, which takes precedence over everything else. `~` is expanded.
 
     Returns:
         An absolute path; the folder may not exist yet.
@@ -40,7 +40,7 @@ def dataset_root(root: str | os.PathLike[str] | None = None) -> Path:
 
 @dataclass(frozen=True)
 class RawFile:
-    """One file as it was published: its path below the data set root, and what is known of its contents."""
+    """A published file: its path below the data set root, and its size or checksum as far as known."""
 
     path: str
     sha256: str | None = None
@@ -53,8 +53,8 @@ def check_file(where: str, root: Path, file: RawFile, fix: str) -> None:
     Args:
         where: the function to name in the error.
         root: the data set root.
-        file: what is expected.
-        fix: the sentence that tells the user what to do about a changed file.
+        file: the expected file.
+        fix: a sentence that tells the user what to do about a changed file.
 
     Raises:
         FileNotFoundError: the file is missing.

@@ -41,7 +41,7 @@ URL = "https://raw.githubusercontent.com/UniversalDependencies/{treebank}/r2.16"
 
 
 class Sentence(NamedTuple):
-    """What a file says of the words of one sentence; heads count from 0, and the root has -1."""
+    """The words of one sentence with their annotations; heads count from 0, and the root has -1."""
 
     words: list[str]
     tags: list[str]
@@ -53,13 +53,13 @@ class UniversalDependencies(InMemoryDataset):
     """Sentences with part-of-speech tags and dependencies, one chain graph per sentence.
 
     UD_English-EWT 2.16 has 12,544 / 2,001 / 2,077 sentences of 204,577 / 25,147 / 25,094 words in train / dev /
-    test, and 17 tags. Words are the rows whose ID is an integer: "don't" is two words, and words that were left
-    unsaid, which the treebank adds, are none.
+    test, and 17 tags. Words are the rows whose ID is an integer: "don't" is two words, and elided words, which the
+    treebank adds, are not counted.
 
-    Missing files are downloaded, whole or not at all.
+    Missing files are downloaded; partial downloads are not kept.
 
     Args:
-        root: the data set root; see `dataset_root` for the default. The files live in its `UD/<treebank>/`.
+        root: the data set root; see `dataset_root` for the default. The files are in its `UD/<treebank>/`.
         split: "train", "dev" or "test".
         treebank: "UD_English-EWT".
         transform: applied to a `Data` at every access.
@@ -75,8 +75,8 @@ class UniversalDependencies(InMemoryDataset):
         `dataset.relations[id]` turn ids back into text. Upper and lower case are different words.
 
     Raises:
-        ValueError: split or treebank is unknown, or a file is truncated, changed or no CoNLL-U.
-        FileNotFoundError: files are missing and can't be downloaded. Nothing half-written stays behind.
+        ValueError: split or treebank is unknown, or a file is truncated, changed or not CoNLL-U.
+        FileNotFoundError: files are missing and can't be downloaded. No partial files remain.
         ImportError: the package conllu is missing; it is needed once, to process the files.
 
     Example:
@@ -126,11 +126,11 @@ class UniversalDependencies(InMemoryDataset):
 
     @property
     def num_classes(self) -> int:
-        """The number of tags, also for a split that happens to lack one."""
+        """The number of tags, also for a split in which one doesn't occur."""
         return len(self.tags)
 
     def download(self) -> None:
-        """Bring in the missing files by way of a scratch folder, all of them or none."""
+        """Download the missing files into a scratch folder first, and keep all of them or none."""
         folder = Path(self.raw_dir)
         missing = [file for file in TREEBANKS[self.treebank] if not (folder / Path(file.path).name).exists()]
         names = [Path(file.path).name for file in missing]
@@ -158,7 +158,7 @@ class UniversalDependencies(InMemoryDataset):
             check_file("UniversalDependencies", raw.parent, known, f"Delete {raw} and load again.")
             splits.append(list(read_conllu(raw)))
         vocabulary = ["<unknown>", *sorted({word for sentence in splits[0] for word in sentence.words})]
-        # Names of all splits: an id for each tag and relation is no knowledge about the sentences of a test.
+        # Names of all splits: an id for each tag and relation reveals nothing about the sentences of a test.
         tags = sorted({tag for split in splits for sentence in split for tag in sentence.tags})
         relations = sorted({name for split in splits for sentence in split for name in sentence.relations})
         word_ids, tag_ids, relation_ids = (
@@ -183,7 +183,7 @@ class UniversalDependencies(InMemoryDataset):
 
 
 def read_conllu(path: Path) -> Iterator[Sentence]:
-    """Yield the sentences of a file in CoNLL-U; ValueError where it isn't."""
+    """Yield the sentences of a file in CoNLL-U; raise ValueError if it isn't."""
     try:
         import conllu
     except ImportError as error:
@@ -193,7 +193,7 @@ def read_conllu(path: Path) -> Iterator[Sentence]:
     number = 0
     try:
         with path.open(encoding="utf-8") as file:
-            # Features stay text, which nobody reads: taking them apart would be most of the time.
+            # Features stay text, because they aren't used and parsing them would take most of the time.
             parsers = {"feats": lambda line, column: line[column]}
             for rows in conllu.parse_incr(file, fields=fields, field_parsers=parsers):
                 yield _sentence([row for row in rows if isinstance(row["id"], int)])

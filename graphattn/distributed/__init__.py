@@ -1,4 +1,4 @@
-"""Full-graph attention over several processes: each owns a block of nodes, and rows on the boundary travel."""
+"""Full-graph attention over several processes: each owns a block of nodes, and boundary rows are exchanged."""
 
 from __future__ import annotations
 

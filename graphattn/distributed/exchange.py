@@ -1,4 +1,4 @@
-"""Rows that travel between ranks, with their gradients, and errors that every rank raises alike."""
+"""The exchange of rows between ranks, with their gradients, and errors that all ranks raise together."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def exchange(rows: Tensor, send: Sequence[int], receive: Sequence[int], group: A
     """Send runs of rows to the ranks, and return the runs that they send, in the order of ranks.
 
     Args:
-        rows: [sent, ...], of any dtype; its gradient travels back the same way.
-        send: how many rows go to each rank; they add up to `sent`.
-        receive: how many rows come from each rank.
-        group: the process group; the default one where None.
+        rows: [sent, ...], of any dtype; its gradient is sent back the same way.
+        send: number of rows for each rank; they add up to `sent`.
+        receive: number of rows from each rank.
+        group: the process group; the default one if None.
 
     Returns:
         [received, ...].
@@ -40,7 +40,7 @@ class _Exchange(torch.autograd.Function):
         out = rows.new_empty(sum(receive), *rows.shape[1:])
         if torch.compiler.is_compiling():
             dist.all_to_all_single(out, rows, receive, send, group=group)
-            # What compile traces writes into `out`, and torch 2.11 then loses the gradient of `out` itself.
+            # Code traced by torch.compile writes into `out`, and torch 2.11 then loses the gradient of `out` itself.
             return out.clone()
         else:
             collective("exchange", lambda: dist.all_to_all_single(out, rows, receive, send, group=group), group)
@@ -52,13 +52,13 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        # What is compiled has no second derivative anyway.
+        # Compiled code has no second derivative anyway.
         function = _Exchange.forward if torch.compiler.is_compiling() else _Exchange.apply
         return function(grad, ctx.receive, ctx.send, ctx.group), None, None, None
 
 
 def collective(where: str, run: Callable[[], T], group: Any = None) -> T:
-    """Run something that all ranks must run together; if it fails, say on which rank and what to look for."""
+    """Run something that all ranks must run together; if it fails, the error names the rank and possible causes."""
     begin = time.perf_counter()
     try:
         return run()
@@ -69,19 +69,19 @@ def collective(where: str, run: Callable[[], T], group: Any = None) -> T:
         seconds = time.perf_counter() - begin
         rule = f"on rank {rank} of {size} must reach all other ranks, and failed after {seconds:.1f} s"
         got = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fix = "Has a rank stopped, raised an error, left out a forward or backward pass, or outlasted the timeout?"
+        fix = "Has a rank stopped, raised an error, skipped a forward or backward pass, or exceeded the timeout?"
         raise RuntimeError(message(where, "communication", rule, got, fix)) from error
 
 
 def gather_objects(where: str, value: T, group: Any = None) -> list[T]:
-    """Let every rank know every rank's value: small things, for checks."""
+    """Send every rank's value to every rank: small values, for checks."""
     found: list[Any] = [None] * dist.get_world_size(group)
     collective(where, lambda: dist.all_gather_object(found, value, group=group), group)
     return found
 
 
 def raise_together(where: str, error: Exception | None, group: Any = None) -> None:
-    """Raise on every rank if there is an error on any: the first rank's, with its number."""
+    """Raise on every rank if any has an error: that of the first such rank, with its number."""
     problems = gather_objects(where, None if error is None else (type(error), str(error)), group)
     for rank, problem in enumerate(problems):
         if problem is not None:

@@ -36,11 +36,11 @@ def save_parts(
 ) -> None:
     """Write one safetensors file for each part, and a manifest with their checksums.
 
-    A file holds the part, and its rows of tensors of the nodes and of the edges, so that no rank reads more than its
-    own. The manifest comes last: a folder without one isn't complete.
+    A file holds the part and its rows of the tensors of nodes and edges, so that each rank reads only its own data. The
+    manifest is written last: a folder without one isn't complete.
 
     Args:
-        folder: is made where it is missing; an earlier partition in it is replaced.
+        folder: created if missing; an earlier partition in it is replaced.
         parts: from `split_graph`.
         node: by name, tensors of N rows, such as x, y and masks.
         edge: by name, tensors of E rows, such as edge_attr.
@@ -67,7 +67,7 @@ def save_parts(
     for kind, tensors, size in sizes:
         for name, x in tensors.items():
             if name in (*TENSORS, "pattern", "n_id"):
-                raise ValueError(message("save_parts", kind, "must have other names than a part's own", repr(name)))
+                raise ValueError(message("save_parts", kind, "must not have names of a part's own tensors", repr(name)))
             if x.dim() == 0 or x.size(0) != size:
                 rule = f"must have {size} rows, one for each {kind} of the graph"
                 raise ValueError(message("save_parts", f"{kind}[{name!r}]", rule, f"shape {shape_of(x)}"))
@@ -83,7 +83,7 @@ def save_parts(
         tensors |= {name: x.cpu()[part.edges] for name, x in edge.items()}
         about = {name: str(getattr(part, name)) for name in (*NUMBERS, "graph")}
         path = folder / f"part-{part.rank}-of-{part.num_parts}.safetensors"
-        # safetensors makes files that their owner alone can read; one made here has the permissions of all others.
+        # safetensors makes files that only their owner can read; files opened here get the usual permissions.
         path.touch()
         permissions = path.stat().st_mode
         save_file({name: x.contiguous() for name, x in tensors.items()}, path, {"format": FORMAT, **about})
@@ -96,7 +96,7 @@ def save_parts(
 
 
 def read_part(folder: str | os.PathLike[str], rank: int) -> tuple[Part, dict[str, Tensor]]:
-    """Read one rank's part and its rows of the nodes' and edges' tensors; nothing else of the graph is read.
+    """Read one rank's part and its rows of the nodes' and edges' tensors, and nothing else of the graph.
 
     Args:
         folder: as `save_parts` or `python -m graphattn partition` wrote it.
@@ -104,7 +104,7 @@ def read_part(folder: str | os.PathLike[str], rank: int) -> tuple[Part, dict[str
 
     Raises:
         FileNotFoundError: the manifest or the file is missing.
-        ValueError: there is no such part; the file was cut off, changed, or belongs to another graph or rank.
+        ValueError: there is no such part; the file was truncated, changed, or belongs to another graph or rank.
         ImportError: safetensors isn't installed.
     """
     folder = Path(folder)
@@ -119,7 +119,7 @@ def read_part(folder: str | os.PathLike[str], rank: int) -> tuple[Part, dict[str
     if found != entry["sha256"]:
         got = f"{found} ({path.stat().st_size} bytes)"
         rule = f"must have the checksum of the manifest, sha256 {entry['sha256']}"
-        raise ValueError(message("read_part", str(path), rule, got, "Copy it again, or write the partition anew."))
+        raise ValueError(message("read_part", str(path), rule, got, "Copy it again, or write the partition again."))
     with _safetensors("read_part", "safetensors").safe_open(path, framework="pt") as file:
         about = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -137,17 +137,17 @@ def load_part(folder: str | os.PathLike[str], group: Any = None) -> Data:
 
     Args:
         folder: as `save_parts` or `python -m graphattn partition` wrote it, on every rank's machine.
-        group: the process group; the default one where None.
+        group: the process group; the default one if None.
 
     Returns:
         Data with `pattern`, to be passed in place of an edge_index; `n_id` [own], the nodes of the whole graph that
-        this rank owns; and the own rows of whatever tensors were saved, such as x and y, and edge_attr in the order of
+        this rank owns; and this rank's rows of the saved tensors, such as x and y, and edge_attr in the order of
         the pattern's edges.
 
     Raises:
         FileNotFoundError: the manifest or a file is missing.
-        ValueError: there are more or fewer parts than ranks; a file was cut off, changed, or belongs to another graph
-            or rank; the parts don't hold each node once. On every rank, whichever it is that finds it.
+        ValueError: there are more or fewer parts than ranks; a file was truncated, changed, or belongs to another graph
+            or rank; the parts don't hold each node once. Every rank raises the same error.
         RuntimeError: there is no process group; or a rank stopped, or was slower than the group's timeout.
 
     Example:
@@ -161,7 +161,7 @@ def load_part(folder: str | os.PathLike[str], group: Any = None) -> Data:
     where = "load_part"
     if not dist.is_initialized():
         fix = "Use torch.distributed.init_process_group('gloo') in a process that torchrun started."
-        raise RuntimeError(message(where, "process group", "must be there", fix=fix))
+        raise RuntimeError(message(where, "process group", "must be initialized", fix=fix))
     ranks, error, found = dist.get_world_size(group), None, None
     try:
         parts = _read_manifest(Path(folder))["num_parts"]

@@ -16,10 +16,10 @@ from ..patterns.base import check_square
 
 
 class Part(NamedTuple):
-    """One rank's share of a graph: a block of nodes, the edges into it, and who sends what to whom.
+    """One rank's share of a graph: a block of nodes, the edges into it, and which rows ranks send to each other.
 
     The rank's sources are its own nodes, then its halo: the distinct nodes of other parts that its edges come from.
-    Nodes of the whole graph are numbered as there; places count a rank's sources from 0.
+    Nodes have their numbers in the whole graph; positions count a rank's sources from 0.
 
     Attributes:
         rank: which part this is.
@@ -27,13 +27,13 @@ class Part(NamedTuple):
         num_nodes: N, nodes of the whole graph.
         num_edges: E, edges of the whole graph.
         graph: a checksum of the whole graph and its partition, the same in all parts of it.
-        nodes: [own] int64, the nodes of the block, rising.
-        halo: [halo] int64, the nodes that others send, by part, then rising.
-        halo_counts: [P] int64, how many each part sends.
-        send: [sent] int64, places of the nodes that are sent, by receiving part, in the order of its halo.
-        send_counts: [P] int64, how many each part receives.
-        edge_index: [2, own edges] int64, sources by place above targets by place, in the order of the whole graph.
-        edges: [own edges] int64, where each of them stands in the whole graph.
+        nodes: [own] int64, the nodes of the block, sorted.
+        halo: [halo] int64, the nodes that others send, by part, then sorted.
+        halo_counts: [P] int64, the number that each part sends.
+        send: [sent] int64, positions of the nodes that are sent, by receiving part, in the order of its halo.
+        send_counts: [P] int64, the number that each part receives.
+        edge_index: [2, own edges] int64, positions of sources above those of targets, in the order of the whole graph.
+        edges: [own edges] int64, the position of each edge in the whole graph.
     """
 
     rank: int
@@ -53,13 +53,13 @@ class Part(NamedTuple):
 def split_graph(
     edges: Pattern | EdgesLike, assignment: Tensor, num_parts: int | None = None, *, progress: bool = False
 ) -> list[Part]:
-    """Cut a graph into the parts that an assignment of its nodes makes, one for each rank.
+    """Cut a graph into parts by an assignment of its nodes, one part for each rank.
 
     Args:
         edges: a pattern of as many sources as targets, or whatever `Edges` takes, such as an edge_index [2, E].
         assignment: [N] integers in [0, P): the part of each node, from `block_parts`, `metis_parts` or elsewhere. Parts
             may be of any size, and empty.
-        num_parts: P; the largest part + 1 where left out.
+        num_parts: P; the largest part + 1 if omitted.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -97,7 +97,7 @@ def split_graph(
         edge_indices.append(torch.stack([places, place[target[held]]]))
         halos.append(halo)
     halo_counts = torch.stack([torch.bincount(assignment[halo], minlength=num_parts) for halo in halos])
-    # What is received, receiver by receiver, in the order of senders: that is what they send, in their order.
+    # The received rows, by receiver, then by sender, are the sent rows in the senders' order.
     received = torch.cat(halos)
     send_counts = halo_counts.t().contiguous()
     sends = place[received[stable_order(assignment[received], num_parts)]].split(send_counts.sum(1).tolist())
@@ -114,15 +114,15 @@ def block_parts(
     Args:
         edges: a pattern of as many sources as targets, or whatever `Edges` takes.
         num_parts: P, at least 1.
-        order: [N] integers, the nodes in the sequence to cut; by number where left out. Nodes that lie near each other
-            in it should have edges between them, as after a reordering by `scipy.sparse.csgraph.reverse_cuthill_mckee`.
-        num_nodes: N, where `edges` doesn't know it; as in `Edges`.
+        order: [N] integers, the nodes in the sequence to cut; by number if omitted. Nodes that are close in it should
+            have edges between them, as after a reordering by `scipy.sparse.csgraph.reverse_cuthill_mckee`.
+        num_nodes: N, if `edges` doesn't have it; as in `Edges`.
 
     Returns:
         [N] int64 in [0, P), the part of each node.
 
     Raises:
-        ValueError: `order` isn't a permutation of the nodes, or there is less than one part.
+        ValueError: `order` isn't a permutation of the nodes, or num_parts is less than 1.
 
     Example:
         >>> path = torch.tensor([[0, 1, 2, 1, 2, 3], [1, 2, 3, 0, 1, 2]])
@@ -138,7 +138,7 @@ def block_parts(
         rule = f"must name each of the {pattern.num_targets} nodes once"
         raise ValueError(message("block_parts", "order", rule, shape_of(order)))
     work = 1 + torch.bincount(pattern.edge_index[1].cpu(), minlength=pattern.num_targets)[nodes]
-    # A node belongs where the middle of its work lies.
+    # A node belongs to the block that contains the middle of its work.
     middle = 2 * work.cumsum(0) - work
     part = torch.empty_like(nodes)
     part[nodes] = (middle * num_parts) // (2 * work.sum()) if nodes.numel() else nodes
@@ -176,7 +176,7 @@ def _square(where: str, edges: Pattern | EdgesLike, num_nodes: int | None) -> Pa
 
 
 def _groups(key: Tensor, num_groups: int) -> list[Tensor]:
-    """Where each key stands: a rising list of positions for each group."""
+    """The positions of each key: a sorted list for each group."""
     order = stable_order(key, num_groups)
     sizes = pointers(key[order], num_groups).diff()
     return list(order.split(sizes.tolist()))

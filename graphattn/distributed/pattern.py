@@ -1,4 +1,4 @@
-"""The pattern of one rank: its own nodes attend to theirs and to those that other ranks send."""
+"""The pattern of one rank: its own nodes attend to each other and to nodes that other ranks send."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class DistributedPattern(RemotePattern):
     key and value of boundary nodes to the ranks that have edges from them, both in one exchange, each row at most
     once per rank, and attends locally. Results and gradients are those of one process that holds the whole graph.
 
-    Each rank must run the same layers in the same order, and each must call backward, even where its own loss is 0 or
-    it owns no nodes: gradients travel back through the same exchanges, and a rank that leaves one out keeps the others
-    waiting until the process group's timeout, when they raise a RuntimeError. Set a short one, as in
-    `init_process_group("gloo", timeout=timedelta(minutes=2))`; after such an error the group is of no more use.
+    Each rank must run the same layers in the same order, and each must call backward, even if its own loss is 0 or it
+    owns no nodes: gradients are sent back through the same exchanges. If a rank skips one, the others wait until the
+    process group's timeout and raise a RuntimeError. Set a short timeout, as in `init_process_group("gloo",
+    timeout=timedelta(minutes=2))`; after such an error the group can't be used any more.
 
-    Each rank has the gradients of its own nodes' loss with respect to the parameters. Their sum is what one process
-    has: take the loss as a sum over own nodes, divided by the number of nodes of all ranks, and call `sum_gradients`
-    after backward; or wrap the model in DistributedDataParallel and multiply the loss by the number of ranks, for that
-    averages. Dropout of weights drops the edges that one process drops after the same seed, at the price of weights
-    [E, H]: it asks for a second pass over them.
+    Each rank has the gradients of its own nodes' loss with respect to the parameters. Their sum equals the gradients of
+    one process: take the loss as a sum over own nodes, divided by the number of nodes of all ranks, and call
+    `sum_gradients` after backward; or wrap the model in DistributedDataParallel and multiply the loss by the number of
+    ranks, because it averages. Dropout of weights drops the same edges as one process with the same seed, at the cost
+    of weights [E, H] and a second pass over them.
 
     Args:
         part: this rank's, from `split_graph` or `load_part`.
-        group: the process group; the default one where None. All of its ranks make the pattern at the same time.
+        group: the process group; the default one if None. All of its ranks must construct the pattern at the same time.
 
     Attributes:
         part: as given, on the pattern's device.
@@ -76,7 +76,7 @@ class DistributedPattern(RemotePattern):
         where = "DistributedPattern"
         if not dist.is_initialized():
             fix = "Use torch.distributed.init_process_group('gloo') in a process that torchrun started."
-            raise RuntimeError(message(where, "process group", "must be there", fix=fix))
+            raise RuntimeError(message(where, "process group", "must be initialized", fix=fix))
         error: Exception | None = None
         try:
             self._take(part, group)
@@ -105,7 +105,7 @@ class DistributedPattern(RemotePattern):
         self._send_counts, self._receive_counts = part.send_counts.tolist(), part.halo_counts.tolist()
 
     def fetch(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Append the halo's rows to those of the own nodes, in one exchange for all tensors. Differentiable.
+        """Append the halo's rows to those of own nodes, in one exchange for all tensors. Differentiable.
 
         Args:
             tensors: each [*B, own, H, width], of one dtype and the same *B.
@@ -141,9 +141,9 @@ class DistributedPattern(RemotePattern):
         backend: str,
         **options: Any,
     ) -> Any:
-        """Weigh first, then let the weights that dropout keeps be the scores of a second call.
+        """Compute weights first, then use the weights that dropout keeps as the scores of a second call.
 
-        Kernels know nodes by their rows. Which edges are dropped must depend on who they are in the whole graph.
+        Kernels number nodes by their rows, but dropout must depend on the numbers in the whole graph.
         """
         nothing = key.new_zeros(*key.shape[:-1], 1)
         options["backend"] = backend
@@ -167,7 +167,7 @@ class DistributedPattern(RemotePattern):
 
     @property
     def device(self) -> torch.device:
-        """Where the edges live."""
+        """The device of the edges."""
         return self.local.device
 
     def with_self_loops(self) -> DistributedPattern:
@@ -195,7 +195,7 @@ class DistributedPattern(RemotePattern):
         return other
 
     def _list_edges(self) -> Tensor:
-        raise AssertionError("an edge list is kept from the start")
+        raise AssertionError("an edge list is stored by the constructor")
 
     def __repr__(self) -> str:
         part = self.part
@@ -207,11 +207,11 @@ class DistributedPattern(RemotePattern):
 def sum_gradients(model: torch.nn.Module, group: Any = None) -> None:
     """Add up the gradients of all ranks, in place, so that each has those of the whole graph. Call it after backward.
 
-    A parameter that has a gradient on some ranks alone counts as zero on the others.
+    A parameter without a gradient on some ranks counts as zero there.
 
     Args:
         model: has the same parameters on every rank.
-        group: the process group; the default one where None.
+        group: the process group; the default one if None.
 
     Raises:
         RuntimeError: a rank has stopped, or is slower than the group's timeout.
@@ -251,7 +251,7 @@ def _check_fit(where: str, part: Part, group: Any) -> None:
     size = len(facts)
     for rank, (its_rank, its_parts, graph, _, _) in enumerate(facts):
         if its_parts != size:
-            rule, got = f"must be one of {size}, for so many ranks", f"one of {its_parts}"
+            rule, got = f"must be one of {size}, one for each rank", f"one of {its_parts}"
             fix = f"Use split_graph(..., num_parts={size}), or torchrun --nproc-per-node {its_parts}."
             raise ValueError(message(where, "part", rule, got, fix))
         if its_rank != rank:
@@ -265,7 +265,7 @@ def _check_fit(where: str, part: Part, group: Any) -> None:
             got = f"{sent} rows from rank {sender}, where rank {receiver} expects {expected}"
             raise ValueError(message(where, "parts", "must send what is expected", got))
     if dist.get_backend(group) == "nccl":
-        # Such a group moves no tensors of the CPU.
+        # Such a group can't send tensors on the CPU.
         part = part._replace(nodes=part.nodes.cuda(), send=part.send.cuda(), halo=part.halo.cuda())
     _check_cover(where, part, group)
     error = None
@@ -277,7 +277,7 @@ def _check_fit(where: str, part: Part, group: Any) -> None:
 
 
 def _check_cover(where: str, part: Part, group: Any) -> None:
-    """Raise on every rank unless each node lies in one part: each rank looks after a range of nodes."""
+    """Raise on every rank unless each node is in exactly one part; each rank checks a range of nodes."""
     parts, nodes, error = part.num_parts, part.num_nodes, None
     width = -(-nodes // parts) or 1
     if part.nodes.numel() and not 0 <= int(part.nodes.min()) <= int(part.nodes.max()) < nodes:

@@ -23,7 +23,7 @@ from ..errors import message, shape_of
 
 TEXT = (".txt", ".csv", ".tsv", ".gz")
 SUFFIXES = (".pt", ".npz", *TEXT)
-# What the readers raise where a file is of another kind, cut off, or may not be read.
+# Errors of the readers if a file has another format, is truncated, or can't be read.
 UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -35,7 +35,7 @@ UNREADABLE = (
     RuntimeError,
 )
 
-# A list whose nodes have numbers up to so many times those that it can have isn't numbered from 0.
+# Node numbers larger than this multiple of the possible number of nodes show that they don't count from 0.
 DENSE = 100
 
 
@@ -47,15 +47,16 @@ def read_graph(source: str) -> Data:
             weights_only=True, so that nothing in it can run code; .npz, arrays by name; or .txt, .csv, .tsv or .gz, an
             edge on each line, source and target with a comma or spaces between them. Further columns are ignored, as
             are lines that begin with #, and names of the columns on the first line. In .pt and .npz, edge_index [2, E]
-            must be there, and num_nodes may; without it and without x, nodes end with the last one that has an edge.
+            is required and num_nodes optional; without it and without x, the last node is the last one that has an
+            edge.
 
     Returns:
-        Data with edge_index, num_nodes, and what else the file holds of tensors.
+        Data with edge_index, num_nodes, and all other tensors of the file.
 
     Raises:
         FileNotFoundError: there is no such file, or the data set can't be downloaded.
-        ValueError: the name is unknown, or the file holds something else, or not the number of nodes although a tensor
-            beside the edges has more rows than they reach nodes.
+        ValueError: the name is unknown, or the file holds something else, or has no number of nodes although another
+            tensor has more rows than there are nodes with edges.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -76,7 +77,8 @@ def read_graph(source: str) -> Data:
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200].rstrip(".")
         fix = "" if read is not _read_text else "Write the numbers of two nodes on each line, such as 0,1."
-        raise ValueError(message("read_graph", str(path), "must be a graph of its kind", reason, fix)) from error
+        rule = "must be a graph in the format of its ending"
+        raise ValueError(message("read_graph", str(path), rule, reason, fix)) from error
     edge_index = held.get("edge_index")
     if not isinstance(edge_index, Tensor) or edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(message("read_graph", str(path), "must hold an edge_index [2, E]", ", ".join(map(str, held))))
@@ -92,24 +94,24 @@ def read_graph(source: str) -> Data:
 
 
 def _count_nodes(path: Path, data: Data) -> int:
-    """How many nodes the edges reach; raise ValueError where that can't be all, or is far more than have edges."""
+    """The number of nodes that the edges reach; raise ValueError if there must be more, or far fewer have edges."""
     edges = data.edge_index
     nodes = int(edges.max()) + 1 if edges.numel() else 0
     if nodes > DENSE * edges.numel() + 10**6:
         got, fix = f"node {nodes - 1} in {edges.size(1)} edges", "Number the nodes 0, 1, 2, ..., or store num_nodes."
-        raise ValueError(message("read_graph", str(path), "must use most numbers of nodes", got, fix))
+        raise ValueError(message("read_graph", str(path), "must use most of the node numbers", got, fix))
     for name, x in data.to_dict().items():
         if isinstance(x, Tensor) and "edge" not in name and x.dim() and x.size(0) > nodes:
             got = f"{name} of shape {shape_of(x)}, where edges reach {nodes} nodes"
-            fix = "Store num_nodes beside edge_index."
+            fix = "Store num_nodes with edge_index."
             raise ValueError(message("read_graph", str(path), "must hold num_nodes", got, fix))
     return nodes
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    # A pickle could run anything: weights_only lets in tensors, numbers, dictionaries and PyG's Data.
+    # A pickle could run any code: weights_only accepts only tensors, numbers, dictionaries and PyG's Data.
     needed = {Data, DataEdgeAttr, DataTensorAttr, GlobalStorage}
-    # What has been allowed before must stay so, and leaving this block forbids what it lists.
+    # Classes that were allowed before must stay allowed, but leaving this block removes those that it lists.
     with torch.serialization.safe_globals(list(needed - set(torch.serialization.get_safe_globals()))):
         held = torch.load(path, map_location="cpu", weights_only=True)
     held = held.to_dict() if isinstance(held, Data) else held
@@ -128,11 +130,11 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
 
 def _read_text(path: Path) -> Mapping[str, Any]:
     unpack = gzip.open if path.suffix.lower() == ".gz" else open
-    # Some programs begin a text with a mark that isn't seen.
+    # Some programs begin a text with an invisible byte order mark.
     with unpack(path, "rt", encoding="utf-8-sig") as file:
         lines = ((number, line.partition("#")[0].strip()) for number, line in enumerate(file))
         first = list(itertools.islice((line for line in lines if line[1]), 2))
-    # A first field without a name is the index that a table was written with, not a source.
+    # A first column without a name is the index of a table, not a source.
     if first and all(field and not _is_number(field) for field in re.split(r"[,\s]+", first[0][1])[:2]):
         del first[0]
     if not first:

@@ -1,4 +1,4 @@
-"""FlexAttention on a GPU: torch compiles a kernel for the pattern's mask, and skips the blocks that no target sees."""
+"""FlexAttention on a GPU: torch compiles a kernel for the pattern's mask, and skips blocks without edges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .base import Kernel, Result, in_parts, share
 
 # Targets, and sources, of a block.
 BLOCK = 128
-# FLOP per second that the compiled kernel is taken to reach, by bytes per number: a guess, as no GPU was measured.
+# FLOP per second that the compiled kernel is assumed to reach, by bytes per number: a guess, as no GPU was measured.
 RATE = {2: 2e14, 4: 2e13}
 
 
@@ -32,7 +32,7 @@ class Flex(Kernel):
     device = "cuda"
 
     def why_not(self, call: Call) -> str | None:
-        """It wants a GPU, dot products under softmax, and numbers, widths and patterns that torch's kernel takes."""
+        """It needs a GPU, dot products with softmax, and dtypes, widths and patterns that torch's kernel supports."""
         query, value, pattern = call.query, call.value, call.pattern
         if query.device.type != self.device:
             return f"tensors are on {query.device.type}"
@@ -40,23 +40,23 @@ class Flex(Kernel):
         if not isinstance(pattern, Full | Window | Grid) or has_tokens:
             return f"only Full, Window and Grid without global tokens have a block mask, not {pattern}"
         if not isinstance(call.score, DotProduct) or not isinstance(call.normalizer, Softmax):
-            return "it has the dot product under softmax alone"
+            return "it supports only the dot product with softmax"
         if isinstance(call.edge_bias, Tensor) or call.edge_key is not None or call.edge_value is not None:
-            return "it has no edge tensors but an OffsetBias"
+            return "it supports no edge tensors except an OffsetBias"
         if call.dropout_p > 0 or call.return_weights:
-            return "it has no dropout, and returns no weights"
+            return "it supports no dropout and returns no weights"
         if query.dtype == torch.float64:
-            return "it has no float64"
+            return "it doesn't support float64"
         widths = (query.size(-1), value.size(-1))
         if any(width not in (16, 32, 64, 128, 256) for width in widths):
             return f"widths must be powers of two from 16 to 256, not {widths[0]} and {widths[1]}"
         return None if query.numel() and call.key.numel() else "there are no targets or no sources"
 
     def cost(self, call: Call) -> float:
-        """Count the FLOP of the blocks that aren't skipped, and what a call takes, with backward."""
+        """Count the FLOP of the blocks that aren't skipped, and the overhead of a call, with backward."""
         if self.why_not(call) is not None:
             return math.inf
-        # Kept as a number: reading it from the device at each call would wait for whatever runs there.
+        # Cached as a number: reading it from the device at each call would wait for the device.
         blocks = call.pattern.keep("flex block count", lambda: int(_blocks(call.pattern)[1].sum()))
         flop = 2 * BLOCK**2 * blocks * (call.query.size(-1) + call.value.size(-1))
         rate = RATE[min(call.query.dtype.itemsize, 4)]
@@ -89,7 +89,7 @@ class Flex(Kernel):
 def _flex_attention(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Uncompiled it holds all scores; in a graph that is being compiled it is compiled with the rest.
+    # Uncompiled it stores all scores; inside torch.compile it is compiled with the rest of the graph.
     return _compiled() if device == "cuda" and not torch.compiler.is_compiling() else flex_attention
 
 
@@ -102,7 +102,7 @@ def _compiled() -> Any:
 
 
 def _blocks(pattern: Pattern) -> tuple[Tensor, Tensor]:
-    """First block of sources that each block of targets sees, and how many follow one another: [blocks] each."""
+    """First block of sources that each block of targets sees, and the number of consecutive blocks: [blocks] each."""
     return pattern.keep("flex blocks", lambda: _find_blocks(pattern))
 
 
@@ -157,7 +157,7 @@ def _mask_of(pattern: Pattern) -> Callable[..., Tensor]:
         for axis, step in enumerate(steps):
             distance = coordinate[source, axis] - first[target, axis]
             if is_cyclic:
-                # First and coordinate are at most one turn apart.
+                # First and coordinate differ by at most one turn around a torus.
                 distance = (distance + extent[target, axis]) % extent[target, axis]
             allowed = allowed & (distance >= 0) & (distance < count[target, axis] * step)
             if step > 1:
@@ -182,7 +182,7 @@ def _bias_of(pattern: Pattern, bias: OffsetBias) -> Callable[..., Tensor]:
             offset = coordinate[source, axis] - place[target, axis] - lowest
             if is_cyclic:
                 offset = (offset + extent[target, axis]) % extent[target, axis]
-            # Pairs outside of the pattern are masked afterwards, whatever is added.
+            # Pairs outside the pattern are masked afterwards, whatever is added.
             index = index * size + (offset // step).clamp(0, size - 1)
         return score + table[index, head]
 

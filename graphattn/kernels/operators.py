@@ -1,7 +1,7 @@
 """Operators of torch.library, which outlive the modules that define them.
 
-Torch lets nobody define one twice, and graphs that it compiled hold on to those that there are. So a package that is
-imported anew, because sys.modules lost it, finds its operators in place, and they find its functions: by their names.
+Torch doesn't allow defining one twice, and compiled graphs refer to existing ones. So a package that is imported again,
+after it was removed from sys.modules, reuses its operators, and these look up its functions by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Function = Callable[..., Any]
 
 
 class _Library:
-    """What torch.library.Library does, once for each operator of a process."""
+    """A torch.library.Library that defines each operator once per process."""
 
     def __init__(self) -> None:
         self._library = torch.library.Library("graphattn", "FRAGMENT")
@@ -30,7 +30,7 @@ class _Library:
             self._defined.add(name)
 
     def fake(self, name: str) -> Callable[[Function], Function]:
-        """Decorate what torch.compile traces in an operator's place."""
+        """Decorate the function that torch.compile traces in place of an operator."""
 
         def register(function: Function) -> Function:
             if name in self._defined:
@@ -45,7 +45,7 @@ class _Library:
 
 
 def _latest(function: Function) -> Function:
-    """Call what the function's module has under its name by now."""
+    """Call the function that the module now has under this name."""
     module, name = function.__module__, function.__name__
 
     def call(*inputs: Any) -> Any:

@@ -1,7 +1,7 @@
 """Sparse scatter-softmax in plain torch: gather rows per edge, score, normalize, sum per target.
 
-It serves every score, normalizer, device and dtype, and derivatives of every order and mode, at the price of several
-tensors [E, H, D]. Edges are visited in CSR order whatever order the caller has them in, so that order never shows.
+It serves every score, normalizer, device and dtype, and derivatives of every order and mode, at the cost of several
+tensors [E, H, D]. Edges are visited in CSR order, so that the caller's order doesn't change the result.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .base import Kernel, Result, share
 
 
 class Layout(NamedTuple):
-    """The edges in CSR order, grouped by target and by source, and the way from and to the caller's order."""
+    """The edges in CSR order, grouped by target and by source, and the permutations from and to the caller's order."""
 
     targets: Rows
     sources: Rows
@@ -47,7 +47,7 @@ class Scatter(Kernel):
     is_plain = True
 
     def why_not(self, call: Call) -> str | None:
-        """There is nothing that it can't run."""
+        """It can run every call."""
         return None
 
     def cost(self, call: Call) -> float:
@@ -59,7 +59,7 @@ class Scatter(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        # Operators that autocast would run in half precision, a user's own score among them, accumulate in float32.
+        # Operators that autocast would run in half precision, such as a user's own score, accumulate in float32.
         with torch.autocast(call.query.device.type, enabled=False):
             return self._run(call)
 

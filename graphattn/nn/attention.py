@@ -32,29 +32,27 @@ class GraphAttention(Projections, MessagePassing):
         out = W_o concat_h( sum over j -> i of weight_ij,h (W_v x_j)_h )
         weight_ij,h = normalizer over j -> i of score((W_q x_i)_h, (W_k x_j)_h)
 
-    The heads share `out_channels` between them, as in a transformer, unless `head_channels` says otherwise. With the
+    `out_channels` is split among the heads, as in a transformer, unless `head_channels` is given. With the
     full pattern this is `torch.nn.MultiheadAttention`.
 
     Args:
         in_channels: features per node, or a pair (source, target) for a bipartite graph; -1 is found at the first call.
         out_channels: features of the output, split over the heads.
         heads: H; must divide `out_channels`, unless `head_channels` is given.
-        kv_heads: heads of key and value; must divide `heads`; as many as `heads` where left out.
-        head_channels: width of each head's query, key and value; `out_channels / heads` where left out.
+        kv_heads: heads of key and value; must divide `heads`; as many as `heads` if omitted.
+        head_channels: width of each head's query, key and value; `out_channels / heads` if omitted.
         score: "dot_product", "additive" (tanh), "gatv2" (leaky_relu); or a `Score` or a callable
             `(query_i, key_j, edge_key) -> [*B, E, H]`, which may be a module with parameters.
         normalizer: "softmax", "relu", "sigmoid", "identity", "sparsemax", "entmax15", or an object as in `attention`.
         edge_dim: features per edge; projected once, then added to the key and to the value of the edge.
         dropout: probability with which a weight is dropped in training.
-        bias: let the projections of queries, keys, values and output have one.
+        bias: whether the projections of queries, keys, values and output have a bias.
         add_self_loops: let every node attend to itself; new loops come after the given edges, with zero features.
-        encoding: a positional encoding, see `graphattn.nn.encodings`; one that changes features takes no pair.
+        encoding: a positional encoding, see `graphattn.nn.encodings`; one that changes features doesn't support a pair.
         backend: as in `attention`.
 
     Raises:
-        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
-
-    Example:
+        TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix. Example:
         >>> layer = GraphAttention(8, 32, heads=4)
         >>> layer(torch.randn(3, 8), torch.tensor([[0, 1, 2], [1, 2, 0]])).shape
         torch.Size([3, 32])
@@ -89,7 +87,7 @@ class GraphAttention(Projections, MessagePassing):
         self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         Projections.reset_parameters(self)
 
     @overload
@@ -119,24 +117,24 @@ class GraphAttention(Projections, MessagePassing):
 
         Args:
             x: [*B, N, in_channels], or a pair (x_source [*B, S, C_source], x_target [*B, T, C_target]).
-            edge_index: a `Pattern`, a list of patterns as a DataLoader hands them over, or anything that `Edges` takes.
-            edge_attr: [E, edge_dim] (also [E] for an edge_dim of 1), in the order of the edges; where left out, the
-                values of a sparse adjacency.
+            edge_index: a `Pattern`, a list of patterns as from a DataLoader, or anything that `Edges` takes.
+            edge_attr: [E, edge_dim] (also [E] for an edge_dim of 1), in the order of the edges; if omitted, the values
+                of a sparse adjacency.
             return_attention_weights: also return the weights.
 
         Returns:
-            [*B, T, out_channels]; or that and a pair of the edges [2, E] and their weights [*B, E, H], which are
-            those of before dropout, in the order of the edges given.
+            [*B, T, out_channels]; or that and a pair of the edges [2, E] and their weights [*B, E, H] before dropout,
+            in the order of the given edges.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         x_source, x_target = self._check_features(x)
         if edge_attr is None and self.edge_dim is not None and not isinstance(edge_index, Pattern | list | tuple):
             values = read_edges("GraphAttention", edge_index).values
             edge_attr = None if values is None else values.to(self.lin_out.weight.dtype)
         fused = can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
-        # Both look at the edges of a pattern that they can recognize.
+        # Both read the edges of a pattern, which must be recognized later.
         fused = fused and not self.add_self_loops and self.encoding is None
         rows = (x_source.size(-2), x_target.size(-2))
         if isinstance(edge_index, Tensor | Pattern):
@@ -170,7 +168,7 @@ class GraphAttention(Projections, MessagePassing):
         out = self.lin_out(out.flatten(-2))
         if weights is None:
             return out
-        # What the pattern has derived from its edges would be stale if someone wrote to them.
+        # A copy, because data derived by the pattern would be stale if the caller wrote to its edges.
         listed = pattern.edge_index.clone() if self.add_self_loops else pattern.edge_index
         return out, (listed, weights)
 
@@ -212,7 +210,7 @@ class GraphAttention(Projections, MessagePassing):
         bias: Tensor | OffsetBias | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """PyG's own route, for hooks and explainers: the same result, by way of `message` and `aggregate`."""
+        """PyG's own path, for hooks and explainers: the same result, through `message` and `aggregate`."""
         dtype = query.dtype
         if dtype in (torch.float16, torch.bfloat16):
             query, key, value = query.float(), key.float(), value.float()
@@ -258,7 +256,7 @@ class GraphAttention(Projections, MessagePassing):
         return repeat_heads(value_j, self.heads) * alpha.unsqueeze(-1)
 
     def explain_message(self, inputs: Tensor, size_i: int) -> Tensor:
-        """Weigh messages by an explainer's edge mask; loops that the layer has added come last, and stay."""
+        """Multiply messages by an explainer's edge mask; loops that the layer added come last, and are not masked."""
         mask: Tensor | None = self._edge_mask  # type: ignore[assignment]
         if mask is None:
             raise ValueError(message("GraphAttention", "_edge_mask", "must be set to explain messages"))
@@ -267,14 +265,14 @@ class GraphAttention(Projections, MessagePassing):
         return inputs * mask.view(-1, 1, 1)
 
     def _check_mask(self, num_edges: int) -> None:
-        """Raise unless an explainer's mask, where there is one, has a number for each edge given."""
+        """Raise unless an explainer's mask, if there is one, has a number for each given edge."""
         mask: Any = self._edge_mask if self.explain else None
         if mask is not None and mask.shape != (num_edges,):
             rule = f"must have shape [{num_edges}], one number per edge"
             raise ValueError(message("GraphAttention", "_edge_mask", rule, shape_of(mask)))
 
     def _is_observed(self) -> bool:
-        """Whether someone watches PyG's route: a hook on one of its steps, or an explainer."""
+        """Whether PyG's path is needed: a hook on one of its steps, or an explainer."""
         kinds = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
         hooks = (getattr(self, f"_{kind}_forward{when}_hooks", None) for kind in kinds for when in ("_pre", ""))
         return bool(self.explain) or any(hooks)

@@ -25,10 +25,10 @@ def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
         out_i = b + sum over heads h of W_out,h sum over j -> i of weight_ij,h W_value,h x_j              attention
         weight_ij,h = 1 if j = i + o_h else 0,   W_out,h W_value,h = W_(o_h)
 
-    There is one head per offset of the kernel. Queries and keys are zero, so that scores come from the relative
-    position alone: a table that is 0 at the head's own offset and -inf at all others makes its weights one-hot. A
-    target whose offset leaves the image has no edge left in that head and gets zeros: zero padding. Of
-    W_out and W_value, the larger holds the kernel and the smaller the identity; heads are min(C_in, C_out) wide.
+    There is one head per offset of the kernel. Queries and keys are zero, so that scores depend only on the relative
+    position: a table that is 0 at the head's own offset and -inf at all others makes its weights one-hot. A target
+    whose offset lies outside the image has no edge left in that head and gets zeros, which is zero padding. Of W_out
+    and W_value, the larger holds the kernel and the smaller the identity; heads are min(C_in, C_out) wide.
 
     Args:
         conv: with stride 1, groups 1, odd kernel sizes and zero padding; any dilation, any amount of padding, bias or
@@ -36,16 +36,16 @@ def conv_as_attention(conv: Conv1d | Conv2d | Conv3d) -> ConvAttention:
             ("same"); wider padding adds zeros around the image first, narrower padding drops targets at the border.
 
     Returns:
-        A module that takes the same `[*B, C_in, *shape]` as `conv`, with its dtype, device and mode. It trains, and
-        stays a convolution: whatever queries and keys become, the table leaves each head one source.
+        A module that takes the same `[*B, C_in, *shape]` as `conv`, with its dtype, device and mode. It can be trained
+        and stays a convolution: whatever queries and keys become, the table leaves one source per head.
 
     Raises:
         TypeError: `conv` is not a Conv1d, Conv2d or Conv3d of a floating-point dtype.
         ValueError: it is lazy, or has a stride, groups, an even kernel, negative padding, or padding other than zeros.
 
     Numerics:
-        Equal to the convolution up to the order of summation. It is a statement, not a fast convolution: of a kernel
-        with K offsets each head weighs all K, so that it takes K times the work.
+        Equal to the convolution up to the order of summation. It is a demonstration, not a fast convolution: each head
+        computes weights of all K offsets of the kernel, so that it takes K times the work.
 
     Example:
         >>> conv = torch.nn.Conv1d(1, 1, kernel_size=3, padding=1, bias=False)
@@ -108,7 +108,7 @@ class ConvAttention(torch.nn.Module):
         self._patterns: dict[Any, Grid] = {}
 
     def pattern(self, shape: Sequence[int]) -> Grid:
-        """Return who attends to whom in an image of this shape, with the zeros that `forward` puts around it."""
+        """Return the pattern of an image of this shape, including the zeros that `forward` puts around it."""
         sizes = [extent + 2 * zeros for extent, zeros in zip(shape, self._margins(), strict=True)]
         return Grid(sizes, self.radius, dilation=self.dilation)
 
@@ -119,7 +119,7 @@ class ConvAttention(torch.nn.Module):
     @overload
     def forward(self, x: Tensor, return_attention_weights: Maybe = ...) -> Tensor | tuple[Tensor, Weights]: ...
     def forward(self, x: Tensor, return_attention_weights: Maybe = None) -> Tensor | tuple[Tensor, Weights]:
-        """Convolve by attending.
+        """Compute the convolution by attention.
 
         Args:
             x: [*B, C_in, *shape], with any number of batch dimensions.
@@ -130,14 +130,14 @@ class ConvAttention(torch.nn.Module):
             `pattern(shape)` and their weights [*B, E, H], each of them 0 or 1.
 
         Raises:
-            TypeError, ValueError: `x` doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: `x` doesn't fit; the message gives the value and a fix.
         """
         self._check_input(x)
         axes = len(self.radius)
         shape = x.shape[-axes:]
         key = (tuple(shape), x.device)
         if key not in self._patterns:
-            # One at a time, for the edges of a large image take memory.
+            # One image size at a time, because the edges of a large image take memory.
             self._patterns = {key: self.pattern(shape).to(x.device)}
         pattern = self._patterns[key]
         x = torch.nn.functional.pad(x, [zeros for margin in reversed(self._margins()) for zeros in (margin, margin)])
@@ -174,12 +174,12 @@ class ConvAttention(torch.nn.Module):
             raise ValueError(message("ConvAttention", "x", rule, shape_of(x)))
 
     def extra_repr(self) -> str:
-        """Say what the grid is like."""
+        """Describe the grid."""
         return f"radius={self.radius}, dilation={self.dilation}, padding={self.padding}"
 
 
 class _OneOffsetPerHead(Encoding):
-    """Lets head h attend to the h-th offset of the pattern alone."""
+    """Lets head h attend only to the h-th offset of the pattern."""
 
     table: Tensor
 

@@ -1,4 +1,4 @@
-"""The dense twin of GraphAttention."""
+"""The dense reference of GraphAttention."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .typed import Features, Maybe, No, Yes, typed_as
 
 
 class DenseGraphAttention(Projections):
-    """`GraphAttention` by matrices: the same parameters, the same result, memory in the order of T x S.
+    """`GraphAttention` computed with matrices: the same parameters, the same result, memory proportional to T x S.
 
     Arguments are those of `GraphAttention`, without `add_self_loops` and `backend`; `state_dict`s are interchangeable.
 
@@ -83,10 +83,10 @@ class DenseGraphAttention(Projections):
             return_attention_weights: also return the weights.
 
         Returns:
-            [*B, T, out_channels]; or that and the weights of before dropout, [*B, H, T, S].
+            [*B, T, out_channels]; or that and the weights before dropout, [*B, H, T, S].
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         x_source, x_target = self._check_features(x)
         pattern = mask if isinstance(mask, Pattern) else None
@@ -154,7 +154,7 @@ class DenseGraphAttention(Projections):
         return mask
 
     def _to_matrix(self, x: Tensor | None, pattern: Pattern) -> Tensor | None:
-        """Lay out one row per edge as a matrix [T, S, ...]."""
+        """Arrange one row per edge as a matrix [T, S, ...]."""
         if x is None:
             return None
         source, target = pattern.edge_index

@@ -1,4 +1,4 @@
-"""The parameters that the sparse layer and its dense twin share, and how they are read from elsewhere."""
+"""The parameters that the sparse layer and its dense reference share, and how torch's are loaded into them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding
 from .typed import Features
 
-# What a layer calls its scores, and the activation of those whose vector it owns.
+# The names of a layer's scores, and the activation of those whose vector the layer owns.
 ACTIVATIONS = {"additive": "tanh", "gatv2": "leaky_relu"}
 SCORE_NAMES = ("dot_product", *ACTIVATIONS)
 
@@ -78,7 +78,7 @@ class Projections(torch.nn.Module):
         if encoding is not None and not isinstance(encoding, Encoding):
             fix = "Use one such as graphattn.nn.Rotary(width), or subclass graphattn.nn.Encoding."
             raise TypeError(message(where, "encoding", "must be an Encoding", type(encoding).__name__, fix))
-        # Modules keep their parameters here; any other score or normalizer is a plain attribute.
+        # Modules are registered, with their parameters; any other score or normalizer is a plain attribute.
         self.score: Any = score
         self.own_normalizer = normalizer if isinstance(normalizer, torch.nn.Module) else None
         self.normalizer = as_normalizer(where, normalizer)
@@ -99,7 +99,7 @@ class Projections(torch.nn.Module):
         self._draw_parameters()
 
     def _build_vector(self, width: int) -> None:
-        """Own the vector of an additive score: drawn for a name; a given one is trained if it is a parameter."""
+        """Register the vector of an additive score: new for a name; a given one is trained if it is a parameter."""
         if not isinstance(self.score, Additive):
             is_named = isinstance(self.score, str) and self.score in ACTIVATIONS
             self.score_vector = Parameter(torch.empty(self.heads, width)) if is_named else None
@@ -116,7 +116,7 @@ class Projections(torch.nn.Module):
 
     @classmethod
     def from_multihead_attention(cls, attention: torch.nn.MultiheadAttention, **options: Any) -> Self:
-        """Take over the weights of torch's layer: with a full pattern, both then compute the same.
+        """Copy the weights of torch's layer: with a full pattern, both then compute the same.
 
         Args:
             attention: the layer to read; `options` go to the constructor.
@@ -134,7 +134,7 @@ class Projections(torch.nn.Module):
         width = attention.embed_dim
         fixed = {"heads", "kv_heads", "head_channels", "bias", "score", "edge_dim"} & set(options)
         if fixed:
-            rule = "can't choose what the weights decide"
+            rule = "can't change what the weights determine"
             raise ValueError(message(where, "options", rule, ", ".join(sorted(fixed)), "Leave them out."))
         in_channels = width if attention.kdim == width else (attention.kdim, width)
         check_keywords(where, options, cls)
@@ -157,7 +157,7 @@ class Projections(torch.nn.Module):
         return layer.train(attention.training)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew, the encoding's too."""
+        """Initialize all parameters again, including the encoding's."""
         self._draw_parameters()
         if self.encoding is not None:
             self.encoding.reset_parameters()
@@ -170,7 +170,7 @@ class Projections(torch.nn.Module):
             glorot(self.score_vector)
 
     def _encode_input(self, x_source: Tensor, x_target: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Let the encoding change the features, which it can where sources and targets are the same nodes."""
+        """Let the encoding change the features, which requires that sources and targets are the same nodes."""
         if self.encoding is None:
             return x_source, x_target
         if x_source is x_target:
@@ -184,7 +184,7 @@ class Projections(torch.nn.Module):
     def _encode_scores(
         self, query: Tensor, key: Tensor, pattern: Pattern
     ) -> tuple[Tensor, Tensor, Tensor | OffsetBias | None]:
-        """Let the encoding change query and key, and name a bias of the scores."""
+        """Let the encoding change query and key, and return a bias of the scores."""
         if self.encoding is None:
             return query, key, None
         query, key = self.encoding.rotate(query, key, pattern)
@@ -230,7 +230,7 @@ class Projections(torch.nn.Module):
     def _check_edge_dim(
         self, edge_attr: Tensor | None, leading: tuple[int, ...], x: Tensor, *, may_have_batch: bool = True
     ) -> Tensor | None:
-        """Check edge features against `edge_dim`; one-dimensional ones of an edge_dim of 1 get their last dimension."""
+        """Check edge features against `edge_dim`; with an edge_dim of 1, one-dimensional ones get a last dimension."""
         where, batch = type(self).__name__, x.shape[:-2] if may_have_batch else ()
         if edge_attr is not None:
             check_no_batch(where, edge_attr, x.size(-2))
@@ -256,7 +256,7 @@ class Projections(torch.nn.Module):
         return x.unflatten(-1, (heads, x.size(-1) // heads))
 
     def _write_options(self) -> str:
-        """Arguments of the constructor behind the numbers of channels: the heads, and what isn't the default."""
+        """Arguments of the constructor after the numbers of channels: the heads, and those that aren't the default."""
         encoding, normalizer = self.encoding, self.normalizer
         written = None if encoding is None else f"{type(encoding).__name__}({encoding.extra_repr()})"
         options = (
@@ -279,14 +279,14 @@ class Projections(torch.nn.Module):
 
 
 def _written(value: Any) -> str:
-    """Write an option as its own kind writes itself, and anything of a user's by its name."""
+    """Write an option by its `repr`, and a user's own object by its name."""
     if isinstance(value, str | Score | Normalizer):
         return repr(value)
     return getattr(value, "__name__", type(value).__name__)
 
 
 def check_heads(where: str, argument: str, channels: int, heads: int, head_channels: int | None = None) -> None:
-    """Raise ValueError, in the caller's words, unless heads divide the channels that they share."""
+    """Raise ValueError unless heads divide the channels; `argument` is the caller's name for these."""
     if head_channels is None and channels % check_int(where, "heads", heads, 1):
         width = math.ceil(channels / heads)
         fix = f"Use {argument}={width * heads}, or head_channels={width} to keep {argument}."

@@ -18,7 +18,7 @@ from .dense import DenseGraphAttention
 from .projections import check_heads
 from .typed import Maybe, No, Yes, typed_as
 
-# What an attention layer can have, and a readout can't: edges from nodes to queries carry nothing.
+# Options of an attention layer that a readout doesn't have: edges from nodes to queries have no features.
 WITHOUT_MEANING = ("edge_dim", "add_self_loops", "encoding")
 
 
@@ -28,8 +28,8 @@ class AttentionReadout(Aggregation):
         out_g = concat_q attend(query_q, {x_j : node j of graph g})
 
     The order of nodes doesn't matter, and `index` need not be sorted. Under softmax, weights sum to 1 whatever the
-    number of nodes: a graph and two copies of it side by side look the same. Those of "sigmoid", "relu" and
-    "identity" grow with the number of nodes, and can count.
+    number of nodes: a graph and two copies of it give the same output. Those of "sigmoid", "relu" and "identity" grow
+    with the number of nodes, and can count.
 
     Args:
         in_channels: features per node; -1 is found at the first call.
@@ -38,10 +38,10 @@ class AttentionReadout(Aggregation):
         num_queries: Q.
         score, normalizer, dropout: as in `GraphAttention`.
         layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
-        options: further ones of the layer: `kv_heads`, `head_channels`, `bias`, `backend`.
+        options: further options of the layer: `kv_heads`, `head_channels`, `bias`, `backend`.
 
     Raises:
-        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
 
     Example:
         >>> readout = AttentionReadout(8, 16, heads=4, num_queries=2)
@@ -87,7 +87,7 @@ class AttentionReadout(Aggregation):
         torch.nn.init.normal_(self.query)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         self.attention.reset_parameters()
         torch.nn.init.normal_(self.query)
 
@@ -135,18 +135,18 @@ class AttentionReadout(Aggregation):
         Args:
             x: [*B, N, in_channels].
             index: [N] int64, the graph of each node, in any order. Without it and `ptr`, all nodes are one graph;
-                none are no graph, as PyG has it.
-            ptr: [G + 1] int64, the nodes ptr[g] to ptr[g + 1] - 1 are graph g; goes before `index`.
-            dim_size: G; the largest index plus 1 where left out.
+                without nodes there is no graph, as in PyG.
+            ptr: [G + 1] int64, the nodes ptr[g] to ptr[g + 1] - 1 are graph g; takes precedence over `index`.
+            dim_size: G; the largest index plus 1 if omitted.
             dim: the dimension of the nodes; must be that before the last.
             return_attention_weights: also return the weights.
 
         Returns:
-            [*B, G, num_queries * out_channels]; or that and the weights of before dropout, [*B, N, num_queries, H], in
-            the order of the nodes given. A graph without nodes gets what the output matrix makes of zeros, its bias.
+            [*B, G, num_queries * out_channels]; or that and the weights before dropout, [*B, N, num_queries, H], in the
+            order of the given nodes. The output of a graph without nodes is the bias of the output matrix.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         where = "AttentionReadout"
         check_float_tensor(where, "x", x)
@@ -175,7 +175,7 @@ class AttentionReadout(Aggregation):
             """See `forward`."""
 
     def _edges(self, x: Tensor, index: Tensor | None, ptr: Tensor | None) -> Tensor:
-        """Return the same pattern as edges, which torch.compile can trace: their number depends on shapes alone."""
+        """Return the same pattern as edges, whose number depends only on shapes, so that torch.compile can trace it."""
         node = torch.arange(x.size(-2), device=x.device)
         graph = torch.bucketize(node, ptr[1:], right=True) if ptr is not None else index
         query = torch.arange(self.num_queries, device=x.device)
@@ -183,7 +183,7 @@ class AttentionReadout(Aggregation):
         return torch.stack([node.repeat_interleave(self.num_queries), target])
 
     def _by_node(self, given: Any, pattern: Tensor | Pattern, order: Tensor | None) -> Tensor:
-        """Lay out the layer's weights as [*B, N, num_queries, H]."""
+        """Arrange the layer's weights as [*B, N, num_queries, H]."""
         if isinstance(pattern, Tensor):
             return given[1].unflatten(-2, (-1, self.num_queries))
         source, target = pattern.edge_index
@@ -204,13 +204,13 @@ class AttentionReadout(Aggregation):
 def _pattern(
     x: Tensor, index: Tensor | None, ptr: Tensor | None, dim_size: int | None, queries: int
 ) -> tuple[Full, Tensor | None]:
-    """Return who attends to whom, and the order that sorts the nodes by graph unless they are sorted."""
+    """Return the pattern, and the order that sorts the nodes by graph unless they are sorted."""
     where, nodes, order = "AttentionReadout", x.size(-2), None
     if ptr is not None:
         _check_graphs("ptr", ptr)
         counts = ptr.diff()
         if ptr.numel() == 0 or int(ptr[0]) != 0 or int(ptr[-1]) != nodes or bool((counts < 0).any()):
-            rule = f"must run from 0 to the {nodes} rows of x, and never back"
+            rule = f"must run from 0 to the {nodes} rows of x without falling"
             raise ValueError(message(where, "ptr", rule, ptr.tolist() if ptr.numel() < 9 else f"{ptr[:9].tolist()}..."))
     elif index is not None:
         _check_graphs("index", index)
@@ -226,7 +226,7 @@ def _pattern(
         if bool((index[1:] < index[:-1]).any()):
             order = index.argsort(stable=True)
     else:
-        raise ValueError(message(where, "index", "must be given where ptr is not", "None"))
+        raise ValueError(message(where, "index", "must be given if ptr is not", "None"))
     return Full(torch.full_like(counts, queries), source_sizes=counts), order
 
 

@@ -30,22 +30,22 @@ class Seq2Seq(torch.nn.Module):
 
         memory = encoder(source),    logits_t = decoder(target_1, ..., target_t, memory)
 
-    Sequences of a batch lie one after another; sizes tell them apart. The encoder attends along the full pattern or
-    any other, the decoder along the causal one, and in between to all of its own sequence's memory.
+    Sequences of a batch are concatenated; sizes say where they end. The encoder attends along the full pattern or any
+    other, the decoder along the causal one, and in between to the whole memory of its own sequence.
 
     Args:
-        source_tokens: how many tokens there are to read; ids are 0, ..., source_tokens - 1.
-        target_tokens: how many there are to write, those for the beginning and the end included.
+        source_tokens: number of source tokens; ids are 0, ..., source_tokens - 1.
+        target_tokens: number of target tokens, including those for the beginning and the end.
         channels: features per token; embeddings are drawn from a normal distribution.
         num_layers: blocks of the encoder, and as many of the decoder.
         heads: H; must divide `channels`.
-        encoding: for encoder and decoder, each with a copy of its own, or a pair (encoder's, decoder's);
-            `Sinusoidal(channels)` where left out, and `Encoding()` for none.
+        encoding: for encoder and decoder, which get separate copies, or a pair (encoder's, decoder's);
+            `Sinusoidal(channels)` if omitted, and `Encoding()` for none.
         dropout: as in `GraphTransformer`.
         options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `layer`, `score`, `normalizer`, ...
 
     Raises:
-        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
 
     Example:
         >>> model = Seq2Seq(source_tokens=7, target_tokens=5, channels=8, num_layers=2, heads=2)
@@ -58,7 +58,7 @@ class Seq2Seq(torch.nn.Module):
 
     References:
         Sutskever et al., "Sequence to Sequence Learning with Neural Networks", 2014; Vaswani et al., "Attention Is All
-        You Need", 2017. Here the norms stand in front, embeddings are shared with nothing, and nothing is padded.
+        You Need", 2017. Here the norms come first (pre-norm), embeddings are not shared, and nothing is padded.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Seq2Seq(torch.nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         for module in (self.source_embedding, self.target_embedding, self.encoder, self.decoder):
             module.reset_parameters()
 
@@ -141,22 +141,22 @@ class Seq2Seq(torch.nn.Module):
         source_pattern: PatternLike | None = None,
         return_attention_weights: Maybe = None,
     ) -> Tensor | tuple[Tensor, list[Any]]:
-        """Score the token that follows each target token, given those up to it: teacher forcing.
+        """Score the next token after each target token, given those up to it (teacher forcing).
 
         Args:
             source: [S] int64, the tokens of all sequences, one sequence after another.
             source_sizes: [G] how many of them each of the G sequences has; 0 is allowed.
-            target: [T] int64, what the decoder reads: the beginning, then what it should have written.
+            target: [T] int64, the input of the decoder: the beginning, then the expected tokens.
             target_sizes: [G] likewise.
-            source_pattern: who attends to whom in the source, such as a `Window` or a graph's edges; full if left out.
+            source_pattern: who attends to whom in the source, such as a `Window` or a graph's edges; full if omitted.
             return_attention_weights: also return the weights of the attention to the source.
 
         Returns:
             Logits [T, target_tokens]; or those and a list with a pair for each layer of the decoder: edges [2, E] from
-            source to target tokens, and weights [E, H] (of a dense `layer`, the weights [H, T, S] alone).
+            source to target tokens, and weights [E, H] (of a dense `layer`, only the weights [H, T, S]).
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         memory = self.encode(source, source_sizes, source_pattern)
         return self.decode(memory, source_sizes, target, target_sizes, return_attention_weights)
@@ -211,7 +211,7 @@ class Seq2Seq(torch.nn.Module):
         target_sizes: Sizes,
         return_attention_weights: Maybe = None,
     ) -> Tensor | tuple[Tensor, list[Any]]:
-        """Return what `forward` returns, from the memory [S, channels] that `encode` has made."""
+        """Return what `forward` returns, from the memory [S, channels] that `encode` returns."""
         sizes = _check_tokens("target", target, self.target_tokens, target_sizes)
         across = Full(sizes, _check_sizes("memory", memory.size(0), source_sizes, target, len(sizes)))
         out = self.decoder(
@@ -239,11 +239,11 @@ class Seq2Seq(torch.nn.Module):
     ) -> Tensor:
         """Return the mean cross-entropy per token of writing each target and then `end`, having read `begin`.
 
-        Here `target` [T] has neither of the two, just as what `generate` returns; the other arguments are those of
+        Here `target` [T] contains neither of the two, like the result of `generate`; the other arguments are those of
         `forward`.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         begin, end = self._check_token("begin", begin), self._check_token("end", end)
         sizes = _check_tokens("target", target, self.target_tokens, target_sizes)
@@ -266,23 +266,23 @@ class Seq2Seq(torch.nn.Module):
         max_length: int,
         source_pattern: PatternLike | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Write the likeliest next token other than `begin` until it is `end`: greedy decoding.
+        """Generate the most likely next token other than `begin` until it is `end` (greedy decoding).
 
-        The source is encoded once; the decoder reads all that it has written anew for each further token, and
-        sequences that have ended no longer take part. Dropout acts in training mode, as in `forward`: call
-        `model.eval()` first.
+        The source is encoded once; for each further token, the decoder runs again over all tokens generated so far,
+        without sequences that have ended. Dropout is active in training mode, as in `forward`: call `model.eval()`
+        first.
 
         Args:
             source, source_sizes, source_pattern: as in `forward`.
             begin: the token that the decoder reads first.
             end: the token that ends a sequence.
-            max_length: how many tokens a sequence may have before it is cut off, `end` not counted.
+            max_length: maximal number of tokens of a sequence, `end` not counted.
 
         Returns:
             The tokens [T] int64 of all sequences, without `begin` and `end`, and the G sizes, int64.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         begin, end = self._check_token("begin", begin), self._check_token("end", end)
         max_length = check_int("Seq2Seq", "max_length", max_length, 1)
@@ -291,7 +291,7 @@ class Seq2Seq(torch.nn.Module):
         running = torch.arange(len(sizes), device=source.device)
         written = torch.empty(len(sizes), 0, dtype=torch.int64, device=source.device)
         while len(running) and written.size(1) < max_length:
-            # Whoever is still running has written as much as all others.
+            # All sequences that are still running have the same length.
             prefix = F.pad(written[running], (1, 0), value=begin)
             logits = self.decode(memory, sizes, prefix.flatten(), torch.full_like(running, prefix.size(1)))
             logits = logits.unflatten(0, prefix.shape)[:, -1]
@@ -336,7 +336,7 @@ def _check_tokens(argument: str, tokens: Tensor, count: int, sizes: Sizes) -> Te
 
 
 def _check_sizes(argument: str, rows: int, sizes: Sizes, like: Tensor, sequences: int | None = None) -> Tensor:
-    """Return sizes [G] int64 on the device of `like`, or raise unless they add up and are as many as they must."""
+    """Return sizes [G] int64 on the device of `like`, or raise unless their sum and their number fit."""
     name = "source_sizes" if argument == "memory" else f"{argument}_sizes"
     read = parse_sizes("Seq2Seq", sizes).squeeze(1).to(like.device)
     if sequences not in (None, len(read)):

@@ -30,16 +30,16 @@ from .encodings import Encoding
 from .projections import check_heads
 from .typed import Maybe, No, Yes, typed_as
 
-# How a node's own features reach the feed-forward network beside those that attention has gathered.
+# How a node's own features reach the feed-forward network, in addition to the output of attention.
 EGO = ("add", "concat", "none")
 
 
 class TransformerBlock(torch.nn.Module):
-    """Attention along a pattern, then a feed-forward network in every node, around residual connections.
+    """Attention along a pattern, then a feed-forward network in every node, with residual connections.
 
-        ego="add":      h = x + attend(norm(x)),    out = h + feed(norm(h))        the transformer, norms in front
-        ego="concat":   h = norm(x),                out = x + feed([h, attend(h)])        own and gathered kept apart
-        ego="none":     h = norm(x),                out = x + feed(attend(h))             as in a GAT
+        ego="add":      h = x + attend(norm(x)),    out = h + feed(norm(h))        the pre-norm transformer
+        ego="concat":   h = norm(x),                out = x + feed([h, attend(h)])        own features and attention
+        separate ego="none":     h = norm(x),                out = x + feed(attend(h))             as in a GAT
 
     With `memory_channels`, targets also attend to a memory in between: h = h + cross(norm(h), memory).
 
@@ -50,14 +50,14 @@ class TransformerBlock(torch.nn.Module):
         dropout: probability with which a feature is dropped in training, after attention and twice in `feed`.
         attention_dropout: probability with which a weight is dropped in training.
         ego: how a node's own features reach the feed-forward network: "add", "concat" or "none".
-        memory_channels: features of the memory, -1 to be found at the first call; no cross-attention where left out.
+        memory_channels: features of the memory, -1 to be found at the first call; no cross-attention if omitted.
         layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
         options: for the attention along the pattern, as in `GraphAttention`: `score`, `normalizer`, `encoding`,
-            `edge_dim`, `kv_heads`, `head_channels`, `add_self_loops`, `backend`. Of these, cross-attention has the
-            normalizer, the width of heads, the backend and a score that is named.
+            `edge_dim`, `kv_heads`, `head_channels`, `add_self_loops`, `backend`. Of these, cross-attention uses the
+            normalizer, the width of heads, the backend and a score given by name.
 
     Raises:
-        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
 
     Example:
         >>> from graphattn import Full, Window
@@ -70,8 +70,8 @@ class TransformerBlock(torch.nn.Module):
 
     References:
         Vaswani et al., "Attention Is All You Need", 2017; Xiong et al., "On Layer Normalization in the Transformer
-        Architecture", 2020, for norms in front; Platonov et al., "A Critical Look at the Evaluation of GNNs under
-        Heterophily", 2023, whose GT, GAT-sep and GAT the three kinds of `ego` are.
+        Architecture", 2020, for pre-norm; Platonov et al., "A Critical Look at the Evaluation of GNNs under
+        Heterophily", 2023, whose GT, GAT-sep and GAT are the three kinds of `ego`.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class TransformerBlock(torch.nn.Module):
         self.drop = Dropout(dropout)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         for module in self.children():
             if not isinstance(module, Dropout):
                 module.reset_parameters()  # type: ignore[operator]
@@ -169,22 +169,22 @@ class TransformerBlock(torch.nn.Module):
         memory_pattern: PatternLike | None = None,
         return_attention_weights: Maybe = None,
     ) -> Tensor | tuple[Tensor, *tuple[Any, ...]]:
-        """Attend, and feed forward.
+        """Apply attention, then the feed-forward network.
 
         Args:
             x: [*B, N, channels].
             edge_index: a `Pattern`, or anything that `GraphAttention` takes.
             edge_attr: [E, edge_dim], in the order of the edges.
-            memory: [*B, M, memory_channels]; needed where the block has cross-attention.
+            memory: [*B, M, memory_channels]; needed if the block has cross-attention.
             memory_pattern: with the M rows of `memory` as sources and the N rows of `x` as targets.
             return_attention_weights: also return the weights, as the layers do.
 
         Returns:
-            [*B, N, channels]; or that and what the attention returned as weights, the pair of edges [2, E] and weights
-            [*B, E, H]; with cross-attention, a third entry holds those of the memory.
+            [*B, N, channels]; or that and the pair of edges [2, E] and weights [*B, E, H]; with cross-attention, a
+            third entry has those of the memory.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         _check_features("TransformerBlock", "x", x, self.channels, "channels")
         self._check_memory(memory, memory_pattern, x)
@@ -210,7 +210,7 @@ class TransformerBlock(torch.nn.Module):
             """See `forward`."""
 
     def _check_memory(self, memory: Tensor | None, pattern: object, x: Tensor) -> None:
-        """Raise unless both are there, or neither where the block has no cross-attention."""
+        """Raise unless both are given, or neither if the block has no cross-attention."""
         for argument, value in (("memory", memory), ("memory_pattern", pattern)):
             if (value is None) != (self.cross_attention is None):
                 rule = "must be given exactly where the block has memory_channels"
@@ -237,20 +237,20 @@ class GraphTransformer(torch.nn.Module):
     `ego="concat", score="gatv2"`; a sentence encoder is `Full(sizes)` with an encoding.
 
     Args:
-        in_channels: features per node; -1 is found at the first call; where None, x has `hidden_channels` already, and
+        in_channels: features per node; -1 is found at the first call; if None, x already has `hidden_channels`, and
             there is no W_in.
         hidden_channels: features per node between the blocks.
-        out_channels: features of the output; where None, the output is norm(h) with `hidden_channels`.
+        out_channels: features of the output; if None, the output is norm(h) with `hidden_channels`.
         num_layers: L.
         heads: H; must divide `hidden_channels`.
         dropout: as in `TransformerBlock`; features are also dropped once before the first block.
-        encoding: one that changes features alone, such as `Sinusoidal(hidden_channels)`, enters once, after W_in; any
-            other, such as `Rotary` or `RelativeBias`, is copied into each layer, where it has parameters of its own.
+        encoding: one that only changes features, such as `Sinusoidal(hidden_channels)`, is applied once, after W_in;
+            any other, such as `Rotary` or `RelativeBias`, is copied into each layer, with separate parameters.
         options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `ego`, `layer`, `score`, `normalizer`,
             `edge_dim`, `memory_channels`, ...
 
     Raises:
-        TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+        TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
 
     Example:
         >>> from graphattn import Window
@@ -305,7 +305,7 @@ class GraphTransformer(torch.nn.Module):
         self.lin_out = None if self.out_channels is None else Linear(hidden_channels, self.out_channels)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         for module in (self.lin_in, self.encoding, *self.blocks, self.norm, self.lin_out):
             if module is not None:
                 module.reset_parameters()
@@ -363,11 +363,11 @@ class GraphTransformer(torch.nn.Module):
             memory, memory_pattern: for each block, as in `TransformerBlock`.
 
         Returns:
-            [*B, N, out_channels]; or that and a list of what each layer returned: edges [2, E], weights [*B, E, H];
+            [*B, N, out_channels]; or that and a list with the edges [2, E] and weights [*B, E, H] of each layer;
             with a memory, a pair of that and the same for the memory.
 
         Raises:
-            TypeError, ValueError: an argument doesn't fit; the message has the value and the fix.
+            TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
         """
         if self.lin_in is None:
             _check_features("GraphTransformer", "x", x, self.hidden_channels, "hidden_channels")
@@ -377,7 +377,7 @@ class GraphTransformer(torch.nn.Module):
         if isinstance(edge_index, list | tuple):
             edge_index = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2), sides=Sides.of(x))
         if self.encoding is not None:
-            # The layers take the edges as given: those of a sparse adjacency may have values.
+            # The layers get the edges as given, because those of a sparse adjacency may have values.
             pattern = as_pattern("GraphTransformer", edge_index, x.size(-2), x.size(-2), sides=Sides.of(x))
             x = self.encoding.input(x, pattern)
         x = self.drop(x)
@@ -403,7 +403,7 @@ class GraphTransformer(torch.nn.Module):
 def _attend(
     layer: GraphAttention | DenseGraphAttention, x: Any, pattern: Any, edge_attr: Tensor | None, is_wanted: bool | None
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """Return the layer's output and a tuple of its weights, which is empty where they aren't wanted."""
+    """Return the layer's output and a tuple of its weights, which is empty if they aren't requested."""
     if not is_wanted:
         return layer(x, pattern, edge_attr), ()
     out, weights = layer(x, pattern, edge_attr, return_attention_weights=True)
@@ -418,7 +418,7 @@ def _check_channels(where: str, argument: str, channels: int) -> int:
 
 
 def _check_features(where: str, argument: str, x: Any, channels: int, option: str) -> None:
-    """Raise unless `x` is [*B, N, channels], where `option` of the constructor has said how many; -1 is any."""
+    """Raise unless `x` is [*B, N, channels], with `channels` from the constructor's `option`; -1 is any."""
     check_float_tensor(where, argument, x)
     if x.dim() < 2 or channels not in (-1, x.size(-1)):
         columns = "C" if channels == -1 else channels

@@ -1,4 +1,4 @@
-"""What type checkers know of layers."""
+"""Types of layers for type checkers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Features = Tensor | tuple[Tensor, Tensor]
 # The edges [2, E], and their weights.
 Weights = tuple[Tensor, Tensor]
 
-# What `return_attention_weights` can be, and the result depends on.
+# The values of `return_attention_weights`, on which the type of the result depends.
 No = Literal[False] | None
 Yes = Literal[True]
 Maybe = bool | None
 
 
 def typed_as(function: F) -> Callable[[Any], F]:
-    """Give a method the type of another one: `__call__`, which torch types as returning anything, that of `forward`."""
+    """Give a method the type of another one: `__call__`, which torch types as returning Any, gets that of `forward`."""
     return lambda _: function

@@ -1,4 +1,4 @@
-"""Patterns that span processes: what `attention` and the layers need to know of them."""
+"""Patterns that span processes: what `attention` and the layers need to know about them."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .edges import Loops, no_coordinates
 
 
 class RemotePattern(Pattern):
-    """A pattern some of whose sources are in other processes, so that it must take part in attending.
+    """A pattern with some sources in other processes, so that it runs the attention itself.
 
-    Its numbers of sources and targets are those of the rows that are here. Whatever would need the other sources, a
+    Its numbers of sources and targets count the rows in this process. Anything that needs the other sources, such as a
     mask or compressed rows, raises.
     """
 
     @abstractmethod
     def attend(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
-        """Bring in what is missing of key and value, and run `attention` with these options."""
+        """Receive the missing rows of key and value, and run `attention` with these options."""
 
     @abstractmethod
     def renew_self_loops(self, num_nodes: int) -> Loops:
         """See `Edges.renew_self_loops`."""
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
-        """Raise NotImplementedError: not every source is here."""
+        """Raise NotImplementedError, because not every source is in this process."""
         raise _not_at_hand("mask", self)
 
     def offsets(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What may stand where a pattern is asked for: types for annotations, which nothing looks at when the code runs."""
+"""Types of everything that is accepted as a pattern, for annotations only: nothing checks them at run time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NetworkxGraph(Protocol):
     """A graph of networkx, directed or not."""
 
     def is_directed(self) -> bool:
-        """Whether an edge counts one way."""
+        """Whether edges have a direction."""
 
     def adjacency(self) -> Any:
         """The neighbors of each node."""

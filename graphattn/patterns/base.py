@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Sides(NamedTuple):
-    """What a caller calls the tensors with a row per source and per target, and what to try where rows don't fit."""
+    """How the caller names the tensors with a row per source and per target, and a fix if their rows don't fit."""
 
     source: str = "key"
     target: str = "query"
@@ -29,7 +29,7 @@ class Sides(NamedTuple):
 
     @classmethod
     def of(cls, x: object) -> Sides:
-        """Those of a layer's x, which is one tensor for both or a pair."""
+        """The sides of a layer's x, which is one tensor for both or a pair."""
         return cls("x[0]", "x[1]") if isinstance(x, tuple | list) else cls("x", "x")
 
     @property
@@ -44,13 +44,12 @@ OF_ATTENTION = Sides()
 class Pattern(ABC):
     """The set of (source j, target i) pairs that may attend.
 
-    A pattern is immutable: what is derived from it (edges, CSR, CSC) is computed once, when first asked for, and kept.
-    Subclasses say how many sources, targets and edges there are, which pairs are allowed, and list the edges.
+    A pattern is immutable: derived data (edges, CSR, CSC) is computed once, on first use, and cached. Subclasses say
+    how many sources, targets and edges there are, which pairs are allowed, and list the edges.
 
-    Two patterns are equal where either can take the place of the other: they are of one class, made of equal sizes and
-    options (`Edges`: of the same edges in the same order), and on one device. Patterns of different classes differ even
-    where they allow the same pairs; one that spans processes equals itself alone. Comparing `Edges` of equal sizes
-    reads both lists; hashing reads none.
+    Two patterns are equal if they are interchangeable: of one class, with equal sizes and options (`Edges`: the same
+    edges in the same order), and on one device. Patterns of different classes differ even if they allow the same pairs;
+    one that spans processes equals only itself. Comparing `Edges` of equal sizes reads both lists; hashing reads none.
 
     Attributes:
         num_sources: S, rows of key and value.
@@ -64,18 +63,18 @@ class Pattern(ABC):
         self.num_sources = num_sources
         self.num_targets = num_targets
         self._kept: dict[str, Any] = {}
-        # What stands between the caller's indices and whatever is derived from them, where it had to wait.
+        # A check of the caller's indices that was postponed; it must run before anything is derived from them.
         self._late_check: Callable[[], None] | None = None
 
     @property
     @abstractmethod
     def num_edges(self) -> int:
-        """E. Structured patterns know it without listing their edges."""
+        """E. Structured patterns compute it without listing their edges."""
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
-        """Where edges, mask and CSR live."""
+        """The device of edges, mask and CSR."""
 
     @abstractmethod
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
@@ -127,7 +126,7 @@ class Pattern(ABC):
     def __repr__(self) -> str: ...
 
     def _definition(self) -> tuple[tuple[Any, ...], tuple[Tensor, ...]]:
-        """What the pattern is made of beside its sizes: options, and tensors. By default it equals itself alone."""
+        """Options and tensors that define the pattern together with its sizes. By default it equals only itself."""
         return (id(self),), ()
 
     def __eq__(self, other: object) -> bool:
@@ -138,7 +137,7 @@ class Pattern(ABC):
         (options, tensors), (other_options, other_tensors) = self._definition(), other._definition()
         if (self.num_sources, self.num_targets, options) != (other.num_sources, other.num_targets, other_options):
             return False
-        # Tensors without numbers can't be compared.
+        # Meta tensors can't be compared.
         is_comparable = self.device == other.device and self.device.type != "meta"
         return is_comparable and all(map(torch.equal, tensors, other_tensors))
 
@@ -169,21 +168,22 @@ class Pattern(ABC):
         return self.keep("occurrence", self._count_parallel)
 
     def keep(self, name: str, build: Callable[[], T]) -> T:
-        """Return what `build` made when this name was first asked for. Kernels keep their own index structures here."""
+        """Return the cached result of `build` under this name. Kernels cache their index structures here."""
         if name not in self._kept:
             self._build(name, build)
         return self._kept[name]
 
     def has_kept(self, name: str) -> bool:
-        """Whether `keep` has something of this name."""
+        """Whether `keep` has cached this name."""
         return name in self._kept
 
-    @torch.compiler.disable(reason="a graph can't hold what depends on the edges: run the pattern once before compile")
+    @torch.compiler.disable(reason="derived data depends on the edges: run the pattern once before compiling")
     def _build(self, name: str, build: Callable[[], Any]) -> None:
         if self._late_check is not None:
             self._late_check()
         is_transformed = torch._C._are_functorch_transforms_active()
-        # A tensor born in inference mode could never again take part in autograd, one of torch.func's not outlive it.
+        # A tensor made in inference mode can't be used in autograd later, and one of torch.func can't outlive the
+        # transform.
         with torch.inference_mode(False), torch._C._DisableFuncTorch() if is_transformed else nullcontext():
             self._kept[name] = build()
 
@@ -196,7 +196,7 @@ class Pattern(ABC):
         return other
 
     def __copy__(self) -> Self:
-        # In one process all that was derived stays; what files hold is a matter of `saving`.
+        # Within one process all derived data is copied, too; `saving` decides what files hold.
         other = object.__new__(type(self))
         vars(other).update(vars(self))
         return other
@@ -253,7 +253,7 @@ class Pattern(ABC):
 
     def reorder(self, order: Any) -> tuple[Pattern, Any]:
         """Raise NotImplementedError: only `Edges` can be renumbered, see `Edges.reorder`."""
-        rule = "must be Edges, because fast kernels of windows and grids need their nodes in line"
+        rule = "must be Edges, because fast kernels of windows and grids need their nodes in order"
         fix = "Use Edges(pattern.edge_index, pattern.num_targets).reorder(...)."
         raise NotImplementedError(message("reorder", "pattern", rule, self, fix))
 
@@ -266,7 +266,7 @@ class Pattern(ABC):
         position = torch.arange(index.numel(), device=index.device)
         is_first = torch.ones_like(position, dtype=torch.bool)
         is_first[1:] = index[1:] != index[:-1]
-        # A row without edges begins where the next one does; at E there is no position to mark.
+        # A row without edges begins at the same position as the next one; position E doesn't exist.
         begins = ptr[:-1]
         is_first[begins[begins < index.numel()]] = True
         if bool(is_first.all()):

@@ -27,7 +27,7 @@ class Box(Pattern):
         ptr, source_ptr: [components + 1] int64, first node of each component.
     """
 
-    # Arguments of the constructor beside the sizes, which are attributes, too.
+    # Arguments of the constructor besides the sizes; they are also attributes.
     _options: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -42,7 +42,7 @@ class Box(Pattern):
         self.source_shape = shape if source_shape is None else source_shape
         self.ptr = _pointers(self.shape)
         self.source_ptr = _pointers(self.source_shape)
-        # Whether coordinates go on at the far end of the array, and whom nodes attend to beyond their box.
+        # Whether coordinates wrap around, and whom nodes attend to outside their box.
         self._is_cyclic = is_cyclic
         self._tokens = tokens
         self._has_own_targets = self.source_shape is shape or torch.equal(self.source_shape, shape)
@@ -69,12 +69,12 @@ class Box(Pattern):
 
     @property
     def device(self) -> torch.device:
-        """Where edges, mask and CSR live."""
+        """The device of edges, mask and CSR."""
         return self.ptr.device
 
     @property
     def num_edges(self) -> int:
-        """E, from the extents and the global tokens alone."""
+        """E, computed from the extents and the global tokens."""
         return self.keep("num_edges", self._count_edges)
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
@@ -93,7 +93,7 @@ class Box(Pattern):
         return tuple(getattr(self, option) for option in self._options), (self.shape, self.source_shape)
 
     def with_self_loops(self) -> Pattern:
-        """Every box holds its own target, so this is the pattern itself where those are among the sources."""
+        """Every box contains its own target, so this is the pattern itself if that is among the sources."""
         check_square(self)
         return self if self._has_own_targets else Edges(self.edge_index, self.num_targets).with_self_loops()
 
@@ -117,14 +117,14 @@ class Box(Pattern):
     @property
     def num_offsets(self) -> int:
         """R, how many offsets the pattern can have: rows of an `OffsetBias` table."""
-        # Kept, because the sizes depend on data, which no compiled graph can read.
+        # Cached, because the sizes depend on data, which a compiled graph can't read.
         return self.keep("num_offsets", self._count_offsets)
 
     def offset_index(self) -> Tensor:
         """Which of the `num_offsets` offsets each edge has: [E] int64, row-major from the lowest offset.
 
-        Offsets count in steps of the dilation. With global tokens the last row is that of the edges which are there
-        only through a token, whatever their offset.
+        Offsets count in steps of the dilation. With global tokens the last row is for the edges that exist only because
+        of a token, whatever their offset.
         """
         offsets, ranges = self.offsets(), self._offset_ranges()
         index = torch.zeros_like(offsets[:, 0])
@@ -135,7 +135,7 @@ class Box(Pattern):
         return torch.where(is_within(offsets, ranges).all(-1), index, self.num_offsets - 1)
 
     def _offset(self, position: Tensor, source_position: Tensor, extent: Tensor) -> Tensor:
-        """Source minus target, all [..., n]; around the far end of the array where that is shorter."""
+        """Source minus target, all [..., n]; wrapped around the array if that is shorter."""
         offset = source_position - position
         if not self._is_cyclic:
             return offset
@@ -165,7 +165,7 @@ class Box(Pattern):
         return edge_index if perm is None else edge_index[:, perm]
 
     def _list_boxes(self) -> Tensor:
-        """[2, E] by target, then in the order of the box: by source too, unless the box goes around the far end."""
+        """[2, E] by target, then in the order of the box, which is by source unless the box wraps around."""
         component, first, count = self._spans()
         degree = count.prod(1)
         target = torch.repeat_interleave(torch.arange(self.num_targets, device=self.device), degree)
@@ -181,13 +181,14 @@ class Box(Pattern):
         return torch.stack([source, target])
 
     def _list_beyond(self, tokens: GlobalTokens) -> Tensor:
-        """[2, X] edges that are there only through a global token, in no particular order."""
+        """[2, X] edges that exist only because of a global token, in no particular order."""
         component, position = tokens.present(self.shape[:, 0])
         extent = self.shape[component, 0]
         token = torch.repeat_interleave(position, extent)
         begins = torch.repeat_interleave(extent.cumsum(0) - extent, extent)
         other = torch.arange(token.numel(), device=self.device) - begins
-        # As a target each token has all nodes; as a source those that aren't tokens, which have theirs already.
+        # As a target each token has all nodes; as a source only those that aren't tokens, because edges between tokens
+        # exist already.
         target = torch.stack([token, other], 1)
         source = target.flip(1)
         is_near = is_within((source - target)[..., None], self._offset_ranges()).all(-1)
@@ -219,7 +220,7 @@ def clipped_span(position: Tensor, extent: Tensor, ranges: Sequence[range]) -> t
 
 def check_reach(where: str, radius: int, dilation: int) -> None:
     """Raise ValueError if the offsets of a box are too large for an integer of 64 bits."""
-    fix = "Use the longest extent: none reaches further."
+    fix = "Use the longest extent: no offset is longer."
     if dilation >= 2**62:
         raise ValueError(message(where, "dilation", "must be less than 2^62", dilation, fix))
     if radius * dilation >= 2**62:
@@ -234,7 +235,7 @@ def check_bool(where: str, argument: str, value: object, rule: str = "must be a 
 
 
 def same_options(patterns: Sequence[Box]) -> dict[str, Any]:
-    """Return the options of the patterns to be joined, or raise ValueError unless all have the same."""
+    """Return the options of the patterns to be joined; raise ValueError unless all have the same."""
     options = {}
     for option in patterns[0]._options:
         values = {getattr(pattern, option) for pattern in patterns}

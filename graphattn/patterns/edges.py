@@ -1,4 +1,4 @@
-"""Patterns given edge by edge, read from any container that users of PyG have."""
+"""Patterns given edge by edge, read from any container of edges that PyG users have."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Edges(Pattern):
             convention (rows are targets);
             a `scipy.sparse` matrix [S, T] as PyG's `from_scipy_sparse_matrix` reads it (rows are sources);
             a `networkx` graph, whose nodes are numbered in its own order (an undirected edge counts both ways).
-        num_nodes: number of nodes where sources and targets are the same; the container's own size, or else the
-            largest index + 1, where left out.
+        num_nodes: number of nodes if sources and targets are the same; the container's own size, or else the largest
+            index + 1, if omitted.
         num_sources: S, for a bipartite pattern, together with `num_targets`.
         num_targets: T.
 
@@ -48,7 +48,7 @@ class Edges(Pattern):
                 [ True,  True]])
     """
 
-    # Of a pattern in a graph that torch.compile is tracing: how many nodes get their self-loops renewed, if any do.
+    # While torch.compile is tracing: the number of nodes whose self-loops are renewed, if any.
     traced_loops: int | None = None
 
     def __init__(
@@ -88,7 +88,7 @@ class Edges(Pattern):
         Args:
             ptr: [T + 1] integers from 0 to E, never falling.
             index: [E] integers.
-            num_sources: S; as many as targets, or more if `index` names more, where left out.
+            num_sources: S; if omitted, as many as targets, or more if `index` names more.
 
         Raises:
             ValueError: `ptr` does not begin at 0, falls, or does not end at E.
@@ -146,10 +146,10 @@ class Edges(Pattern):
         loops: int | None = None,
         sides: Sides = OF_ATTENTION,
     ) -> Self:
-        """Take the edges of a graph that torch.compile is tracing, where no index can be looked at, as they are.
+        """Take the edges of a graph that torch.compile is tracing unchecked, because no index can be read there.
 
-        Fused kernels hand them to their operator, which reads them when the graph runs: see `compared_edges`. It can
-        also renew the self-loops of the first `loops` nodes then; other kernels can't.
+        Fused kernels pass them to their operator, which reads them when the graph runs: see `compared_edges`. It can
+        then also renew the self-loops of the first `loops` nodes; other kernels can't.
         """
         check_index(where, edge_index)
         pattern = cls.__new__(cls)
@@ -181,14 +181,14 @@ class Edges(Pattern):
 
     @property
     def device(self) -> torch.device:
-        """Where edges, mask and CSR live."""
+        """The device of edges, mask and CSR."""
         return self.edge_index.device
 
     def allows(self, target: Tensor | int, source: Tensor | int) -> Tensor:
         """The definition: True where `target` may attend to `source`; both are indices that broadcast together."""
         ptr, index, _ = self.csr()
         row = torch.repeat_interleave(torch.arange(self.num_targets, device=self.device), ptr.diff())
-        # Every pair as one number, rising along the compressed rows; the one at the end is no pair's.
+        # Every pair as one number, increasing along the compressed rows; the last one is a sentinel.
         held = torch.nn.functional.pad(row * self.num_sources + index, (0, 1), value=-1)
         target, source = (torch.as_tensor(node, device=self.device) for node in (target, source))
         pair = target * self.num_sources + source
@@ -211,29 +211,29 @@ class Edges(Pattern):
         return Edges(edge_index, self.num_targets)
 
     def reorder(self, order: str | Tensor | NodeOrder | Sequence[int]) -> tuple[Edges, NodeOrder]:
-        """Number the nodes anew, so that nodes that are read one after another lie near one another in memory.
+        """Renumber the nodes, so that nodes that are read one after another are close together in memory.
 
-        Worth it where rows of key and value outgrow the processor's caches and the graph has a structure that its
-        numbering doesn't show; no numbering helps a graph without any. Attention is the same: with
-        `pattern, order = pattern.reorder("rcm")`, `order.undo(attention(order.apply(query), ..., pattern))` equals
-        what it was, up to the order in which numbers are added. Edges, and with them edge features and weights, keep
-        the caller's order. Dropout looks at the new numbers, and drops other edges.
+        This pays if rows of key and value don't fit into the processor's caches and the graph has a structure that its
+        numbering doesn't reflect. It doesn't help a graph without structure. Attention stays the same: with `pattern,
+        order = pattern.reorder("rcm")`, `order.undo(attention(order.apply(query), ..., pattern))` equals what it was,
+        up to the order in which numbers are added. Edges, and with them edge features and weights, keep the caller's
+        order. Dropout depends on the new numbers, and drops other edges.
 
         Args:
             order: "degree", nodes of most edges first;
-                "rcm", reverse Cuthill-McKee, which brings neighbors near one another on meshes and roads;
+                "rcm", reverse Cuthill-McKee, which puts neighbors close together on meshes and roads;
                 "metis", parts of some 500 nodes with few edges between them, which needs pymetis;
                 or a permutation: a NodeOrder, or [N] integers, the old number of each node in the new order, such as
                 `metis_parts(pattern, num_parts).argsort(stable=True)`.
 
         Returns:
-            The pattern, and the order, whose `apply` and `undo` carry features and results there and back. The same
+            The pattern, and the order, whose `apply` reorders features and whose `undo` reorders results back. The same
             arguments give the same order.
 
         Raises:
             TypeError: a permutation has no integer dtype.
-            ValueError: sources and targets aren't the same nodes, or a tensor is no permutation of them.
-            ImportError: pymetis isn't installed, and METIS was asked for.
+            ValueError: sources and targets aren't the same nodes, or a tensor is not a permutation of them.
+            ImportError: order is "metis" and pymetis isn't installed.
 
         Example:
             >>> from graphattn import Edges
@@ -251,9 +251,9 @@ class Edges(Pattern):
         return Edges(found.inverse[self.edge_index], self.num_targets), found
 
     def renew_self_loops(self, num_nodes: int) -> Loops:
-        """Edges between different nodes, in their order, then a loop for each of the first nodes: what GAT attends to.
+        """Edges between different nodes, in their order, then a loop for each of the first nodes, as GAT needs them.
 
-        Kept, so that the loops of a graph are renewed once.
+        The result is cached, so that the loops of a graph are renewed once.
         """
         return self.keep(f"loops of {num_nodes} nodes", lambda: self._renew_self_loops(num_nodes))
 
@@ -293,7 +293,7 @@ class Edges(Pattern):
         return (self.num_edges, self.traced_loops), (self.edge_index,)
 
     def _list_edges(self) -> Tensor:
-        raise AssertionError("an edge list is kept from the start")
+        raise AssertionError("an edge list is stored by the constructor")
 
     @classmethod
     def _join(cls, patterns: Sequence[Edges]) -> Self:
@@ -318,8 +318,8 @@ class Loops(NamedTuple):
     Attributes:
         pattern: edges between different nodes, then the loops.
         kept: which of the given edges those are; None for all.
-        order: the edges of `pattern` in the order given, loops that were given in their places, then the new ones; None
-            where that is the pattern's own order, or where a loop was given twice.
+        order: the edges of `pattern` in the given order, with given loops in their places, then the new ones; None if
+            that is the pattern's own order, or if a loop was given twice.
     """
 
     pattern: Pattern
@@ -400,7 +400,7 @@ def check_index(where: str, edge_index: Tensor) -> None:
 
 def _read_index(where: str, edge_index: Tensor) -> Tensor:
     check_index(where, edge_index)
-    # Patterns outlive inference mode, and its tensors could never take part in autograd.
+    # Patterns outlive inference mode, and its tensors can't be used in autograd.
     with torch.inference_mode(False):
         edge_index = edge_index.clone() if edge_index.is_inference() else edge_index
         return edge_index.to(torch.int64).contiguous()
@@ -415,7 +415,7 @@ def _check_sorted(where: str, edge_index: EdgeIndex) -> Tensor:
         if len(falls):
             rule = f"declares sort_order={order!r} and must be sorted by it"
             fix = "Drop sort_order, or use edge_index.sort_by(...)."
-            raise ValueError(message(where, "edge_index", rule, f"a fall at edge {int(falls[0]) + 1}", fix))
+            raise ValueError(message(where, "edge_index", rule, f"edge {int(falls[0]) + 1} out of order", fix))
     return plain
 
 
@@ -427,7 +427,7 @@ def _read_sparse(where: str, adjacency: Tensor) -> EdgeList:
         raise ValueError(message(where, "edge_index", rule, got, "Use adjacency.to_sparse_coo()."))
     num_targets, num_sources = adjacency.shape[:2]
     if adjacency.layout == torch.sparse_coo:
-        # Without coalescing: parallel edges stay apart.
+        # Without coalescing, so that parallel edges stay separate.
         target, source = adjacency._indices()[:2]
         values = adjacency._values()
     else:

@@ -1,4 +1,4 @@
-"""Global tokens: positions that attend to all of their sequence, and that all of it attends to."""
+"""Global tokens: positions that attend to their whole sequence, and that the whole sequence attends to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GlobalTokens(NamedTuple):
 def parse_tokens(where: str, global_tokens: Sequence[int]) -> tuple[int, ...]:
     """Read the positions of global tokens, and sort them.
 
-    How long a sequence is can't matter: beside longer ones it may lack them.
+    The length of the sequence is not checked: in a batch with longer ones, it may lack some of them.
     """
     if not isinstance(global_tokens, Sequence) or isinstance(global_tokens, str):
         fix = "Use global_tokens=(0,)."

@@ -24,13 +24,12 @@ class Grid(Box):
         radius: reach along every axis, or one reach per axis.
         dilation: pixels from one step to the next, or one number per axis: the sources lie at the offsets k * dilation
             with |k| <= radius.
-        causal: attend only to offsets of at most 0, along every axis or per axis.
+        causal: attend only to offsets of at most 0, for all axes or per axis.
         border: what happens to a window that would leave the array.
             "clip": what lies outside is missing.
             "shift": the window moves inside, so that every pixel has all 2 * radius + 1 sources per axis. With a
-            dilation it moves in steps of that: the sources are those pixels of the target's residue modulo the
-            dilation that are nearest to it. Along a causal axis it is clipped instead, for moved it would hold the
-            future.
+            dilation it moves in steps of that: the sources are the nearest pixels with the target's residue modulo the
+            dilation. Along a causal axis it is clipped instead, because a shifted window would contain the future.
             "wrap": the array is a torus: the sources are (position + k * dilation) modulo the extent.
 
     Raises:
@@ -85,7 +84,7 @@ class Grid(Box):
 
     def _check_extents(self, shapes: Tensor) -> None:
         if self.border == "wrap" and any(self.causal):
-            rule = "must be False with border='wrap', where nothing comes first"
+            rule = "must be False with border='wrap', which has no first position"
             raise ValueError(message("Grid", "causal", rule, _write_option(self.causal), "Use border='clip'."))
         shapes = shapes[(shapes > 0).all(1)]
         for axis, (radius, dilation, causal) in enumerate(zip(self.radius, self.dilation, self.causal, strict=True)):
@@ -94,7 +93,7 @@ class Grid(Box):
                 self._check_whole(axis, radius, dilation, int(shapes[:, axis].min()))
 
     def _check_whole(self, axis: int, radius: int, dilation: int, extent: int) -> None:
-        """Raise ValueError unless a window that isn't clipped fits into the shortest array."""
+        """Raise ValueError unless an unclipped window fits into the shortest array."""
         is_shift = self.border == "shift"
         if ((2 * radius + 1) * dilation if is_shift else 2 * radius * dilation + 1) <= extent:
             return
@@ -129,7 +128,7 @@ class Grid(Box):
         return is_within(offset, self._reach())
 
     def _offset_ranges(self) -> Sequence[range]:
-        # A window at the border may have moved by as much as the radius.
+        # A window at the border may be shifted by up to its radius.
         moves = 2 if self.border == "shift" else 1
         return self._reach(moves)
 

@@ -1,4 +1,4 @@
-"""Patterns of the edge tensors that callers pass again and again, so that each is read and sorted once."""
+"""Patterns of edge tensors that are passed repeatedly, so that each is read and sorted once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Known(NamedTuple):
     pattern: Edges
 
 
-# By the tensor's id. An entry goes when its tensor does, so that nothing outlives the caller's own reference.
+# By the tensor's id. An entry is deleted with its tensor, so that nothing outlives the caller's own reference.
 _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
 
@@ -27,15 +27,16 @@ _compared: dict[int, _Known] = {}
 def known_edges(
     where: str, edge_index: Tensor, num_sources: int, num_targets: int, sides: Sides = OF_ATTENTION
 ) -> Edges:
-    """Return the pattern of an edge_index between these numbers of rows: the one made before, if nobody wrote to it.
+    """Return the pattern of an edge_index between these numbers of rows: the earlier one if the tensor wasn't written
+    to.
 
-    Writes that torch doesn't count, through numpy, `.data` or in-place collectives, go unseen. Tensors of inference
-    mode count none at all, and are read anew each time.
+    Writes that torch doesn't count, through NumPy, `.data` or in-place collectives, are not noticed. Tensors of
+    inference mode count no writes, and are read each time.
     """
     tensor: Tensor = edge_index
     state: tuple[Any, ...] = (num_sources, num_targets)
     if isinstance(edge_index, EdgeIndex):
-        # The wrapper is made anew by many operations that keep what it wraps.
+        # Many operations make a new wrapper around the same tensor.
         tensor = edge_index.as_tensor()
         state = (*state, edge_index.sort_order, *edge_index.sparse_size())
     if type(tensor) is not Tensor or tensor.is_inference():
@@ -45,24 +46,24 @@ def known_edges(
     if known is not None and known.tensor() is tensor and known.state == state:
         return known.pattern
     pattern = Edges.between(where, edge_index, num_sources, num_targets, sides)
-    # The same memory by another tensor: else the pattern would keep its own key alive.
+    # Another tensor on the same memory; otherwise the pattern would keep its own key alive.
     pattern._kept["edge_index"] = pattern.edge_index.detach()
     _remember(_known, tensor, state, pattern)
     return pattern
 
 
 def remember_edges(edge_index: Tensor, pattern: Edges) -> None:
-    """Let `known_edges` find a pattern that someone has made of these edges, in another tensor, already."""
+    """Let `known_edges` find an existing pattern of these edges, made from another tensor."""
     if type(edge_index) is Tensor and not edge_index.is_inference():
         state = (pattern.num_sources, pattern.num_targets, edge_index._version)
         _remember(_known, edge_index, state, pattern)
 
 
 def compared_edges(where: str, edge_index: Tensor, num_sources: int, num_targets: int) -> Edges:
-    """Return the same for an operator in a compiled graph, which must look at every edge.
+    """Return the same for an operator in a compiled graph, which must compare every edge.
 
-    Compiled code writes into memory that it uses again, by ways that no count sees, and may leave the tensor as it was.
-    So the pattern has a copy of the edges, and serves as long as that is equal.
+    Compiled code reuses memory without counting its writes, so that the same tensor may hold other edges. Therefore the
+    pattern has a copy of the edges, and is reused as long as they are equal.
     """
     state = (num_sources, num_targets, edge_index.dtype)
     known = _compared.get(id(edge_index))

@@ -16,15 +16,15 @@ def metis_parts(
 ) -> Tensor:
     """Cut the nodes into parts of nearly equal size between which few edges run, by METIS.
 
-    METIS knows undirected graphs: an edge counts for both of its directions, parallel ones count once, and self-loops
+    METIS treats graphs as undirected: an edge counts for both directions, parallel edges count once, and self-loops
     don't count.
 
     Args:
         edges: a pattern of as many sources as targets, or whatever `Edges` takes, such as an edge_index [2, E].
-        num_parts: how many parts, one at least.
-        num_nodes: N, where `edges` doesn't know it; as in `Edges`.
+        num_parts: number of parts, at least 1.
+        num_nodes: N, if `edges` doesn't have it; as in `Edges`.
         seed: of METIS's own random numbers, 0 or more.
-        recursive: cut in two again and again, in place of all parts at once.
+        recursive: bisect repeatedly instead of cutting into all parts at once.
 
     Returns:
         [N] int64 in [0, num_parts), on the device of the edges: the part of each node. The same arguments give the
@@ -32,7 +32,7 @@ def metis_parts(
 
     Raises:
         ImportError: pymetis isn't installed.
-        ValueError: sources and targets aren't the same nodes, or there is less than one part.
+        ValueError: sources and targets aren't the same nodes, or num_parts is less than 1.
 
     Example:
         >>> import torch

@@ -20,8 +20,8 @@ def random_edges(
 
     Args:
         sizes: number of nodes, or one number per component.
-        degree: sources of each target, which may be one of them; all where its component has fewer.
-        generator: draws the edges; torch's default one where left out.
+        degree: sources of each target, possibly including itself; all nodes of its component if that has fewer.
+        generator: draws the edges; torch's default one if omitted.
 
     Returns:
         Edges by target, then source.
@@ -38,7 +38,7 @@ def random_edges(
         Edges(num_nodes=100, num_edges=...)
 
     References:
-        Zaheer et al., 2020 (BigBird): random attention beside a window and global tokens.
+        Zaheer et al., 2020 (BigBird): random attention combined with a window and global tokens.
         Bentley and Floyd, 1987, "A sample of brilliance": how the sources are drawn.
     """
     extents = parse_sizes("random_edges", sizes).flatten()
@@ -47,10 +47,10 @@ def random_edges(
     extent = torch.repeat_interleave(extents, extents)
     begin = torch.repeat_interleave(extents.cumsum(0) - extents, extents)
     steps = min(degree, int(extents.max())) if num_nodes else 0
-    # More than any source of a target; sorts behind them all, and stays where a component is too small.
+    # Larger than any source of a target, so that it sorts last; it remains if a component is too small.
     chosen = torch.full((num_nodes, steps), num_nodes, device=extent.device)
     for step in range(steps):
-        # The range grows by one each time, up to the whole component; what was drawn before yields to the newcomer.
+        # The range grows by one each time, up to the whole component; a repeated draw is replaced by the new last node.
         newcomer = extent - extent.clamp(max=degree) + step
         drawn = _draw("random_edges", newcomer + 1, generator)
         is_taken = (chosen[:, :step] == drawn[:, None]).any(1)
@@ -64,12 +64,13 @@ def random_edges(
 def random_regular(
     sizes: int | Sequence[int] | Tensor, degree: int, *, generator: torch.Generator | None = None
 ) -> Edges:
-    """Make each component a random undirected graph in which every node has `degree` neighbors: an expander, mostly.
+    """Make each component a random undirected graph in which every node has `degree` neighbors; most of them are
+    expanders.
 
     Args:
         sizes: number of nodes, or one number per component.
-        degree: neighbors of each node, which is none of them.
-        generator: seeds the graphs; torch's default one where left out.
+        degree: neighbors of each node, excluding itself.
+        generator: seeds the graphs; torch's default one if omitted.
 
     Returns:
         Edges by target, then source, both directions of each.
@@ -87,8 +88,8 @@ def random_regular(
                 [1, 1, 1, 0]], dtype=torch.int32)
 
     References:
-        Shirzad et al., 2023 (Exphormer): attention on an expander, beside the graph's own edges and global nodes.
-        Steger and Wormald, 1999: the algorithm, that of `networkx.random_regular_graph`.
+        Shirzad et al., 2023 (Exphormer): attention on an expander, combined with the graph's own edges and global
+        nodes. Steger and Wormald, 1999: the algorithm, that of `networkx.random_regular_graph`.
     """
     import networkx
 
@@ -102,7 +103,7 @@ def random_regular(
     for size, begin, seed in zip(extents.tolist(), begins.tolist(), seeds.tolist(), strict=True):
         if size == 0 or degree == 0:
             continue
-        # Dense graphs are drawn by what they lack, which is regular too.
+        # For dense graphs the complement is drawn, which is regular too.
         is_dense = 2 * degree >= size
         graph = networkx.random_regular_graph(size - 1 - degree if is_dense else degree, size, seed)
         edges = networkx.complement(graph).edges if is_dense else graph.edges
@@ -116,7 +117,7 @@ def random_regular(
 
 
 def _draw(where: str, bound: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A random number in [0, bound) for each bound; bounds are so small beside 2^62 that all are as likely."""
+    """A random number in [0, bound) for each bound; uniform, because bounds are small compared with 2^62."""
     if generator is not None and not isinstance(generator, torch.Generator):
         fix = "Use torch.Generator().manual_seed(0)."
         raise TypeError(message(where, "generator", "must be a torch.Generator", repr(generator), fix))
@@ -129,5 +130,5 @@ def _check_regular(size: int, degree: int) -> None:
         rule = f"must be less than the nodes of each component, {size} here"
         raise ValueError(message("random_regular", "degree", rule, degree, f"Use degree={size - 1} or less."))
     if size * degree % 2:
-        rule = f"must be even for a component of {size} nodes, for every edge has two ends"
+        rule = f"must be even for a component of {size} nodes, because every edge has two ends"
         raise ValueError(message("random_regular", "degree", rule, degree, "Use an even degree."))

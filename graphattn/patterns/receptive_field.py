@@ -1,4 +1,4 @@
-"""What a node has seen after several layers."""
+"""Which nodes influence a node after several layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from .base import Pattern
 
 
 def receptive_field(pattern: Pattern, node: int, layers: int) -> Tensor:
-    """Find the first layer after which each node has an influence on one of them.
+    """Find the first layer after which each node influences the given node.
 
-    Every layer passes on what the sources of an edge know; the node itself counts as known from the beginning, as
-    residual connections make it.
+    Every layer passes information along its edges. A node always influences itself, as with residual connections.
 
     Args:
         pattern: who attends to whom, in every layer; of as many sources as targets.
@@ -21,7 +20,7 @@ def receptive_field(pattern: Pattern, node: int, layers: int) -> Tensor:
         layers: how many layers there are, at least 0.
 
     Returns:
-        [N] int64: 0 for the node itself, k for what the k-th layer adds, and -1 for what stays out of reach.
+        [N] int64: 0 for the node itself, k for nodes that the k-th layer adds, and -1 for nodes that are not reached.
 
     Raises:
         TypeError: node or layers is not an integer.

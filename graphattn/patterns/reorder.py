@@ -1,4 +1,4 @@
-"""Another numbering of the nodes, so that rows read one after another lie near one another in memory."""
+"""Another numbering of the nodes, so that rows that are read one after another are close together in memory."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..errors import check_choice, message, shape_of
 from ..segments import permute
 from .metis import find_parts
 
-# Nodes to a part of METIS's: the rows of such a part fit into a core's second-level cache.
+# Nodes per part of METIS: the rows of such a part fit into a core's second-level cache.
 PART_NODES = 512
 
 
 class NodeOrder(NamedTuple):
-    """How nodes were numbered anew, and what carries tensors there and back.
+    """A new numbering of nodes, which reorders tensors and restores their order.
 
     Attributes:
         perm: [N] int64, the old number of each node, in the new order.
@@ -36,11 +36,11 @@ class NodeOrder(NamedTuple):
     inverse: Tensor
 
     def apply(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Carry features, labels or masks of nodes, along `dim`, into the new order. Differentiable to any order."""
+        """Reorder features, labels or masks of nodes along `dim` into the new order. Differentiable to any order."""
         return self._carry("apply", x, dim, self.perm, self.inverse)
 
     def undo(self, x: Tensor, dim: int = 0) -> Tensor:
-        """Carry results, which have a row for each node along `dim`, back. Differentiable to any order."""
+        """Reorder results, with a row for each node along `dim`, back. Differentiable to any order."""
         return self._carry("undo", x, dim, self.inverse, self.perm)
 
     def to(self, device: torch.device | str) -> NodeOrder:
@@ -82,7 +82,7 @@ def _check_permutation(order: Tensor, nodes: int, device: torch.device) -> Tenso
     missing = (~is_named).nonzero()
     if len(missing):
         rule = f"must name each of the {nodes} nodes once"
-        raise ValueError(message("reorder", "order", rule, f"none that names node {int(missing[0])}"))
+        raise ValueError(message("reorder", "order", rule, f"no entry for node {int(missing[0])}"))
     return order.to(torch.int64)
 
 

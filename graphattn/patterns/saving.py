@@ -1,7 +1,7 @@
-"""What files hold of a pattern: how to make it, in integers, and nothing that was derived from it.
+"""A saved pattern: the integers that define it, without derived data.
 
-So `torch.load` needs no trust in a file: with `weights_only=True`, its default, it may call `make_pattern` alone, which
-makes a pattern by its constructor. Compressed rows, which kernels read without looking, are computed anew.
+So a file needs no trust: with `weights_only=True`, the default, `torch.load` may call only `make_pattern`, which calls
+the pattern's constructor. Compressed rows, which kernels read unchecked, are computed again.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def make_pattern(*saved: Any) -> Pattern:
         return cls(**{option: _read(option, value) for option, value in options.items()})
     except Exception as error:
         got = f"{type(error).__name__}: {error}"
-        fix = "Save it anew, with torch.save as it is by default."
-        raise ValueError(message("torch.load", "a saved pattern", "must be one that can be made", got, fix)) from error
+        fix = "Save it again with torch.save and its default options."
+        raise ValueError(message("torch.load", "a saved pattern", "must be a valid pattern", got, fix)) from error
 
 
 def _write(pattern: Pattern) -> tuple[Callable[..., Pattern], tuple[str, Options]]:
@@ -58,16 +58,17 @@ def _write(pattern: Pattern) -> tuple[Callable[..., Pattern], tuple[str, Options
 
 
 def _read(option: str, value: Any) -> Any:
-    """An option that nothing else in the file can change any more."""
+    """A copy of an option that nothing else in the file can change."""
     if isinstance(value, tuple) and len(value) == 2 and type(value[0]) is Tensor:
         x, total = value
-        # By torch's functions: a file can give tensors methods. Strides of 0 would make much of little.
+        # By torch's functions, because a file can give tensors methods. Strides of 0 could make a small file allocate
+        # much.
         if x.dtype != torch.int64 or x.layout != torch.strided or x.is_meta or not Tensor.is_contiguous(x):
             raise TypeError(f"{option} must be a contiguous tensor of int64, got {x.dtype}, {x.layout} on {x.device}")
-        # What comes later in the file may write to its tensors.
+        # Later parts of the file may write to its tensors.
         x = torch.clone(x)
         if int(x.sum()) != total:
-            # Torch's format from before 1.6 brings numbers only after objects have been made of them.
+            # The format of torch before 1.6 loads tensor data after constructing objects.
             raise ValueError(f"the numbers of {option} must add up to {total}")
         return x
     for item in value if isinstance(value, tuple) else (value,):
@@ -77,7 +78,7 @@ def _read(option: str, value: Any) -> Any:
 
 
 def _hand_over(pattern: Pattern) -> tuple[Callable[..., Pattern], tuple[type[Pattern]], dict[str, Any]]:
-    """Between processes of one program, as in a DataLoader, all that was derived goes along."""
+    """Between processes of one program, as in a DataLoader, derived data is sent along."""
     return copyreg.__newobj__, (type(pattern),), vars(pattern)  # type: ignore[attr-defined]
 
 

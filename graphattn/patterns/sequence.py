@@ -29,7 +29,7 @@ class Full(Box):
 
     Args:
         sizes: number of targets, or one number per component.
-        source_sizes: number of sources likewise; as many as targets where left out.
+        source_sizes: number of sources likewise; as many as targets if omitted.
         causal: attend only to sources at the target's own position or before it.
 
     Raises:
@@ -69,7 +69,7 @@ class Full(Box):
 
         Args:
             batch: [T] int64, sorted: the graph of each target, as PyG's `Batch` holds it.
-            source_batch: [S] the same for the sources; the targets themselves where left out.
+            source_batch: [S] the same for the sources; the targets themselves if omitted.
             causal: as in the constructor.
         """
         if source_batch is None:
@@ -109,8 +109,8 @@ class Window(Box):
         sizes: length of the sequence, or one length per sequence of a ragged batch.
         radius: reach to either side, at least 0.
         dilation: positions from one step to the next, at least 1: the sources lie at the offsets k * dilation with
-            |k| <= radius. In a sequence no longer than the dilation every position has itself alone.
-        causal: attend only to the position itself and those before it; this binds global tokens too.
+            |k| <= radius. In a sequence no longer than the dilation every position has only itself.
+        causal: attend only to the position itself and those before it; this holds for global tokens too.
         global_tokens: their positions in each sequence. One that is too short to have a position lacks that token.
 
     Raises:
@@ -136,7 +136,7 @@ class Window(Box):
 
     References:
         Beltagy et al., 2020 (Longformer): sliding windows, dilated ones, and global attention. There a global token
-        has projections of its own; here it is a matter of the pattern alone.
+        has separate projections; here it only changes the pattern.
     """
 
     _options = ("radius", "dilation", "causal", "global_tokens")

@@ -1,4 +1,4 @@
-"""A sentence as a line of words, and who attends to whom as arcs over it."""
+"""A sentence as a line of words, with attention as arcs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-# Size of the words: the frame around one is 1.5 high.
+# Height of the words; the frame around one is 1.5 high.
 EM = 1.1
 
 
@@ -43,22 +43,22 @@ def draw_arcs(
     """Draw a short sequence as words on a line, with an arc from each source to the target that attends to it.
 
     Arcs above the line come from earlier words, arcs below it from later ones. The frame around a word is its edge to
-    itself; a word without one has none. Arcs and frames are as thick and as dark as their weights, and dotted where a
-    weight is negative.
+    itself; a word without such an edge has no frame. Arcs and frames are as thick and as dark as their weights, and
+    dotted where a weight is negative.
 
     Args:
         axes: Matplotlib axes to draw into.
-        pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets; a gap parts its sequences.
-        weight: [E] finite, in the order of the edges: `weights[:, head]`; all alike where left out.
-        names: the words; the numbers of the nodes where left out.
-        target: draw only the edges into this node, whose word is marked; all where left out.
-        strongest: the weight drawn thickest; the largest drawn where left out.
+        pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets; a gap separates its sequences.
+        weight: [E] finite, in the order of the edges: `weights[:, head]`; all equal if omitted.
+        names: the words; the numbers of the nodes if omitted.
+        target: draw only the edges into this node, whose word is marked; all if omitted.
+        strongest: the weight drawn thickest; the largest of the drawn ones if omitted.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor.
+        TypeError: weight is not a tensor.
         ValueError: sources and targets aren't the same nodes; names, weight or target don't fit the pattern; strongest
             isn't above 0.
 
@@ -82,7 +82,7 @@ def draw_arcs(
 
     place, half = _places(pattern, words)
     reach = float((place[edge_index[0]] - place[edge_index[1]]).abs().max()) if edge_index.numel() else 0.0
-    # A quadratic curve rises half as high as its control point.
+    # The height of a quadratic curve is half that of its control point.
     height = max(0.21 * reach, 0.4) + 1.1
     is_below = bool((edge_index[0] > edge_index[1]).any())
     right = float(place[-1] + half[-1]) if words else 1.0
@@ -100,8 +100,8 @@ def draw_arcs(
         if source == into_node:
             axes.add_patch(_frame(float(place[source]), float(half[source]), style))
             continue
-        # Above the line from left to right, below it from right to left; what leaves a word and what reaches it touch
-        # different spots of its frame.
+        # Above the line from left to right, below it from right to left. Outgoing and incoming arcs touch different
+        # points of a word's frame.
         way = 1 if source < into_node else -1
         begin = (float(place[source] + 0.3 * way * half[source]), 0.8 * way)
         end = (float(place[into_node] - 0.3 * way * half[into_node]), 0.8 * way)
@@ -114,7 +114,7 @@ def draw_arcs(
 
 
 def _places(pattern: Pattern, words: list[str]) -> tuple[Tensor, Tensor]:
-    """Middle and half the width of every word's frame, in units of the axes; sequences of a batch lie further apart."""
+    """Center and half the width of every word's frame, in units of the axes; sequences of a batch are further apart."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

@@ -33,7 +33,7 @@ LAYOUTS = ("spring", "kamada_kawai", "spectral", "circular")
 
 
 def layout(pattern: Pattern | EdgesLike, name: str = "spring", seed: int = 0) -> Tensor:
-    """Find a place for every node by one of networkx's layouts.
+    """Compute a position for every node by one of networkx's layouts.
 
     Args:
         pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets; directions don't matter.
@@ -41,7 +41,7 @@ def layout(pattern: Pattern | EdgesLike, name: str = "spring", seed: int = 0) ->
         seed: of the spring layout's start.
 
     Returns:
-        [N, 2] float64 that fill the unit square along the longer side, and lie around its middle along the other.
+        [N, 2] float64 that fill the unit square along the longer side, and are centered along the other.
 
     Raises:
         ValueError: no layout has this name, or sources and targets aren't the same nodes.
@@ -79,7 +79,7 @@ def fit_square(position: Tensor) -> Tensor:
 
 
 def _spread(place: Tensor) -> Tensor:
-    """Push nodes apart that lie nearer to each other than a fraction of their mean distance."""
+    """Push nodes apart that are closer to each other than a fraction of their mean distance."""
     apart = 0.45 / max(len(place), 1) ** 0.5
     for _ in range(100 if 0 < len(place) <= 3000 else 0):
         between = place[:, None] - place
@@ -103,28 +103,30 @@ def draw_graph_weights(
     label_names: Sequence[str] | None = None,
     strongest: float | None = None,
 ) -> Axes:
-    """Draw attention on a graph: arrows from sources to the targets that attend to them, thick and dark as weights.
+    """Draw attention on a graph: arrows from sources to the targets that attend to them, thicker and darker for larger
+    weights.
 
-    The ring of a node is its edge to itself. Arrows of both directions lie side by side. Hollow arrows are negative
-    weights. Uniform weights all have the full thickness. Edges that aren't drawn, and weights of 0, are thin lines.
+    The ring of a node is its edge to itself. Arrows of both directions are drawn side by side. Hollow arrows are
+    negative weights. Uniform weights all have the full thickness. Edges that aren't drawn, and weights of 0, are thin
+    lines.
 
     Args:
         axes: Matplotlib axes to draw into.
         pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets.
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
-        target: draw only the edges into this node, which is marked; all where left out.
+        target: draw only the edges into this node, which is marked; all if omitted.
         position: [N, 2] coordinates, or the name of a `layout`.
-        names: a text per node; all in the nodes where none has more than three letters, else all on the outer side,
-            above or below.
+        names: a text per node, inside the nodes if none has more than three letters, else on the outer side, above or
+            below.
         label: [N] integers; the color of each node, in turn from `COLORS`. The target's rim is marked then.
         label_names: a text for each label from 0 on, in a legend below the graph.
-        strongest: the weight drawn thickest; the largest drawn where left out.
+        strongest: the weight drawn thickest; the largest of the drawn ones if omitted.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor, or label none of integers.
+        TypeError: weight is not a tensor, or label not a tensor of integers.
         ValueError: sources and targets aren't the same nodes; weight, position, names, label or target don't fit the
             pattern; a label has no name; strongest isn't above 0.
 
@@ -178,11 +180,11 @@ def _add_legend(axes: Axes, labels: Sequence[int], names: Sequence[str]) -> None
 
 
 def add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, share: Tensor, radius: float) -> None:
-    """Arrows in the shades of their shares; hollow ones have the shade as their rim, others a white one."""
+    """Arrows in the shades of their weights; hollow ones have a rim of that shade, others a white one."""
     from matplotlib.collections import PolyCollection
 
     colors = _shades(share)
-    # White rims part arrows that cross.
+    # White rims separate arrows that cross.
     faces = ["white" if is_hollow else color for is_hollow, color in zip(hollow.tolist(), colors, strict=True)]
     rims = [color if is_hollow else "white" for is_hollow, color in zip(hollow.tolist(), colors, strict=True)]
     polygons = _arrows(place, edge_index, share, radius)
@@ -191,7 +193,7 @@ def add_arrows(axes: Axes, place: Tensor, edge_index: Tensor, hollow: Tensor, sh
 
 
 def _add_rings(axes: Axes, place: Tensor, share: Tensor, radius: float) -> None:
-    """Rings that reach outward from nodes at these places, and are hidden below them on the inside."""
+    """Rings around nodes at these positions, whose inner parts are hidden below the nodes."""
     from matplotlib.collections import EllipseCollection
 
     size = (2 * radius * (1.08 + 0.3 * share)).numpy()
@@ -205,14 +207,14 @@ def _shades(share: Tensor) -> list[tuple[float, float, float]]:
 
 
 def set_up(axes: Axes, place: Tensor, radius: float, margin: float = 2.2) -> None:
-    """Limits around all nodes, with a margin of so many radii, undistorted, without a frame."""
+    """Limits around all nodes, with a margin of this many radii, undistorted, without a frame."""
     low, high = (place.min(0).values, place.max(0).values) if len(place) else (torch.zeros(2), torch.ones(2))
     (left, bottom), (right, top) = (low - margin * radius).tolist(), (high + margin * radius).tolist()
     frame(axes, left, right, bottom, top)
 
 
 def node_radius(place: Tensor) -> float:
-    """A radius at which hardly any nodes overlap, for positions in the unit square."""
+    """A radius at which few nodes overlap, for positions in the unit square."""
     if len(place) < 2:
         return 0.04
     apart = torch.cdist(place, place).fill_diagonal_(torch.inf).min(1).values
@@ -234,7 +236,7 @@ def draw_nodes(
 ) -> None:
     """Discs, the rim of one of them marked.
 
-    Texts stand in them where none has more than three letters, else above or below, away from the middle.
+    Texts are inside the discs if none has more than three letters, else above or below, away from the center.
     """
     from matplotlib import patheffects
     from matplotlib.collections import EllipseCollection
@@ -309,13 +311,13 @@ def _arrows(place: Tensor, edge_index: Tensor, share: Tensor, radius: float) -> 
     distance = along.norm(dim=1, keepdim=True).clamp(min=1e-9)
     along = along / distance
     across = torch.stack([-along[:, 1], along[:, 0]], 1)
-    # The more arrows, the thinner all of them.
+    # More arrows are thinner.
     thickest = min(max(2.5 / max(len(share), 1) ** 0.5, 0.08), 0.3)
     half = (radius * (0.04 + thickest * share))[:, None]
     edges = edge_index.t().tolist()
     drawn = {(j, i) for j, i in edges}
     is_mutual = torch.tensor([(i, j) in drawn for j, i in edges])
-    # Traffic keeps to the right where it goes both ways.
+    # Arrows in both directions between two nodes each keep to the right.
     aside = -0.45 * radius * is_mutual.to(place.dtype).view(-1, 1) * across
     begin = place[source] + aside + radius * along
     end = place[target] + aside + 1.02 * radius * along * -1

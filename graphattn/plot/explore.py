@@ -1,4 +1,4 @@
-"""A page that shows attention and answers clicks: one HTML file without a server or a network."""
+"""A page that shows attention interactively: one HTML file without a server or a network."""
 
 from __future__ import annotations
 
@@ -43,38 +43,38 @@ def explore(
     """Write one HTML page: click a word, a pixel or a node, choose layer and head, and see whom it attends to.
 
     The page needs no server and no network. It lists the strongest sources with their weights and what all weights
-    add up to. Keys: arrows walk, digits choose a head, m is the mean of the heads, h and l go to the next head and
-    layer (with shift to the previous one). Its address keeps what is selected. Negative weights
-    are striped, dashed or hollow. A thousand nodes stay fluid. It is dark where the reader's system is.
+    add up to. Keys: arrows move, digits choose a head, m is the mean of the heads, h and l go to the next head and
+    layer (with shift to the previous one). Its address stores the selection. Negative weights are striped, dashed or
+    hollow. It is fast up to a thousand nodes, and follows the dark mode of the reader's system.
 
     Args:
         path: where to write it.
-        pattern: a `Pattern`, or what `Edges` takes. Where sources aren't the targets, both are lines of words.
+        pattern: a `Pattern`, or what `Edges` takes. If sources aren't the targets, both are lines of words.
         weights: [E, H] finite, or a list of them, one per layer, in the order of the edges, as
             `return_attention_weights` gives them; [E] is one head. Heads may differ from layer to layer.
-        names: a text per node, or a pair of lists, for sources and targets; the numbers where left out.
+        names: a text per node, or a pair of lists, for sources and targets; the numbers if omitted.
         position: [N, 2] coordinates of a graph's nodes, y upward, or the name of a `layout`.
         image: [H, W], drawn dark where large, or [H, W, 3] of colors in [0, 1] or [0, 255], below the
             pixels.
-        label: [N] integers where sources are the targets; the class of each node, drawn in its color, in turn from
+        label: [N] integers, if sources are the targets; the class of each node, drawn in its color, in turn from
             `COLORS`. The page then says how much weight goes to each class.
-        label_names: a text for each label from 0 on; the numbers where left out.
-        layout: "words" in lines, "pixels" in an array or "nodes" with edges between them. Where left out, sequences
-            (`Full`, `Window`) are words, a `Grid` or an image are pixels, and all else are nodes.
-        layer_names: a text per layer; "layer 0" and so on where left out.
+        label_names: a text for each label from 0 on; the numbers if omitted.
+        layout: "words" in lines, "pixels" in an array or "nodes" with edges between them. If omitted, sequences
+            (`Full`, `Window`) are words, a `Grid` or an image is pixels, and everything else is nodes.
+        layer_names: a text per layer; "layer 0" and so on if omitted.
         title: of the page.
 
     Returns:
         The path written to.
 
     Raises:
-        TypeError: weights are neither a tensor nor a list of them, or label no tensor of integers.
+        TypeError: weights are neither a tensor nor a list of tensors, or label is not a tensor of integers.
         ValueError: weights aren't [E, H] or aren't finite; names, image, position, label or layer_names don't fit the
             pattern; a label has no name; the layout is unknown, or can't show this pattern.
 
     Numerics:
-        Weights are stored with 16 bits, as steps of 1/65,535 of the range of their layer and head: of weights in
-        [0, 1] none is off by more than 7.7e-6.
+        Weights are stored with 16 bits, as steps of 1/65,535 of the range of their layer and head: for weights in [0,
+        1] the error is at most 7.7e-6.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -85,7 +85,7 @@ def explore(
         (True, False)
 
     References:
-        Vig, "A Multiscale Visualization of Attention in the Transformer Model", 2019, for such views of sentences.
+        Vig, "A Multiscale Visualization of Attention in the Transformer Model", 2019, for similar views of sentences.
     """
     pattern = read_pattern(pattern)
     image = None if image is None else torch.as_tensor(image)
@@ -112,7 +112,7 @@ def explore(
         **_classify(pattern, label, label_names, is_square),
         **_place(kind, pattern, position, image),
     }
-    # Inside of a script element nothing may look like markup.
+    # Nothing inside a script element may look like markup.
     embedded = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     parts = {"TITLE": html.escape(title), "DATA": embedded}
     path = Path(path)
@@ -167,11 +167,12 @@ def _encode(values: Tensor, dtype: torch.dtype) -> str:
 
 
 def _encode_weights(layer: Tensor) -> dict[str, Any]:
-    """Per head: the least weight, the step, and how many steps each weight lies above the least."""
+    """Per head: the smallest weight, the step, and the number of steps from the smallest to each weight."""
     low, high = (layer.amin(0), layer.amax(0)) if len(layer) else (layer.new_zeros(layer.size(1)),) * 2
     step = (high - low) / 65535
     steps = ((layer - low) / torch.where(step > 0, step, 1)).round()
-    # Heads lie one after the other. There is no unsigned type in every torch: bits are the same in the signed one.
+    # Heads are stored one after the other. Not every torch has an unsigned type; the bits are the same in the signed
+    # one.
     bits = torch.where(steps > 32767, steps - 65536, steps)
     return {"low": low.tolist(), "step": step.tolist(), "steps": _encode(bits.t(), torch.int16)}
 
@@ -193,7 +194,7 @@ def _name_nodes(pattern: Pattern, names: Any, is_square: bool) -> dict[str, Any]
 
 
 def _classify(pattern: Pattern, label: Any, names: Sequence[str] | None, is_square: bool) -> dict[str, Any]:
-    """The classes that there are, name and color of each, and which of them each node has."""
+    """The classes, with the name and color of each, and the class of each node."""
     if label is None:
         return {}
     if not is_square:
@@ -207,7 +208,7 @@ def _classify(pattern: Pattern, label: Any, names: Sequence[str] | None, is_squa
 
 
 def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | None) -> dict[str, Any]:
-    """Where nodes stand and how they look: coordinates x, y (downward), colors, and begins of lines."""
+    """Position and look of the nodes: coordinates x, y (downward), colors, and starts of lines."""
     if kind == "words":
         if not isinstance(pattern, Box):
             return {"breaks": [[], []]}
@@ -231,12 +232,12 @@ def _place(kind: str, pattern: Pattern, position: Tensor | str, image: Tensor | 
 
 
 def _unfold(grid: Grid) -> Tensor:
-    """[N, 2] places of the pixels of arrays of any number of axes: the planes of each, and the arrays, side by side."""
+    """[N, 2] positions of the pixels of arrays of any number of axes: planes and arrays are side by side."""
     coordinates, _ = grid.positions()
     component = torch.searchsorted(grid.ptr, torch.arange(grid.num_targets), right=True) - 1
     extents = torch.nn.functional.pad(grid.shape, (3 - grid.shape.size(1), 0), value=1)
     coordinates = torch.nn.functional.pad(coordinates, (3 - coordinates.size(1), 0))
-    # A plane takes its columns and one for the gap; an array its planes and another one.
+    # A plane takes its columns and one for the gap; an array its planes and another gap.
     plane = extents[:, 2] + 1
     width = extents[:, 0] * plane + 1
     begin = width.cumsum(0) - width

@@ -1,4 +1,4 @@
-"""What a node sees after one layer, two layers, and so on."""
+"""The receptive field of a node after one layer, two layers, and so on."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def draw_receptive_field(
     position: Tensor | str = "kamada_kawai",
     names: Sequence[str] | None = None,
 ) -> Axes:
-    """Draw what a node sees after 1, 2, ... layers: `receptive_field` as a picture.
+    """Draw the receptive field of a node after 1, 2, ... layers, as `receptive_field` computes it.
 
-    A sequence becomes one row of dots per layer, with the edges that lead to the node; an array of pixels, its cells
-    with the layer at which they come into sight; any other graph, its nodes likewise, with arrows along the edges that
-    lead to the node in so many layers, and other edges as thin lines. The nearer, the darker.
+    A sequence becomes one row of dots per layer, with the edges that lead to the node; an array of pixels is drawn as
+    cells with the layer at which they are first seen; any other graph as nodes with that layer, with arrows along the
+    edges that lead to the node within these layers, and other edges as thin lines. Nearer is darker.
 
     Args:
         axes: Matplotlib axes to draw into.
         pattern: a `Pattern`, or what `Edges` takes, of as many sources as targets; `Grid` of one array of two axes.
         node: whose receptive field it is; its mark is red.
-        layers: how many, at least 1.
+        layers: number of layers, at least 1.
         position: [N, 2] coordinates of a graph's nodes, or the name of a `layout`.
-        names: a text per node of a sequence, below the dots; the numbers where left out.
+        names: a text per node of a sequence, below the dots; the numbers if omitted.
 
     Returns:
         `axes`.
@@ -66,7 +66,7 @@ def draw_receptive_field(
     radius = node_radius(place)
     set_up(axes, place, radius)
     source, target = pattern.edge_index
-    # What any source says reaches the node in time only through targets nearer than the number of layers.
+    # A source reaches the node within these layers only through targets that are nearer than the number of layers.
     is_used = (reached[target] >= 0) & (reached[target] < layers) & (source != target)
     add_faint(axes, place, pattern.edge_index[:, ~is_used])
     used = pattern.edge_index[:, is_used]
@@ -78,7 +78,7 @@ def draw_receptive_field(
 
 
 def _share(layer: int, layers: int) -> float:
-    """How dark a layer is: the first nearly black, the last still darker than what is never reached."""
+    """The shade of a layer: the first is nearly black, the last still darker than nodes that are never reached."""
     return 0.95 - 0.75 * (layer - 1) / max(layers - 1, 1)
 
 
@@ -87,11 +87,11 @@ def _fill(layer: int, layers: int) -> Any:
 
 
 def _draw_rows(axes: Axes, pattern: Full | Window, node: int, layers: int, texts: list[str] | None) -> Axes:
-    """The input lies lowest; an edge leads upward from a source's dot to that of a target one layer above."""
+    """The input is at the bottom; an edge leads from a source's dot to that of a target one layer above."""
     from matplotlib.collections import LineCollection
 
     number = pattern.num_targets
-    # Sequences of a batch stand apart by one place.
+    # Sequences of a batch are separated by one position.
     component = torch.searchsorted(pattern.ptr, torch.arange(number), right=True) - 1
     across = (torch.arange(number) + component).double()
     axes.set(xlim=(-0.7, float(across[-1]) + 0.7), ylim=(-0.3, layers + 0.3))
@@ -100,7 +100,7 @@ def _draw_rows(axes: Axes, pattern: Full | Window, node: int, layers: int, texts
     for row in range(layers + 1):
         reached = receptive_field(pattern, node, layers - row)
         needed = reached >= 0
-        # Below its own dot the node is as dark as its nearest sources.
+        # In the rows below its own dot, the node is as dark as its nearest sources.
         near = reached if row == layers else reached.where(reached != 0, 1)
         colors = [_fill(layer, layers) for layer in near.tolist()]
         edges = ["#333333" if here else "#bbbbbb" for here in needed.tolist()]

@@ -1,4 +1,4 @@
-"""Graphs as nodes and edges, and whom a node among them attends to."""
+"""Graphs as nodes and edges, and whom a node attends to."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def draw_graph(
         position: [N, 2] coordinates.
         label: [N] integers; the color of each node, in turn from `COLORS`.
         wrong: [N] boolean, nodes to ring in black.
-        names: a text for each label from 0 on, written where its nodes are densest; the numbers where left out.
+        names: a text for each label from 0 on, written where its nodes are most dense; the numbers if omitted.
         most_edges: a larger graph shows an even selection of this many edges.
 
     Returns:
@@ -43,7 +43,8 @@ def draw_graph(
 
     Raises:
         TypeError: label has a floating-point dtype.
-        ValueError: position, label or wrong has another number of rows than the pattern has nodes, or a label no name.
+        ValueError: position, label or wrong has another number of rows than the pattern has nodes, or a label has no
+            name.
     """
     from matplotlib import patheffects
     from matplotlib.collections import LineCollection
@@ -76,13 +77,13 @@ def draw_graph(
 
 
 def mark_node(axes: Axes, position: Tensor, text: str, away_from: Tensor) -> Axes:
-    """Point at one node of a drawn graph with a short text beside it.
+    """Point at one node of a drawn graph with a short text next to it.
 
     Args:
         axes: Matplotlib axes to draw into.
         position: [2] coordinates of the node.
         text: what to write.
-        away_from: [2] the point on whose far side the text stands.
+        away_from: [2] a point; the text is on the opposite side of the node.
 
     Returns:
         `axes`.
@@ -115,7 +116,7 @@ def draw_neighborhood(
     images: Any = None,
     most: int = 8,
 ) -> Axes:
-    """Draw whom one node attends to: itself in the middle, its sources around it, edges as thick as their weights.
+    """Draw whom one node attends to: the node in the center, its sources around it, edges as thick as their weights.
 
     Args:
         axes: Matplotlib axes to draw into.
@@ -124,8 +125,8 @@ def draw_neighborhood(
         weight: [n] their weights, at least 0.
         captions: a short text for every node of the graph, written below it.
         label: [N] integers, the color of every node's frame, in turn from `COLORS`.
-        images: what `imshow` takes, for every node of the graph; discs where left out.
-        most: draw only this many sources, those of the largest weights; a line says what the others add up to.
+        images: what `imshow` takes, for every node of the graph; discs if omitted.
+        most: draw only this many sources, those of the largest weights; a line gives the sum of the others.
 
     Returns:
         `axes`.
@@ -142,7 +143,7 @@ def draw_neighborhood(
 
     for place, edge in enumerate(shown):
         angle = math.pi / 2 - 2 * math.pi * place / len(shown)
-        # Panels are wider than high: an ellipse gives the pictures room.
+        # Panels are wider than high, so an ellipse leaves room for the pictures.
         x, y = 1.8 * math.cos(angle), 1.15 * math.sin(angle)
         share = float(weight[edge])
         axes.plot([0, x], [0, y], color="#4477AA", linewidth=0.5 + 7 * share / strongest, alpha=0.85, zorder=1)
@@ -174,5 +175,5 @@ def _draw_node(axes: Axes, image: Any, caption: str, center: tuple[float, float]
 
 
 def _densest(points: Tensor) -> Tensor:
-    """The point that lies nearest to all others: unlike the mean, it lies among them."""
+    """The point with the least distance to all others: unlike the mean, it is one of them."""
     return points[torch.cdist(points, points).sum(1).argmin()]

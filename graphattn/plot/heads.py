@@ -30,23 +30,23 @@ def draw_heads(
 ) -> list[Axes]:
     """Draw a panel for each head: `draw(axes, pattern, weights[:, head], **options)`.
 
-    Each panel has its own scale, whose end, the weight of the largest size among the drawn edges, stands in its title;
-    unless the options say what the `strongest` weight is.
+    Each panel has its own scale. Its title gives the end of the scale, the largest weight in size among the drawn
+    edges, unless the options set the `strongest` weight.
 
     Args:
-        figure: a Matplotlib figure or subfigure; layout="constrained" becomes it.
+        figure: a Matplotlib figure or subfigure; best with layout="constrained".
         draw: `draw_weights`, `draw_arcs`, `draw_graph_weights`, `draw_pixel_weights`, or the like.
         pattern: a `Pattern`, or what `Edges` takes.
         weights: [E, H], in the order of the edges.
-        columns: panels beside each other; about as many as rows where left out.
-        titles: a text per head; "head 0, up to .79" and so on where left out.
-        **options: handed to `draw`.
+        columns: panels per row; about as many as rows if omitted.
+        titles: a text per head; "head 0, up to .79" and so on if omitted.
+        **options: passed to `draw`.
 
     Returns:
         The axes of the H panels.
 
     Raises:
-        TypeError: figure is none, or columns is not an integer.
+        TypeError: figure is not a Matplotlib figure, or columns is not an integer.
         ValueError: weights aren't [E, H], there are more or fewer titles than heads, or columns is below 1.
 
     Example:
@@ -80,7 +80,7 @@ def draw_heads(
 
 
 def _end_of_scale(pattern: Pattern, weight: Tensor, options: dict[str, Any]) -> str:
-    """What the darkest of a panel's edges weighs; nothing where all panels have one scale."""
+    """The weight of the darkest edge of a panel; empty if all panels have one scale."""
     target = options.get("target")
     if "pixel" in options:
         row, column = options["pixel"]

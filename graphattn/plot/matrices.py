@@ -30,9 +30,9 @@ from .style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Up to this many nodes a pair is a dot; up to the next, a cell; and beyond it cells hold several pairs.
+# Up to this many nodes a pair is a dot; up to the next number, a cell; beyond that, cells hold several pairs.
 MOST_DOTS, MOST_CELLS = 100, 400
-# Up to this many rows and columns have their numbers written into them.
+# Up to this many rows and columns, cells show their numbers.
 MOST_NUMBERS = 16
 
 
@@ -41,14 +41,14 @@ def draw_pattern(
 ) -> Axes:
     """Draw who may attend to whom: a row per target, a column per source, a dot where there is an edge.
 
-    Frames surround the components of a ragged batch. A pattern of more than 400 nodes becomes an image, each cell as
-    dark as the share of its pairs that are edges.
+    Frames surround the components of a ragged batch. A pattern of more than 400 nodes becomes an image; the shade of a
+    cell is the fraction of its pairs that are edges.
 
     Args:
         axes: Matplotlib axes to draw into.
         pattern: a `Pattern`, or what `Edges` takes.
-        names: a text per node, written beside rows and columns; of as many sources as targets then.
-        target: a node whose row is marked; none where left out.
+        names: a text per node, next to rows and columns; requires as many sources as targets.
+        target: a target whose row is marked; none if omitted.
 
     Returns:
         `axes`.
@@ -79,7 +79,7 @@ def draw_pattern(
 
 
 def _add_dots(axes: Axes, place: Tensor, size: float, colors: Sequence[str]) -> None:
-    """A dot of this width, in cells, at each column and row: place [2, n]."""
+    """A dot of this width, in cells, at each (column, row) of `place` [2, n]."""
     from matplotlib.collections import EllipseCollection
 
     width, angle = torch.full((place.size(1),), size).numpy(), torch.zeros(place.size(1)).numpy()
@@ -97,26 +97,26 @@ def draw_weights(
     target_names: Sequence[str] | None = None,
     strongest: float | None = None,
 ) -> Axes:
-    """Draw one head's weights: a row per target, a column per source, the darker the larger.
+    """Draw one head's weights: a row per target, a column per source; larger is darker.
 
-    Where there is no edge the paper is hatched, which a weight of 0 is not. Up to 16 nodes a side, each cell has its
-    number. Parallel edges add up. Negative numbers, such as scores, are red, the darker the further from 0, and have a
-    dot where there is no room for numbers, up to 100 nodes a side.
+    Cells without an edge are hatched; those of weight 0 are not. Up to 16 nodes per side, each cell shows its number.
+    Parallel edges are added. Negative numbers, such as scores, are red, and darker further from 0; without room for
+    numbers they have a dot, up to 100 nodes per side.
 
     Args:
         axes: Matplotlib axes to draw into.
-        pattern: a `Pattern`, or what `Edges` takes; also of sources that aren't the targets (cross-attention).
+        pattern: a `Pattern`, or what `Edges` takes; sources may differ from targets (cross-attention).
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
-        names: a text per node where sources and targets are the same.
+        names: a text per node if sources and targets are the same.
         source_names: a text per source, below the columns.
-        target_names: a text per target, beside the rows.
-        strongest: the weight drawn darkest; the largest where left out.
+        target_names: a text per target, next to the rows.
+        strongest: the weight drawn darkest; the largest one if omitted.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor.
+        TypeError: weight is not a tensor.
         ValueError: weight has another shape or isn't finite, names of another number, or strongest isn't above 0.
 
     Example:
@@ -140,7 +140,7 @@ def draw_weights(
     share = shares(matrix, strongest_of("draw_weights", strongest))
     if matrix.numel():
         image = torch.from_numpy(colormap()(share.numpy()))
-        # Red and blue change places: what is negative is red, and about as dark.
+        # Red and blue are swapped: negative numbers are red, and about as dark.
         image[..., :3] = torch.where((matrix < 0)[..., None], image[..., [2, 1, 0]], image[..., :3])
         image[..., 3] = is_edge.double()
         axes.imshow(image.numpy(), aspect="equal", interpolation="nearest")
@@ -173,7 +173,7 @@ def _both_names(
 
 
 def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[str] | None]) -> None:
-    """Limits, aspect, and the names or numbers beside rows and columns, as many as there is room for."""
+    """Limits, aspect, and the names or numbers next to rows and columns, as many as fit."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     axes.set(xlim=(-0.5, max(pattern.num_sources, 1) - 0.5), ylim=(max(pattern.num_targets, 1) - 0.5, -0.5))
@@ -181,12 +181,12 @@ def _set_up(axes: Axes, pattern: Pattern, labels: tuple[list[str] | None, list[s
     axes.set_xlabel("source", fontsize=9)
     axes.set_ylabel("target", fontsize=9)
     axes.tick_params(length=0)
-    # Names take about a third of the room that the cells have now.
+    # Names take about a third of the present space of the cells.
     cell = 0.7 * points_per_unit(axes)
     size = min(max(0.75 * cell, 5.0), 10.0)
     for axis, names in ((axes.xaxis, labels[0]), (axes.yaxis, labels[1])):
         if names is None:
-            # The axes may still have the names of an earlier drawing.
+            # The axes may have the names of an earlier drawing.
             axis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 5, 10], integer=True))
             axis.set_major_formatter(ScalarFormatter())
             axis.set_tick_params(labelsize=8, labelrotation=0)
@@ -211,14 +211,14 @@ def _draw_density(axes: Axes, pattern: Pattern) -> None:
         for nodes, cells in ((pattern.num_targets, rows), (pattern.num_sources, columns))
     )
     density = (edges / (height[:, None] * width)).clamp(max=1)
-    # A cell with a single edge among many pairs is visible.
+    # A cell with a single edge among many pairs must be visible.
     density = torch.where(edges > 0, density.clamp(min=0.25), torch.nan)
     extent = (-0.5, pattern.num_sources - 0.5, pattern.num_targets - 0.5, -0.5)
     axes.imshow(density.numpy(), cmap=colormap(), vmin=0, vmax=1.25, extent=extent, interpolation="nearest")
 
 
 def _draw_components(axes: Axes, pattern: Pattern) -> None:
-    """A frame around the block of each component, where there are several."""
+    """A frame around the block of each component, if there are several."""
     if not isinstance(pattern, Box) or pattern.ptr.numel() <= 2:
         return
     from matplotlib.collections import PatchCollection
@@ -244,7 +244,7 @@ def _write_numbers(axes: Axes, matrix: Tensor, is_edge: Tensor, share: Tensor, s
 
 
 def write_weight(value: float) -> str:
-    """Two decimals as people write them, `.25` or `-.50`; whole numbers without."""
+    """Two decimals without a leading zero, `.25` or `-.50`; integers without decimals."""
     if value == int(value):
         return str(int(value))
     return f"{value:.3g}" if abs(value) >= 10 else f"{value:.2f}".replace("0.", ".", 1 if abs(value) < 0.995 else 0)

@@ -1,4 +1,4 @@
-"""Whom one pixel attends to, over the picture."""
+"""Whom one pixel attends to, drawn over the image."""
 
 from __future__ import annotations
 
@@ -24,25 +24,24 @@ def draw_pixel_weights(
     image: Tensor | None = None,
     strongest: float | None = None,
 ) -> Axes:
-    """Draw whom one pixel attends to: a square on each source whose area is the weight, over the faded picture.
+    """Draw whom one pixel attends to: a square on each source, with the weight as its area, over the faded image.
 
-    A source of weight 0 has a dot, a pixel without an edge nothing; squares of negative weights are hollow. The pixel
-    that attends has a frame.
+    A source of weight 0 has a dot, a pixel without an edge has no mark; squares of negative weights are hollow. The
+    target pixel has a frame.
 
     Args:
         axes: Matplotlib axes to draw into.
         pattern: a `Grid` of one array of two axes; or any pattern of H * W nodes, with an image.
         weight: [E] finite, in the order of the edges: `weights[:, head]`.
-        pixel: row and column of the pixel that attends.
-        image: [H, W], drawn dark where large as digits are, or [H, W, 3] of colors in [0, 1] or [0, 255]; blank where
-            left out.
-        strongest: the weight that fills its pixel; the largest drawn where left out.
+        pixel: row and column of the target pixel, counted from 0.
+        image: [H, W], larger is darker, or [H, W, 3] of colors in [0, 1] or [0, 255]; blank where left out.
+        strongest: the weight that fills its pixel; the largest of the drawn ones if omitted.
 
     Returns:
         `axes`.
 
     Raises:
-        TypeError: weight is no tensor, or pixel no pair.
+        TypeError: weight is not a tensor, or pixel not a pair.
         ValueError: pattern, image, weight or pixel don't fit each other; strongest isn't above 0.
 
     Example:
@@ -82,7 +81,7 @@ def draw_pixel_weights(
 
 
 def pixel_shape(where: str, pattern: Pattern, image: Tensor | None) -> tuple[int, int]:
-    """Rows and columns of the picture: those of the image, or else those of the grid."""
+    """Rows and columns of the picture: those of the image if given, else those of the grid."""
     if image is not None:
         if image.dim() not in (2, 3) or (image.dim() == 3 and image.size(2) != 3):
             raise ValueError(message(where, "image", "must be [H, W] or [H, W, 3]", shape_of(image)))
@@ -99,7 +98,7 @@ def pixel_shape(where: str, pattern: Pattern, image: Tensor | None) -> tuple[int
 
 
 def read_colors(image: Tensor) -> Tensor:
-    """Colors [H, W, 3] in [0, 1], from such ones or from bytes; a float tensor of bytes shows it by what exceeds 2."""
+    """Colors [H, W, 3] in [0, 1], from colors in [0, 1] or bytes; a float tensor holds bytes if any value exceeds 2."""
     has_bytes = not image.is_floating_point() or bool((image > 2).any())
     return (image.double() / (255 if has_bytes else 1)).clamp(0, 1)
 
@@ -113,7 +112,7 @@ def _show_faded(axes: Axes, image: Tensor | None, rows: int, columns: int) -> No
         axes.imshow((0.5 + 0.5 * read_colors(image)).numpy(), interpolation="nearest")
     else:
         low, high = (float(end) for end in image.aminmax())
-        # The darkest ink is a light grey, which leaves the dark shades to the weights.
+        # The darkest shade of the image is a light gray, so that dark shades are left for the weights.
         axes.imshow(
             image.numpy(), cmap="gray_r", vmin=low, vmax=low + 2.6 * ((high - low) or 1), interpolation="nearest"
         )

@@ -15,7 +15,7 @@ from ..patterns import Edges, EdgesLike, Pattern
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Paul Tol's "muted" scheme, which color-blind readers can tell apart; names beside the nodes say the same again.
+# Paul Tol's "muted" scheme, which color-blind readers can distinguish; names next to the nodes repeat the information.
 COLORS = (
     "#332288",
     "#88CCEE",
@@ -29,14 +29,14 @@ COLORS = (
     "#666666",
 )
 
-# From no weight to the largest: each shade is darker than the last, so that a print in grey says the same.
+# From no weight to the largest: each shade is darker than the last, so that a gray print shows the same.
 SHADES = ("#efedf8", "#b9b1de", "#7566b8", "#332288", "#160c45")
-# The node that attends, against all shades of weights.
+# The target node; it contrasts with all shades of weights.
 MARK = "#d1495b"
 
 
 def shade(share: float) -> tuple[float, float, float]:
-    """Color of a weight that is this share of the largest, 0 to 1."""
+    """Color of a weight, given as a fraction of the largest, 0 to 1."""
     place = min(max(share, 0.0), 1.0) * (len(SHADES) - 1)
     below = min(int(place), len(SHADES) - 2)
     low, high = (
@@ -47,7 +47,7 @@ def shade(share: float) -> tuple[float, float, float]:
 
 
 def text_color(share: float) -> str:
-    """Black or white, whichever can be read on the shade."""
+    """Black or white, whichever is readable on the shade."""
     return "white" if share > 0.4 else "black"
 
 
@@ -59,12 +59,12 @@ def colormap() -> Any:
 
 
 def read_pattern(pattern: Pattern | EdgesLike) -> Pattern:
-    """A pattern as it is, or the edges of whatever `Edges` takes; on the CPU."""
+    """A pattern unchanged, or the edges of anything that `Edges` takes; on the CPU."""
     return (pattern if isinstance(pattern, Pattern) else Edges(pattern)).to("cpu")
 
 
 def read_square(where: str, pattern: Pattern | EdgesLike) -> Pattern:
-    """The pattern of a drawing in which sources and targets are the same nodes, or an error."""
+    """The pattern of a drawing; raises unless sources and targets are the same nodes."""
     pattern = read_pattern(pattern)
     if pattern.num_sources != pattern.num_targets:
         got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
@@ -73,7 +73,7 @@ def read_square(where: str, pattern: Pattern | EdgesLike) -> Pattern:
 
 
 def read_weight(where: str, pattern: Pattern, weight: Any) -> Tensor:
-    """[E] float64 on the CPU, or an error: one head's weights, in the order of the pattern's edges."""
+    """One head's weights in the order of the pattern's edges, [E] float64 on the CPU; raises if they don't fit."""
     if not isinstance(weight, Tensor):
         raise TypeError(message(where, "weight", "must be a tensor", type(weight).__name__))
     if weight.shape != (pattern.num_edges,):
@@ -120,7 +120,7 @@ def color_of(label: int) -> str:
 
 
 def read_node(where: str, argument: str, node: Any, number: int, of: str = "nodes") -> int:
-    """An index of a node, or of a row of them."""
+    """Check and return the index of a node, or of a row of nodes."""
     node = check_int(where, argument, node, 0)
     if node >= number:
         raise ValueError(message(where, argument, f"must be less than the number of {of}, {number}", node))
@@ -128,7 +128,7 @@ def read_node(where: str, argument: str, node: Any, number: int, of: str = "node
 
 
 def shares(weight: Tensor, strongest: float | None) -> Tensor:
-    """Each weight's size as a share of the largest, 0 to 1: [E]. Uniform weights are all 1."""
+    """Each weight's size as a fraction of the largest, 0 to 1: [E]. Uniform weights are all 1."""
     largest = float(weight.abs().max()) if strongest is None and weight.numel() else strongest
     return (weight.abs() / largest).clamp(max=1.0) if largest else torch.zeros_like(weight)
 
@@ -141,7 +141,7 @@ def strongest_of(where: str, strongest: float | None) -> float | None:
 
 
 def frame(axes: Axes, left: float, right: float, bottom: float, top: float) -> None:
-    """Undistorted, without a box; what is wider than the panel needs is margin, so that titles stay in line."""
+    """Undistorted, without a box; extra width of the panel becomes margin, so that titles stay aligned."""
     axes.update_datalim([(left, bottom), (right, top)])
     axes.set_xlim(left, right, auto=True)
     axes.set_ylim(bottom, top, auto=True)
@@ -150,7 +150,7 @@ def frame(axes: Axes, left: float, right: float, bottom: float, top: float) -> N
 
 
 def points_per_unit(axes: Axes) -> float:
-    """How long one unit of the axes is in points, about: what text fits into a cell."""
+    """The approximate length of one unit of the axes in points, which says what text fits into a cell."""
     box = axes.get_window_extent()
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     pixels = min(box.width / abs(right - left), box.height / abs(top - bottom))

@@ -1,7 +1,7 @@
-"""Mini-batches of a graph that is too big to train on at once: sampled neighborhoods, and clusters.
+"""Mini-batches of a graph that is too large to train on as a whole: sampled neighborhoods, and clusters.
 
-Where pyg-lib is installed, PyG's own loaders serve as well, and sample by weight, by time and in heterogeneous graphs
-besides; these here need nothing but Numba (and, for clusters, pymetis).
+With pyg-lib installed, PyG's own loaders work as well, and also sample by weight, by time and in heterogeneous graphs.
+The loaders here need only Numba (and, for clusters, pymetis).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..errors import check_int, message, shape_of
 from ..patterns import Edges, metis_parts
 from ..patterns.lookup import known_edges, remember_edges
 
-# What PyG's samplers have besides, and what each is set to where nobody asks for it.
+# Further options of PyG's samplers, with their default values.
 NOT_OFFERED = {
     "disjoint": False,
     "directed": True,
@@ -41,30 +41,29 @@ USE_PYG = "Use torch_geometric.loader.{}, which needs pyg-lib."
 
 
 class NeighborSampler(BaseSampler):
-    """Draw some of the neighbors of nodes, some of theirs, and so on: the sampler of `NeighborLoader`.
+    """Draw some neighbors of nodes, then some neighbors of these, and so on: the sampler of `NeighborLoader`.
 
-    A hop draws, for each node that the hop before was the first to reach, up to so many of the edges that point to it,
-    each as likely as any other. Every node is reached along edges from itself back to their sources, so one step of
-    message passing for each hop gives the seeds what the drawn edges carry.
+    For each node that the previous hop reached for the first time, a hop draws up to the given number of its incoming
+    edges, uniformly. So with one step of message passing per hop, the seeds receive the messages of all drawn edges.
 
     Args:
         data: a homogeneous graph, with `edge_index`.
-        num_neighbors: for each hop how many edges per node, at least 1; -1 for all.
-        replace: draw with replacement, so that a node with any neighbor has as many as asked for.
+        num_neighbors: the number of edges per node for each hop, at least 1; -1 for all.
+        replace: draw with replacement, so that a node with any neighbor has the requested number.
         seed: 0 or more. The drawn edges are a function of this seed and of the nodes to start from, in their order:
             neither threads nor workers of a DataLoader change them. A loader that shuffles has other batches in each
-            epoch, hence other draws; where it doesn't shuffle, set `loader.node_sampler.seed` to draw anew, which
-            workers that persist don't hear of.
+            epoch, hence other draws; if it doesn't shuffle, set `loader.node_sampler.seed` to draw other edges
+            (persistent workers don't see the change).
 
-    As PyG has it, seeds come first among the nodes of a batch, then those of each hop, so that PyG's `trim_to_layer`
-    can drop them; a seed that is given twice is there twice. Edges come by target, then by source: compressed rows
+    As in PyG, seeds come first among the nodes of a batch, then those of each hop, so that PyG's `trim_to_layer` can
+    drop them; a seed that is given twice appears twice. Edges are ordered by target, then by source: compressed rows
     without sorting. Indices of `edge` are those of `data`.
 
     Raises:
-        NotImplementedError: the graph is heterogeneous, or one of PyG's further options is asked for.
+        NotImplementedError: the graph is heterogeneous, or one of PyG's further options is set.
         TypeError: `data` isn't a graph, or a number isn't an integer.
         ValueError: there is no hop, or a hop of no neighbors; `replace` with all neighbors; no `edge_index`.
-        IndexError: a seed is no node of the graph; when sampling.
+        IndexError: a seed isn't a node of the graph; raised when sampling.
         ImportError: Numba isn't installed, or can't be loaded.
 
     Example:
@@ -85,7 +84,7 @@ class NeighborSampler(BaseSampler):
         where = "NeighborSampler"
         for name, value in options.items():
             if name not in NOT_OFFERED:
-                raise TypeError(message(where, name, "is no argument"))
+                raise TypeError(message(where, name, "is not an argument"))
             if value != NOT_OFFERED[name]:
                 fix = USE_PYG.format("NeighborLoader")
                 raise NotImplementedError(message(where, name, f"must be {NOT_OFFERED[name]!r} here", value, fix))
@@ -107,7 +106,7 @@ class NeighborSampler(BaseSampler):
             fix = "Leave the hop out, or use -1 for all neighbors."
             raise ValueError(message(where, "num_neighbors", "must be at least 1, or -1", num_neighbors, fix))
         if replace and -1 in self.num_neighbors:
-            rule = "must be numbers with replace=True, for all neighbors are drawn once each"
+            rule = "must be numbers with replace=True, because -1 takes each neighbor once"
             raise ValueError(message(where, "num_neighbors", rule, num_neighbors, "Use replace=False."))
         self.replace = bool(replace)
         self.seed = check_int(where, "seed", seed, 0)
@@ -115,25 +114,26 @@ class NeighborSampler(BaseSampler):
             raise ValueError(message(where, "seed", "must be less than 2^63", seed))
         self.num_nodes = int(data.num_nodes or 0)
         csr = known_edges(where, data.edge_index, self.num_nodes, self.num_nodes).csr()
-        # Arrays are what workers of a DataLoader share with their parent.
+        # Workers of a DataLoader share arrays with their parent.
         ptr, index = csr.ptr.cpu().numpy(), csr.index.cpu().numpy()
         self._graph = (ptr, index, np.empty(0, np.int32) if csr.perm is None else csr.perm.cpu().numpy())
-        # Compiled now, so that no worker does it again.
+        # Compiled now, so that workers don't compile again.
         self._sample(torch.empty(0, dtype=torch.int64), None)
 
     def sample_from_nodes(self, inputs: NodeSamplerInput, **kwargs: Any) -> SamplerOutput:
-        """Sample as PyG's loaders ask for it.
+        """Sample for PyG's loaders.
 
         Returns:
-            What PyG says, all int64. Behind the two entries of `metadata` that PyG knows comes a list with the
-            compressed rows and columns of each layer: the first layer has all hops, the last one that around the seeds.
+            PyG's result, all int64. The two entries of `metadata` that PyG reads are followed by a list with the
+            compressed rows and columns of each layer: the first layer has all hops, the last one only the hop around
+            the seeds.
         """
         if inputs.time is not None:
-            rule, fix = "must be None: nothing is drawn by time here", USE_PYG.format("NeighborLoader")
+            rule, fix = "must be None, because sampling by time is not supported", USE_PYG.format("NeighborLoader")
             raise NotImplementedError(message("NeighborSampler", "input_time", rule, fix=fix))
         return self._sample(inputs.node, inputs.input_id)
 
-    # The loops' hash overflows, which Numba takes as it is, and NumPy, where nothing is compiled, warns of.
+    # The loops' hash overflows: Numba ignores that, but NumPy, if nothing is compiled, warns.
     @np.errstate(over="ignore")
     def _sample(self, nodes: Tensor, input_id: Tensor | None) -> SamplerOutput:
         if nodes.is_floating_point() or nodes.dtype == torch.bool or nodes.dim() != 1:
@@ -168,7 +168,7 @@ class NeighborSampler(BaseSampler):
         )
 
     def sample_from_edges(self, inputs: Any, neg_sampling: Any = None) -> SamplerOutput:
-        """Refuse: raises NotImplementedError."""
+        """Raise NotImplementedError."""
         rule, fix = "are not sampled from", USE_PYG.format("LinkNeighborLoader")
         raise NotImplementedError(message("NeighborSampler", "edges", rule, fix=fix))
 
@@ -177,26 +177,26 @@ class NeighborSampler(BaseSampler):
 
 
 class NeighborLoader(NodeLoader):
-    """Mini-batches of seeds and their sampled neighborhoods, whose edges are compressed already.
+    """Mini-batches of seeds and their sampled neighborhoods, with compressed edges.
 
-    What PyG's `NeighborLoader` is, for homogeneous graphs and without a compiled package. Its batches have what PyG's
-    have (`batch_size`, `n_id`, `e_id`, `input_id`, `num_sampled_nodes`, ...), and besides
+    The counterpart of PyG's `NeighborLoader` for homogeneous graphs, without a compiled package. Its batches have the
+        attributes of PyG's (`batch_size`, `n_id`, `e_id`, `input_id`, `num_sampled_nodes`, ...), and in addition
         `pattern`, an `Edges` of the whole batch that has compressed rows and columns: nothing is sorted again;
-        `layer_patterns`, one for each hop: what layer l of as many layers needs, edges to hidden nodes that no seed
-            will see left out. Each has as many nodes as it needs, the first ones of the batch.
+        `layer_patterns`, one for each hop: the edges that layer l of as many layers needs, without those that can't
+        reach a seed any more. Each has only the nodes it needs, the first ones of the batch.
 
     Layers recognize `batch.edge_index` as the pattern, too, as long as the batch isn't moved; after `batch.to(device)`
     pass `batch.pattern`. A `NodeLoader` of PyG with a `NeighborSampler` gives the same batches without patterns.
 
     Args:
         data, num_neighbors, replace, seed: as in `NeighborSampler`.
-        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes where left out.
-        transform: called with each batch. Where it changes the edges, the batch gets a new `pattern`, and has no
+        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes if omitted.
+        transform: called with each batch. If it changes the edges, the batch gets a new `pattern`, and has no
             `layer_patterns`.
         kwargs: of `torch.utils.data.DataLoader`, such as batch_size, shuffle, num_workers.
 
     Raises:
-        IndexError: a seed is no node of the graph.
+        IndexError: a seed isn't a node of the graph.
         TypeError, ValueError, NotImplementedError: as `NeighborSampler`; a batch_size of less than 1.
 
     Example:
@@ -233,7 +233,7 @@ class NeighborLoader(NodeLoader):
         super().__init__(data, sampler, input_nodes, **kwargs)
 
     def filter_fn(self, out: SamplerOutput) -> Data:
-        """Join what was sampled with its features, and with its patterns."""
+        """Add features and patterns to the sampled nodes and edges."""
         batch = super().filter_fn(out)
         batch.layer_patterns = _patterns(batch.edge_index, out.metadata[2])
         batch.pattern = batch.layer_patterns[0]
@@ -244,14 +244,14 @@ class NeighborLoader(NodeLoader):
 
 
 class ClusterData(PyGClusterData):
-    """Cut a graph into clusters between which few edges run, by way of pymetis.
+    """Cut a graph into clusters with few edges between them, by pymetis.
 
     Arguments and clusters are those of `torch_geometric.loader.ClusterData`, which needs pyg-lib or torch-sparse; a
-    `ClusterLoader` of PyG makes batches of them. The direction of edges doesn't matter to where they are cut.
+    `ClusterLoader` of PyG makes batches of them. The direction of edges doesn't matter.
 
     Raises:
         ImportError: pymetis isn't installed.
-        ValueError: less than one part.
+        ValueError: num_parts is less than 1.
 
     Example:
         >>> triangles = torch.tensor([[0, 1, 2, 3, 4, 5], [1, 2, 0, 4, 5, 3]])
@@ -277,7 +277,7 @@ def _read_nodes(where: str, argument: str, nodes: Any, num_nodes: int) -> Tensor
         raise TypeError(message(where, argument, rule, repr(nodes)[:60])) from error
     if read.dim() != 1 or (read.dtype == torch.bool and len(read) != num_nodes):
         raise ValueError(message(where, argument, rule, f"shape {shape_of(read)}"))
-    # A mask of uint8 would pass for nodes 0 and 1.
+    # A mask of uint8 would be read as nodes 0 and 1.
     if read.dtype not in (torch.bool, torch.int64, torch.int32) and read.numel():
         raise TypeError(message(where, argument, rule, read.dtype))
     if read.dtype == torch.bool:
@@ -298,7 +298,7 @@ def _check_nodes(where: str, argument: str, nodes: Tensor, num_nodes: int) -> No
 def _compress(
     source: Tensor, target: Tensor, degree: Tensor, counts: list[int], edges: list[int]
 ) -> list[tuple[CSR, CSR]]:
-    """Rows and columns of edges that lie sorted, for the first layer, the second, and so on."""
+    """Rows and columns of sorted edges, for the first layer, the second, and so on."""
     transpose = load("sampling.jit.neighbors").transpose
     index = source.to(torch.int32)
     ptr = torch.full((sum(counts) + 1,), len(index), dtype=torch.int64)
@@ -307,19 +307,19 @@ def _compress(
     layers = []
     for hops in range(len(edges), 0, -1):
         nodes, ending = sum(counts[: hops + 1]), sum(edges[:hops])
-        # The nodes that the last of these hops reached have no edges in this layer.
+        # Nodes that the last of these hops reached have no incoming edges in this layer.
         rows = CSR(ptr[: nodes + 1].clamp(max=ending), index[:ending], None)
-        # Columns are what the backward pass goes along.
+        # The backward pass uses the columns.
         columns = transpose(nodes, rows.index.numpy(), target.numpy())
         layers.append((rows, CSR(*map(torch.from_numpy, columns))))
     return layers
 
 
 def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:
-    """Patterns of edges that lie sorted, with their compressed rows and columns."""
+    """Patterns of sorted edges, with their compressed rows and columns."""
     patterns = []
     for rows, columns in layers:
-        # Detached: a view would keep the tensor alive that `remember_edges` waits for.
+        # Detached: a view would keep alive the tensor whose deletion `remember_edges` waits for.
         pattern = Edges(edge_index[:, : len(rows.index)].cpu().detach(), len(rows.ptr) - 1)
         pattern.keep("csr", partial(CSR._make, rows))
         pattern.keep("csc", partial(CSR._make, columns))
@@ -328,7 +328,7 @@ def _patterns(edge_index: Tensor, layers: list[tuple[CSR, CSR]]) -> list[Edges]:
 
 
 def _transform(transform: Callable[[Data], Data], batch: Data) -> Data:
-    """Transform a batch; one that has other edges then gets a new pattern, and none for each layer."""
+    """Transform a batch; if its edges change, it gets a new pattern, and no patterns per layer."""
     edge_index, version = batch.edge_index, batch.edge_index._version
     batch = transform(batch)
     if not isinstance(batch, Data):
@@ -341,7 +341,7 @@ def _transform(transform: Callable[[Data], Data], batch: Data) -> Data:
 
 
 def _recognize(batch: Data) -> Data:
-    """Let layers that get a batch's edge_index find its pattern, in the process that trains."""
+    """Let layers find the pattern of a batch's edge_index in the training process."""
     pattern, edge_index = batch.get("pattern"), batch.get("edge_index")
     if isinstance(pattern, Edges) and isinstance(edge_index, Tensor) and torch.equal(pattern.edge_index, edge_index):
         remember_edges(edge_index, pattern)

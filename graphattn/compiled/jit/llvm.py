@@ -1,4 +1,4 @@
-"""Vector primitives that Numba lacks: loads of half types, dot products, prefetching, an exp that vectorizes.
+"""Vector primitives that Numba doesn't have: loads of half types, dot products, prefetching, an exp that vectorizes.
 
 Arrays are flat. int16 stands for bfloat16 and uint16 for float16, which Numba has no types for.
 """
@@ -18,12 +18,12 @@ OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "nump
 
 
 def float_of(dtype: types.Type) -> ir.Type:
-    """Type of a sum of numbers of a dtype, as LLVM has it."""
+    """LLVM type of a sum of numbers of a dtype."""
     return ir.DoubleType() if dtype == types.float64 else ir.FloatType()
 
 
 def wide(kind: ir.Type, lanes: int) -> ir.Type:
-    """Vector type of so many lanes; the type itself for one."""
+    """Vector type of this many lanes; the type itself for one."""
     return kind if lanes == 1 else ir.VectorType(kind, lanes)
 
 
@@ -87,7 +87,7 @@ def lanes_loop(builder: Any, n: Any, body: Any, sizes: tuple = (16, 4, 1)) -> No
 
 
 def nothing(result: types.Type, arguments: tuple) -> tuple:
-    """An intrinsic that does nothing: a branch on an absent array must still have a type."""
+    """An intrinsic that does nothing, because a branch on an absent array must still have a type."""
 
     def codegen(context, builder, sig, args):
         return context.get_dummy_value() if result == types.void else ir.Constant(float_of(result), 0.0)
@@ -113,37 +113,37 @@ def call(builder: Any, name: str, *arguments: Any) -> Any:
     return builder.call(builder.module.declare_intrinsic(f"llvm.{name}.{lanes}{size}", fnty=signature), arguments)
 
 
-# Numba gives its fast-math flags to every operation that has none. Scores must have the same bits in each pass that
-# computes them, so what they are made of has only this flag, and no compiler may reassociate or contract it: where
-# scores are large, the rounding of one that differs from pass to pass exceeds any difference between two of them.
+# Numba gives its fast-math flags to every operation that has none. Scores must be bitwise the same in each pass that
+# computes them. So their operations have only this flag, and no compiler may reassociate or contract them: at large
+# scores, rounding that differs between passes would exceed the differences between scores.
 EXACT = ("nsz",)
 
 
 def add(builder: Any, x: Any, y: Any) -> Any:
-    """X + y, rounded once, in every context the same."""
+    """X + y, rounded once, the same in every context."""
     return builder.fadd(x, y, flags=EXACT)
 
 
 def subtract(builder: Any, x: Any, y: Any) -> Any:
-    """X - y, rounded once, in every context the same."""
+    """X - y, rounded once, the same in every context."""
     return builder.fsub(x, y, flags=EXACT)
 
 
 def multiply(builder: Any, x: Any, y: Any) -> Any:
-    """X * y, rounded once, in every context the same."""
+    """X * y, rounded once, the same in every context."""
     return builder.fmul(x, y, flags=EXACT)
 
 
 def divide(builder: Any, x: Any, y: Any) -> Any:
-    """X / y, rounded once, in every context the same."""
+    """X / y, rounded once, the same in every context."""
     return builder.fdiv(x, y, flags=EXACT)
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """A * b + c, in one instruction where there is one; in every context the same."""
+    """A * b + c, in one instruction if there is one; the same in every context."""
     if isinstance(a.type, ir.VectorType):
         return call(builder, "fmuladd", a, b, c)
-    # Numba's flags go to calls that return a number, not to those that return a vector.
+    # Numba sets its flags on calls that return a number, not on those that return a vector.
     zero, empty = ir.Constant(ir.IntType(32), 0), ir.Constant(ir.VectorType(a.type, 1), ir.Undefined)
     vectors = (builder.insert_element(empty, x, zero) for x in (a, b, c))
     return builder.extract_element(call(builder, "fmuladd", *vectors), zero)
@@ -151,7 +151,7 @@ def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 @intrinsic
 def store_row(typingctx, to, at, factor, x, of_x, n):
-    """Set to[at + d] = factor * x[of_x + d] over d < n, rounded to a half type where `to` has one."""
+    """Set to[at + d] = factor * x[of_x + d] over d < n, rounded if `to` has a half type."""
     signature = types.void(to, types.int64, x.dtype, x, types.int64, types.int64)
 
     def codegen(context, builder, sig, args):
@@ -186,7 +186,7 @@ def accumulate(typingctx, x, i, number):
 
 @intrinsic
 def prefetch(typingctx, x, i, n):
-    """Ask for the cache lines of x[i : i + n]; nothing where x is None."""
+    """Prefetch the cache lines of x[i : i + n]; do nothing if x is None."""
     if x == types.none:
         return nothing(types.void, (x, types.int64, types.int64))
 

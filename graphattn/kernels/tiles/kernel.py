@@ -1,7 +1,7 @@
 """Windows, grids and full patterns as batches of dense tiles, on any device.
 
-A window of radius 64 uses each key 129 times: matrix products can make use of that, a loop over edges can't. What a
-tile computes in vain, pairs outside the pattern, it wins back many times over.
+A window of radius 64 uses each key 129 times: matrix products can exploit that, a loop over edges can't. The wasted
+pairs of a tile, those outside the pattern, cost much less than matrix products save.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Tiles(Kernel):
     name = "tiles"
 
     def why_not(self, call: Call) -> str | None:
-        """Patterns, scores, normalizers and edge tensors that aren't made for tiles."""
+        """It doesn't support some patterns, scores, normalizers and edge tensors."""
         reason = why_not_cut(call.pattern)
         if reason is not None:
             return reason
         if not isinstance(call.score, DotProduct):
-            return f"a score like {call.score} is no matrix product"
+            return f"the score {call.score} is not a matrix product"
         if call.normalizer.name not in SLOPES:
             return f"it has no normalizer like {call.normalizer}"
         if call.edge_key is not None or call.edge_value is not None:
@@ -42,7 +42,7 @@ class Tiles(Kernel):
         return None
 
     def cost(self, call: Call) -> float:
-        """Count what each panel takes, see `panel_seconds`, or each tile by torch's products, see `tile_seconds`."""
+        """Add up the time of each panel, see `panel_seconds`, or of each tile in torch, see `tile_seconds`."""
         pattern = call.pattern
         if why_not_cut(pattern) is not None:
             return math.inf
@@ -59,7 +59,7 @@ class Tiles(Kernel):
         by_edge = call.return_weights or call.edge_bias is not None
         is_sorted = call.normalizer.name in ("sparsemax", "entmax15")
         seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * by_edge + 4e-8 * is_sorted)
-        # A guess for GPUs, as none was measured.
+        # A guess for GPUs, because none was measured.
         speed = 1 if call.query.device.type == "cpu" else 100
         return share(call) * (2e-3 + 4 * call.batch_shape.numel() * call.heads * seconds / speed)
 
@@ -108,7 +108,7 @@ class Tiles(Kernel):
 
 
 class _Attend(torch.autograd.Function):
-    """Output, weights and lse; what isn't asked for is empty."""
+    """Output, weights and lse; those not requested are empty."""
 
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +129,7 @@ class _Attend(torch.autograd.Function):
         grad_out, *others = grads
         grad_out = tensors[0].new_zeros(ctx.shape) if grad_out is None else grad_out
         others = [grad if asked else None for grad, asked in zip(others, ctx.asked, strict=True)]
-        # What is compiled has no second derivative anyway.
+        # Compiled code has no second derivative anyway.
         function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
         gradients = function(grad_out, *others, *tensors, plan, *ctx.mode, needs)
         return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 8

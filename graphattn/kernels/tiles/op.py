@@ -1,7 +1,7 @@
 """The operators behind `tiles`: every tile is a small dense attention, a few of them at a time, forward and backward.
 
-query, key and value have one leading batch dimension, edge_bias one of the batch's size or 1. A score that no target
-may see is -inf from the start.
+query, key and value have one leading batch dimension, edge_bias one of the batch's size or 1. Scores of pairs outside
+the pattern are -inf from the start.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .panels.cpu import has_panels
 from .parts import Part, cut
 from .plan import read_groups
 
-# Scores that are worked on at a time: on a CPU as many as its cache holds.
+# Number of scores that are computed at a time: on a CPU as many as fit into its cache.
 SCORES_AT_A_TIME = {"cpu": 2**18}
 MOST_SCORES = 2**26
 
@@ -42,7 +42,7 @@ library.define(
 
 @dataclass
 class _Call:
-    """The operators' inputs, and what a part's tiles make of them; matrices are [B * g * H, rows, columns]."""
+    """The operators' inputs, and the matrices [B * g * H, rows, columns] of a part's tiles."""
 
     query: Tensor
     key: Tensor
@@ -86,7 +86,7 @@ class _Call:
         return x.expand(self.query.size(0), part.end - part.begin, *x.shape[2:]).flatten(0, 2)
 
     def scores(self, part: Part, query: Tensor, key: Tensor) -> Tensor:
-        """With biases, and -inf where the target doesn't see the source."""
+        """Add biases, and set -inf where the target doesn't see the source."""
         mask = part.mask()
         added = None if mask is None else torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
         bias: Tensor | None = None
@@ -122,7 +122,7 @@ class _Call:
         return self.normalizer.dense(score, torch.ones((), dtype=torch.bool, device=score.device))
 
     def factors(self, part: Part) -> Tensor | None:
-        """What dropout multiplies weights by; None without dropout."""
+        """The factors of dropout on weights; None without dropout."""
         if self.seed is None:
             return None
         device = self.query.device
@@ -226,7 +226,7 @@ def _add_gradients(
     grad_lse: Tensor | None,
     grads: list[Tensor | None],
 ) -> None:
-    """Add what one part's tiles pass back to each input."""
+    """Add the gradients from one part's tiles to those of each input."""
     query, given = call.by_head(part.rows_of(call.query)), call.by_head(part.rows_once(grad_out))
     key, value = (call.by_head(part.columns_of(x)) for x in (call.key, call.value))
     score = call.scores(part, query, key)
@@ -266,7 +266,7 @@ def _of_softmax(score: Tensor, weight: Tensor, slope: Tensor) -> Tensor:
 
 
 def _of_support(support: Tensor, slope: Tensor) -> Tensor:
-    """The derivative of a projection onto the simplex, where `support` says how far each weight is free."""
+    """The derivative of a projection onto the simplex, where `support` says how much each weight can change."""
     total = support.sum(-1, keepdim=True)
     mean = (slope * support).sum(-1, keepdim=True) / torch.where(total == 0, 1, total)
     return slope.sub_(mean).mul_(support)
@@ -310,7 +310,7 @@ def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tupl
     *_, weights, lse = rest
     sums = accumulate_dtype(query.dtype)
     out = query.new_empty(*query.shape[:3], value.size(3))
-    # As many edges as there are, the plan's first tensor alone knows.
+    # Only the plan's first tensor has the number of edges.
     edges = torch.library.get_ctx().new_dynamic_size() if weights else 0
     return (
         out,

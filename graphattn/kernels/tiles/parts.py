@@ -1,4 +1,4 @@
-"""Parts of a plan's groups: which nodes they hold, what sees what in them, and how their rows are read and written."""
+"""Parts of a plan's groups: their nodes, their masks, and how their rows are read and written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 from ...segments import Rows, segment_sum
 from .plan import Group
 
-# Numbers that are gathered at a time, beside which a backward pass holds as many gradients.
+# Numbers that are gathered at a time; a backward pass has the same number of gradients in addition.
 GATHERED_AT_A_TIME = 2**24
 
 
 class Part(NamedTuple):
-    """Tiles `begin` to `end` of a group, of which the targets `top` to `bottom` and the first `right` sources."""
+    """Tiles `begin` to `end` of a group, restricted to the targets `top` to `bottom` and the first `right` sources."""
 
     group: Group
     begin: int
@@ -32,7 +32,7 @@ class Part(NamedTuple):
         return _take(x, self, self.bottom - self.top, start, group.row_step, self.targets)
 
     def rows_once(self, x: Tensor) -> Tensor:
-        """`rows_of`, with zeros for a target that another slot has already."""
+        """`rows_of`, with zeros for a target that is repeated."""
         rows, repeated = self.rows_of(x), self.repetitions()
         if repeated is None:
             return rows
@@ -59,7 +59,7 @@ class Part(NamedTuple):
         return bound[:, self.top : self.bottom]
 
     def mask(self) -> Tensor | None:
-        """[g or 1, m, c] boolean, True where the target sees the source; None where all do."""
+        """[g or 1, m, c] boolean, True where the target sees the source; None if all do."""
         if self.group.is_full:
             return None
         first, count = self.bounds("first"), self.bounds("count")
@@ -102,7 +102,7 @@ class Part(NamedTuple):
         return self.group.box if self.right == self.group.width else (1, 1, self.right)
 
     def repetitions(self) -> Tensor | None:
-        """[g, m] boolean, True for a target that another slot has already; None if there is none."""
+        """[g, m] boolean, True for a repeated target; None if there is none."""
         if not self.group.kept.numel():
             return None
         repeated = torch.ones(self.group.tiles * self.group.height, dtype=torch.bool, device=self.group.kept.device)
@@ -124,12 +124,12 @@ class Part(NamedTuple):
             out.index_copy_(1, targets[~repeated], x[:, ~repeated])
 
     def add(self, grad: Tensor, x: Tensor) -> None:
-        """Add [B * g, c, *rest] to the sources' rows of `grad`, [B, S, *rest], in an order of its own."""
+        """Add [B * g, c, *rest] to the sources' rows of `grad`, [B, S, *rest], in a fixed order."""
         group = self.group
         x = x.view(grad.size(0), self.end - self.begin, self.right, *grad.shape[2:])
         if group.column_step:
             start = group.column_start + self.begin * group.column_step
-            # As many columns at a time as lie before the next tile's first: they don't overlap.
+            # As many columns at a time as there are before the next tile's first, so that tiles don't overlap.
             for left in range(0, self.right, group.column_step):
                 piece = x[:, :, left : left + group.column_step]
                 _window(grad, start + left, group.column_step, x.size(1), piece.size(2)).add_(piece)
@@ -156,12 +156,12 @@ def _window(x: Tensor, start: int, step: int, tiles: int, height: int) -> Tensor
 
 
 def cut(group: Group, batch: int, heads: int, width: int, most: int) -> Iterator[Part]:
-    """Cut a group into parts of about `most` scores, for a gathered row of `width` numbers: one tile's row at least."""
+    """Cut a group into parts of about `most` scores, for gathered rows of `width` numbers: at least one tile row."""
     per_row = max(batch * heads * group.width, 1)
     per_tile = max(batch * width * (group.width + group.height), 1)
     tiles = max(1, min(most // (per_row * group.height), GATHERED_AT_A_TIME // per_tile))
     rows = group.height if tiles > 1 else max(1, min(group.height, most // per_row))
-    # As even as can be.
+    # As evenly as possible.
     rows = -(-group.height // -(-group.height // rows))
     for begin in range(0, group.tiles, tiles):
         for top in range(0, group.height, rows):

@@ -1,6 +1,6 @@
-"""How `tiles` cuts a pattern: groups of equally large tiles, each some targets beside a box of sources.
+"""How `tiles` cuts a pattern: groups of equally large tiles, each with some targets and a box of sources.
 
-Everything has three axes, those in front of extent 1 where the pattern has fewer. A dilated pattern is one array per
+Everything has three axes; if the pattern has fewer, the leading ones have extent 1. A dilated pattern is one array per
 residue class, in which it isn't dilated.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ...patterns import Full, Grid, Pattern, Window
 
-# Full components of more targets than this are tiles of their own, smaller ones are padded to a common size.
+# Full components of more targets than this are separate tiles, smaller ones are padded to a common size.
 LARGE = 256
-# Targets of a tile that are tried, per number of axes that a pattern reaches along.
+# Candidate numbers of targets of a tile, per number of axes with a radius.
 HEIGHTS = {
     0: [(1, 1, 64)],
     1: [(1, 1, m) for m in (16, 32, 64, 128, 256)],
@@ -27,23 +27,24 @@ HEIGHTS = {
 
 
 class Group(NamedTuple):
-    """G tiles of M targets and the C sources of a box each. What a tile is made of is an index, or a regular stride.
+    """G tiles of M targets and the C sources of a box each. Nodes of a tile are given by an index, or by a regular
+    stride.
 
     Attributes:
         tiles: G.
         height: M.
         box: extents of the sources, C = their product.
-        row_start, row_step: tile g holds the targets row_start + g * row_step + m; a step of 0 says `rows` has them.
+        row_start, row_step: tile g holds the targets row_start + g * row_step + m; with a step of 0 they are in `rows`.
         column_start, column_step: the same for its sources and `columns`.
         is_full: every target sees the whole box.
         is_causal: target m sees the sources up to the m-th.
-        rows: [G, M] int64 targets, with repetitions where a tile is not full; or empty.
+        rows: [G, M] int64 targets, with repetitions if a tile is not full; or empty.
         columns: [G, C] int64 sources, or empty.
         place: [G or 1, M, 3] coordinates of each target, counted from the first source of the box.
         first: [G or 1, M, 3] first source that the target sees along each axis of the box.
-        count: [G or 1, M, 3] how many it sees.
-        turn: [G or 1, M, 3] how many of those come last among the target's edges, because they lie before the border of
-            a torus or, if `turn` is the larger part, because the others lie behind it.
+        count: [G or 1, M, 3] number of sources that it sees.
+        turn: [G or 1, M, 3] number of those that come last among the target's edges where a window crosses the border
+            of a torus: they lie before the border, or, if `turn` is the larger part, the others lie behind it.
         kept: positions among the G * M targets that aren't repetitions; empty if there are none.
     """
 
@@ -91,7 +92,7 @@ TENSORS, NUMBERS, OFFSETS = 7, 11, 6
 
 
 def write_plan(pattern: Pattern) -> Plan:
-    """Cut a pattern that `why_not_cut` has no objection to."""
+    """Cut a pattern that `why_not_cut` accepts."""
     assert isinstance(pattern, Full | Window | Grid)
     groups = cut_groups(pattern)
     degree = torch.zeros(pattern.num_targets, dtype=torch.int64, device=pattern.device)
@@ -109,7 +110,7 @@ def write_plan(pattern: Pattern) -> Plan:
 
 
 def cut_groups(pattern: Pattern, heights: tuple[int, int, int] | None = None) -> list[Group]:
-    """The groups of a pattern; `heights` are those of its tiles along each axis, the best where left out."""
+    """The groups of a pattern; `heights` are those of its tiles along each axis, the fastest if omitted."""
     assert isinstance(pattern, Full | Window | Grid)
     if isinstance(pattern, Full):
         return _components(pattern)
@@ -139,7 +140,7 @@ def why_not_cut(pattern: Pattern) -> str | None:
     if (
         isinstance(pattern, Grid)
         and pattern.border == "wrap"
-        # Kept, because extents are data, which no compiled graph can read.
+        # Cached, because extents are data, which a compiled graph can't read.
         and not pattern.keep("dilation divides", lambda: _divides(pattern))
     ):
         return "a wrapped border needs extents that the dilation divides"
@@ -151,7 +152,7 @@ def _divides(pattern: Grid) -> bool:
 
 
 def tile_shapes(pattern: Pattern) -> list[tuple[int, int, int]]:
-    """About how many tiles of how many targets and sources a plan would have, without making it."""
+    """Estimate the number of tiles of a plan and of their targets and sources, without making it."""
     assert isinstance(pattern, Full | Window | Grid)
     if isinstance(pattern, Full):
         sizes = torch.cat([pattern.shape, pattern.source_shape], 1)
@@ -161,7 +162,7 @@ def tile_shapes(pattern: Pattern) -> list[tuple[int, int, int]]:
     if not pattern.num_targets:
         return []
     radius, dilation, causal = options_of(pattern)
-    # From the longest extent on, every residue has a pixel at most.
+    # From the longest extent on, every residue has at most one pixel.
     step = torch.minimum(torch.tensor(dilation, device=pattern.device), pattern.shape.amax(0))
     extents = -(-pattern.shape // step)
     if isinstance(pattern, Window) and pattern.dilation == 1:
@@ -182,7 +183,7 @@ def options_of(pattern: Window | Grid) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list[int]) -> tuple[int, int, int]:
-    """Targets per tile along each axis: the cheapest by a model of products, passes over scores, and gathers."""
+    """Targets per tile along each axis: the fastest by a model of products, passes over scores, and gathers."""
     reaches = [(1 if only_before else 2) * reach for reach, only_before in zip(radius, causal, strict=True)]
     reaches = [0] * (3 - len(reaches)) + reaches
     extents = [1] * (3 - len(extents)) + extents
@@ -204,13 +205,13 @@ def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list
 
 
 def tile_seconds(height: int, width: int, key_width: int, value_width: int) -> float:
-    """Seconds that one head of one tile takes, forward, on two cores; benchmarks/structured.py compares it."""
+    """Estimate the forward seconds of one head of one tile on two cores; benchmarks/structured.py compares them."""
     products = 2 * (height + 16) * width * (key_width + value_width) / 1.2e11
     return products + height * width * 0.6e-9 + 4 * (height + width) * (key_width + value_width) / 2e10
 
 
 def _components(pattern: Full) -> list[Group]:
-    """One tile per component: views where they are large or alike, padded to common sizes elsewhere."""
+    """One tile per component: views of large or equal ones, the others padded to common sizes."""
     sizes, source_sizes = pattern.shape[:, 0], pattern.source_shape[:, 0]
     pairs = torch.stack([sizes, source_sizes], 1).tolist()
     if pairs and pairs[0][0] and all(pair == pairs[0] for pair in pairs):
@@ -241,14 +242,14 @@ def _component(pattern: Full, tiles: int, size: int, source_size: int, row_start
     place = torch.arange(size, device=pattern.device)[None]
     count = (place + 1).clamp(max=source_size) if pattern.causal else torch.full_like(place, source_size)
     empty = place.new_empty(0)
-    # A step of 0 would say that there is an index.
+    # A step of 0 would mean that there is an index.
     strides = (row_start, size, column_start, max(source_size, 1))
     kind = (not pattern.causal, pattern.causal)
     return Group(tiles, size, (1, 1, source_size), *strides, *kind, empty, empty, *_lines(place, count), empty)
 
 
 def _strips(pattern: Window, heights: tuple[int, int, int] | None) -> list[Group]:
-    """Rows of the sequences laid end to end, each strip beside its window; bounds keep the sequences apart."""
+    """Strips of the concatenated sequences, each with its window; bounds separate the sequences."""
     nodes, reach = pattern.num_targets, (1 if pattern.causal else 2) * pattern.radius
     if nodes == 0:
         return []
@@ -286,7 +287,7 @@ def _strips(pattern: Window, heights: tuple[int, int, int] | None) -> list[Group
 
 
 def _patches(pattern: Window | Grid, heights: tuple[int, int, int] | None) -> list[Group]:
-    """Blocks of an array's nodes, each beside the smallest box that holds what they see."""
+    """Blocks of an array's nodes, each with the smallest box that contains their sources."""
     if not pattern.num_targets:
         return []
     axes, device = pattern.shape.size(1), pattern.device
@@ -319,7 +320,7 @@ def _patches(pattern: Window | Grid, heights: tuple[int, int, int] | None) -> li
     column = column % extent if is_wrapped else torch.minimum(column, extent - 1)
     rows, columns = (base + (x * stride).sum(-1) for x in (place, column))
     first, place = first - origin, place - origin
-    # Tiles away from the border are all alike, so one mask serves them.
+    # All tiles away from the border share one mask.
     middle = len(rows) // 2
     is_alike = torch.stack([(x == x[middle]).flatten(1).all(1) for x in (first, count, place, turn)]).all(0)
     groups = []
@@ -341,7 +342,7 @@ class _Arrays(NamedTuple):
         extent: pixels along each axis.
         whole: extents of the component.
         residue: coordinates of the first pixel.
-        base: its node.
+        base: the node of that pixel.
         stride: nodes from one pixel to the next.
     """
 
@@ -353,7 +354,7 @@ class _Arrays(NamedTuple):
 
 
 def _residue_classes(shape: Tensor, ptr: Tensor, dilation: Tensor) -> _Arrays:
-    """Cut each component into the arrays in which the pattern isn't dilated; empty ones are left out."""
+    """Cut each component into arrays in which the pattern isn't dilated, without empty ones."""
     stride = torch.stack([shape[:, 1] * shape[:, 2], shape[:, 2], torch.ones_like(ptr[:-1])], 1)
     found = []
     # A residue beyond the longest extent has no pixel, however large the dilation is.
@@ -386,7 +387,7 @@ def _indexed(
 
 
 def _lines(place: Tensor, count: Tensor, first: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bounds of one axis, with two axes of extent 1 in front."""
+    """Bounds of one axis, preceded by two axes of extent 1."""
     first = torch.zeros_like(place) if first is None else first
     spread = lambda x, fill: torch.nn.functional.pad(x[..., None], (2, 0), value=fill).to(torch.int32)
     return spread(place, 0), spread(first, 0), spread(count, 1), spread(torch.zeros_like(place), 0)

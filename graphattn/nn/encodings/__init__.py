@@ -1,4 +1,4 @@
-"""Positional encodings: what a pattern alone can't say."""
+"""Positional encodings: the positions of nodes, which a pattern doesn't use."""
 
 from .base import Encoding as Encoding
 from .graph import LaplacianPosition as LaplacianPosition

@@ -1,4 +1,4 @@
-"""What a positional encoding may do to attention, and what encodings of coordinates share."""
+"""The interface of positional encodings, and what encodings of coordinates share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ...patterns.box import Box
 class Encoding(torch.nn.Module):
     """Base of encodings: each overrides one or more of the three places where position can enter.
 
-    The pattern is handed along because it alone knows the components of a ragged batch and the nodes' coordinates.
-    What an encoding derives from a pattern belongs into `pattern.keep`, so that it is derived once.
+    The pattern is an argument because only it has the components of a ragged batch and the nodes' coordinates. Data
+    derived from a pattern should be cached by `pattern.keep`, so that it is derived once.
 
     Example:
         >>> from graphattn import Window
@@ -43,17 +43,17 @@ class Encoding(torch.nn.Module):
         return None
 
     def check(self, where: str, channels: int, heads: int, width: int) -> None:
-        """Raise ValueError unless the encoding fits a layer, which calls this when it is made.
+        """Raise ValueError unless the encoding fits a layer; the layer's constructor calls this.
 
         Args:
-            where: the layer, to be named in the message.
-            channels: C, features per node before projection; -1 where the layer doesn't know them yet.
+            where: name of the layer, for the message.
+            channels: C, features per node before projection; -1 if not known yet.
             heads: H.
             width: D, features per head.
         """
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew; the layer that has the encoding calls this in its own `reset_parameters`."""
+        """Initialize all parameters again; the layer's `reset_parameters` calls this."""
 
 
 def check_fit(where: str, encoding: Encoding, argument: str, needed: int) -> None:
@@ -85,7 +85,7 @@ def check_features(where: str, x: Tensor, channels: int, pattern: Pattern) -> No
     check_float_tensor(where, "x", x)
     if pattern.num_sources != pattern.num_targets:
         got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
-        fix = "Encode each side on its own, before the layer."
+        fix = "Encode each side separately, before the layer."
         raise ValueError(message(where, "pattern", "must have the same nodes as sources and targets", got, fix))
     if x.dim() < 2 or x.shape[-2:] != (pattern.num_targets, channels):
         fix = "" if x.dim() < 2 or x.size(-1) == channels else f"Use channels={x.size(-1)}."
@@ -95,10 +95,10 @@ def check_features(where: str, x: Tensor, channels: int, pattern: Pattern) -> No
 
 
 def own_positions(where: str, pattern: Box) -> Tensor:
-    """Coordinates [N, n] of nodes that are both sources and targets, or ValueError where the two lie elsewhere."""
+    """Coordinates [N, n] of nodes that are both sources and targets; raises ValueError if the two differ."""
     target, source = pattern.positions()
     if not torch.equal(target, source):
-        fix = "Encode each side on its own, before the layer."
+        fix = "Encode each side separately, before the layer."
         raise ValueError(message(where, "pattern", "must have its sources at its targets' positions", pattern, fix))
     return target
 
@@ -114,7 +114,7 @@ def angles(position: Tensor, width: int, base: float) -> Tensor:
 
 
 def check_frequencies(where: str, argument: str, width: int, dims: int, base: float) -> tuple[int, int, float]:
-    """Check what `angles` takes: every axis gets whole pairs."""
+    """Check the arguments of `angles`: every axis gets whole pairs."""
     width, dims = check_int(where, argument, width, 1), check_int(where, "dims", dims, 1)
     check_finite(where, "base", base)
     if base <= 0:

@@ -1,4 +1,4 @@
-"""Positions of nodes that have no coordinates, from the graph's own structure: PyG's transforms, made safe."""
+"""Positions of nodes that have no coordinates, from the graph's structure: PyG's transforms on each component."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...patterns import Pattern
 from ...patterns.across_processes import check_at_hand
 from .base import Encoding, check_features, check_fit
 
-# Components of fewer nodes are solved by dense matrices, which is as fast there and can't fail to converge.
+# Smaller components use dense matrices, which are as fast there and always converge.
 _DENSE_BELOW = 256
 
 
@@ -28,9 +28,9 @@ class LaplacianPosition(Encoding):
         x_i + W (v_1[i], ..., v_k[i]),   (I - D^-1/2 A D^-1/2) v = lambda v
 
     The edges are read as undirected, each pair of nodes once, without self-loops. Every connected component has its own
-    eigenvectors, of length 1, in the order of their eigenvalues; the first, which is the same on every graph but for
-    the degrees, is left out. So a disjoint union has the rows of its parts. A component of n nodes has n - 1 others;
-    the rest of k is zeros, and zeros are what an isolated node has.
+    eigenvectors, of length 1, in the order of their eigenvalues; the first is omitted, because it depends only on the
+    degrees. So a disjoint union has the rows of its parts. A component of n nodes has n - 1 further eigenvectors; the
+    rest of the k columns is zero, as is the row of an isolated node.
 
     An eigenvector has an arbitrary sign. In training, each one of each component is flipped at random at every call;
     in evaluation its entry of largest magnitude is positive, the first of several.
@@ -46,8 +46,8 @@ class LaplacianPosition(Encoding):
         ValueError: sources and targets of a pattern aren't the same nodes.
 
     Numerics:
-        Solved in float64 on the CPU, once per pattern, from a fixed start; kept in float32. Components of many nodes in
-        a long line have eigenvalues so close together that this takes minutes from about 10,000 nodes on.
+        Solved in float64 on the CPU, once per pattern, from a fixed start; kept in float32. Long chains have
+        eigenvalues so close together that this takes minutes from about 10,000 nodes on.
 
     Example:
         >>> from graphattn import Edges
@@ -71,7 +71,7 @@ class LaplacianPosition(Encoding):
         self.lin = Linear(self.k, self.channels, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         self.lin.reset_parameters()
 
     def check(self, where: str, channels: int, heads: int, width: int) -> None:
@@ -79,7 +79,7 @@ class LaplacianPosition(Encoding):
         check_fit(where, self, "channels", channels)
 
     def vectors(self, pattern: Pattern) -> Tensor:
-        """Return the eigenvectors as columns, [N, k] float32; in training, with signs drawn anew."""
+        """Return the eigenvectors as columns, [N, k] float32; in training, with new random signs."""
         table, component, count = pattern.keep(
             self._kept_as, lambda: _by_component(pattern, self.k, partial(_eigenvectors, k=self.k))
         )
@@ -98,12 +98,13 @@ class LaplacianPosition(Encoding):
 
 
 class RandomWalkPosition(Encoding):
-    """Adds a projection of the probabilities with which a random walk from each node is back after 1, 2, ... steps.
+    """Adds a projection of the probabilities that a random walk from each node has returned to it after 1, 2, ...
+    steps.
 
         x_i + W (P_ii, (P^2)_ii, ..., (P^L)_ii),   P = D^-1 A
 
-    The walk follows the edges from source to target, self-loops too; parallel edges count once. A node without outgoing
-    edges ends it.
+    The walk follows the edges from source to target, including self-loops; parallel edges count once. It ends at a node
+    without outgoing edges.
 
     Invariance: relabelling the nodes permutes the rows. Nodes that a symmetry of the graph maps to each other have the
     same row, as all nodes of a cycle do.
@@ -117,7 +118,7 @@ class RandomWalkPosition(Encoding):
 
     Numerics:
         Computed in float32 on the CPU, once per pattern and connected component: by a dense matrix up to 2,000 nodes,
-        beyond that by sparse ones, which fill up with every step.
+        beyond that by sparse ones, which become denser with every step.
 
     Example:
         >>> from graphattn import Edges
@@ -139,7 +140,7 @@ class RandomWalkPosition(Encoding):
         self.lin = Linear(self.walk_length, self.channels, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         self.lin.reset_parameters()
 
     def check(self, where: str, channels: int, heads: int, width: int) -> None:
@@ -147,7 +148,7 @@ class RandomWalkPosition(Encoding):
         check_fit(where, self, "channels", channels)
 
     def probabilities(self, pattern: Pattern) -> Tensor:
-        """Return the probabilities of return, [N, walk_length] float32."""
+        """Return the return probabilities, [N, walk_length] float32."""
         encode = partial(_returns, walk_length=self.walk_length)
         return pattern.keep(self._kept_as, lambda: _by_component(pattern, self.walk_length, encode)[0])
 
@@ -162,11 +163,11 @@ class RandomWalkPosition(Encoding):
 
 
 def _by_component(pattern: Pattern, width: int, encode: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Encode each connected component from its own edges and number of nodes; a narrow result is padded by zeros.
+    """Encode each connected component separately; a narrow result is padded with zeros.
 
     Returns a table [N, width], the component of each node, and the number of components.
     """
-    # Importing it takes longer than all of this library.
+    # Imported here, because that takes longer than importing the whole library.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -195,7 +196,7 @@ def _by_component(pattern: Pattern, width: int, encode: Callable[[Tensor, int], 
 
 
 def _eigenvectors(edge_index: Tensor, num_nodes: int, k: int) -> Tensor:
-    """Eigenvectors of a connected graph but for the first, at most k, with canonical signs."""
+    """Eigenvectors of a connected graph without the first, at most k, with canonical signs."""
     k = min(k, num_nodes - 1)
     if k == 0:
         return torch.zeros(num_nodes, 0)
@@ -205,11 +206,11 @@ def _eigenvectors(edge_index: Tensor, num_nodes: int, k: int) -> Tensor:
     start, searched = np.random.default_rng(0).standard_normal(num_nodes), max(64, 4 * k)
     transform = AddLaplacianEigenvectorPE(k, "found", is_undirected=True, v0=start, ncv=searched)
     transform.SPARSE_THRESHOLD = max(_DENSE_BELOW, searched + 1)
-    # PyG draws signs, which are not to be the caller's random numbers.
+    # PyG draws random signs; this must not change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         found = transform(graph).found
     size = found.abs()
-    # The first of those that differ by rounding alone.
+    # The first of those that differ only by rounding.
     largest = (size >= size.amax(0) * (1 - 1e-6)).to(torch.int8).argmax(0, keepdim=True)
     return found * found.gather(0, largest).sign()
 

@@ -32,8 +32,8 @@ class Sinusoidal(Encoding):
 
     With more dimensions, each axis has an equal share of the C channels, one axis after another.
 
-    Invariance: PE(p) . PE(q) depends on p - q alone. The attention scores do depend on absolute positions; not on the
-    order of a batch's components, nor on their sizes.
+    Invariance: PE(p) . PE(q) depends only on p - q. The attention scores do depend on absolute positions, but not on
+    the order of a batch's components, nor on their sizes.
 
     Args:
         channels: C, features per node; a multiple of 2 * dims.
@@ -87,11 +87,11 @@ class LearnedPosition(Encoding):
 
         x_p + weight[p]
 
-    Invariance: none but to the order of a batch's components: a shift, or an order of nodes, can mean anything.
+    Invariance: only to the order of a batch's components, not to shifts or the order of nodes.
 
     Args:
         channels: C, features per node.
-        shape: the largest extent, or one per dimension; what is smaller has the positions at the origin.
+        shape: the largest extent, or one per dimension; smaller components use the positions at the origin.
 
     Attributes:
         weight: [prod(shape), C], positions in row-major order, drawn from a normal distribution of deviation 0.02.
@@ -120,7 +120,7 @@ class LearnedPosition(Encoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         torch.nn.init.normal_(self.weight, std=0.02)
 
     def check(self, where: str, channels: int, heads: int, width: int) -> None:

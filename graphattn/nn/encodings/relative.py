@@ -19,15 +19,15 @@ from .base import Encoding, check_coordinates, check_extents, check_fit
 
 
 class ALiBi(Encoding):
-    """Lowers the scores of a sequence in proportion to distance, with a slope of its own for each head.
+    """Lowers the scores of a sequence in proportion to distance, with one slope per head.
 
-        score_ij,h - slope_h * |i - j|,   slope_h = 2^(-8h / H) for h = 1, ..., H
+        score_ij,h - slope_h * |i - j|,   slope_h = 2^(-8 (h + 1) / H) for h = 0, ..., H - 1
 
-    Where H isn't a power of two, the slopes are those of the power below it, and then every other one of the power
-    above it, as published.
+    If H isn't a power of two, the slopes are those of the next lower power, and then every other one of the next higher
+    power, as published.
 
-    Invariance: to translation and to reversing the order, so that the two directions are told apart by a causal
-    pattern alone. Nothing is learned, and no length is the largest.
+    Invariance: to translation and to reversing the order, so that only a causal pattern distinguishes the two
+    directions. Nothing is learned, and there is no maximum length.
 
     Args:
         heads: H of the layer.
@@ -81,15 +81,15 @@ class RelativeBias(Encoding):
 
         score_ij,h + weight[clamp(j - i, -radius, radius), h]
 
-    On a `Window` or `Grid` of the same radius there is a number for every offset. On `Full` it serves every length: up
-    to radius + 1 positions exactly, and beyond that all that is further away counts as equally far.
+    On a `Window` or `Grid` of the same radius there is a number for every offset. On `Full` it works for every length;
+    all offsets beyond the radius share one number.
 
     Invariance: to translation; not to reversing the order.
 
     Args:
         heads: H of the layer.
-        radius: reach to either side, or one reach per dimension. For arrays of M x M pixels, (M - 1, M - 1) clamps
-            nothing.
+        radius: reach to either side, or one reach per dimension. For arrays of M x M pixels, (M - 1, M - 1) covers
+            every offset.
 
     Attributes:
         weight: [prod(2 * radius + 1), H], offsets in row-major order from the lowest, drawn from a normal distribution
@@ -99,7 +99,7 @@ class RelativeBias(Encoding):
         ValueError: a pattern has other dimensions or none.
 
     Numerics:
-        An `OffsetBias` of the pattern's own offsets is handed on; gradients are summed in a fixed order.
+        The layer passes an `OffsetBias` of the pattern's offsets on; gradients are summed in a fixed order.
 
     Example:
         >>> from graphattn import Full
@@ -124,7 +124,7 @@ class RelativeBias(Encoding):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters anew."""
+        """Initialize all parameters again."""
         torch.nn.init.normal_(self.weight, std=0.02)
 
     def check(self, where: str, channels: int, heads: int, width: int) -> None:
@@ -150,9 +150,9 @@ class RelativeBias(Encoding):
 
 
 def offsets_of_rows(pattern: Box) -> Tensor:
-    """Return the offset that each row of an `OffsetBias` table stands for: [R, n] int64; no edge is listed.
+    """Return the offset of each row of an `OffsetBias` table, [R, n] int64, without listing edges.
 
-    The row of edges that are there only through a global token, if there is one, stands for no distance at all.
+    The row of edges that exist only because of a global token, if there is one, has no offset.
     """
 
     def build() -> Tensor:

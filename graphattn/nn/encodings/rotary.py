@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys turned by their position, so that scores see the difference."""
+"""Rotary positions: queries and keys are rotated by their position, so that scores depend on the difference."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from .base import Encoding, angles, check_coordinates, check_fit, check_frequenc
 
 
 class Rotary(Encoding):
-    """Turns each pair of features of queries and keys by an angle proportional to their position.
+    """Rotates each pair of features of queries and keys by an angle proportional to their position.
 
-        (u_2m, u_2m+1) at position p  ->  the pair turned by p * base^(-2m / D)
+        (u_2m, u_2m+1) at position p  ->  the pair rotated by p * base^(-2m / D)
 
     With more dimensions (axial), each axis has an equal share of the D features, one axis after another.
 
-    Invariance: to translation. The dot product of a turned query and a turned key depends on the difference of their
-    positions alone; so, with other scores than the dot product, this is no relative encoding. Lengths stay.
+    Invariance: to translation. The dot product of a rotated query and a rotated key depends only on the difference of
+    their positions; with other scores than the dot product, the encoding isn't relative. Rotation keeps the length of
+    vectors.
 
     Args:
         width: D, features per head; a multiple of 2 * dims.
@@ -31,7 +32,7 @@ class Rotary(Encoding):
             or none.
 
     Numerics:
-        Angles are computed in float64, once per pattern; half types are turned in float32 and rounded once.
+        Angles are computed in float64, once per pattern; half types are rotated in float32 and rounded once.
 
     Example:
         >>> from graphattn import Full
@@ -54,7 +55,7 @@ class Rotary(Encoding):
         check_fit(where, self, "width", width)
 
     def rotate(self, query: Tensor, key: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor]:
-        """Return query [*B, T, H, D] and key [*B, S, H_kv, D], turned, in their dtypes."""
+        """Return query [*B, T, H, D] and key [*B, S, H_kv, D], rotated, in their dtypes."""
         box = check_coordinates("Rotary", pattern, self.dims, "Use Rotary(..., dims={found}).")
         sides = (("query", query, pattern.num_targets), ("key", key, pattern.num_sources))
         for argument, x, rows in sides:
@@ -79,7 +80,7 @@ class Rotary(Encoding):
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn the pairs of [*B, N, H, D] by angles whose cosines and sines are [N, 1, D / 2]."""
+    """Rotate the pairs of [*B, N, H, D] by angles whose cosines and sines are [N, 1, D / 2]."""
     first, second = x.to(cosine.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)
     return turned.flatten(-2).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Turn PyG's attention layers inside a model into ours, and back."""
+"""Replace PyG's attention layers inside a model by ours, and restore them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARK = "_was_accelerated"
 
 
 class Change(NamedTuple):
-    """One attention layer of a model: its name, its class, and why it was left as it is (None if it was changed)."""
+    """One attention layer of a model: its name, its class, and why it was left unchanged (None if it was changed)."""
 
     name: str
     kind: str
@@ -26,9 +26,9 @@ class AccelerateReport:
 
     Attributes:
         changed: the layers that are ours now.
-        left: every other attention in the model, with the reason: further layers of PyG, those of the three that could
-            not be changed, `torch.nn.MultiheadAttention`, and modules that call themselves attention.
-        before: how many layers were ours before, `GraphAttention` included.
+        left: every other attention in the model, with the reason: other layers of PyG, layers of the three classes that
+            could not be changed, `torch.nn.MultiheadAttention`, and modules with attention in their names.
+        before: how many layers were already ours, `GraphAttention` included.
     """
 
     def __init__(self, changed: list[Change], left: list[Change], before: int) -> None:
@@ -40,7 +40,7 @@ class AccelerateReport:
         count = len(self.changed)
         lines = [
             f"{count} layer{'' if count == 1 else 's'} accelerated, {len(self.left)} left"
-            + (f", {self.before} ours before" if self.before else "")
+            + (f", {self.before} already ours" if self.before else "")
         ]
         lines += [f"  {change.name or 'the model itself'}: {change.kind}" for change in self.changed]
         lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
@@ -48,18 +48,18 @@ class AccelerateReport:
 
 
 def accelerate(model: torch.nn.Module) -> AccelerateReport:
-    """Turn every `TransformerConv`, `GATConv` and `GATv2Conv` of PyG inside a model into ours, in place.
+    """Replace every `TransformerConv`, `GATConv` and `GATv2Conv` of PyG inside a model by ours, in place.
 
-    A layer changes its class and nothing else: parameters, their names, hooks, optimizers and checkpoints go on as
-    they were, and so do the numbers (dropout draws another random stream). Layers that PyG's own arithmetic alone can
-    compute are left, and the report says why.
+    Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
+    numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
+    left, and the report says why.
 
     Args:
         model: any module, an attention layer itself included; basic models, `Sequential`, `HeteroConv`, `to_hetero`
             and `GPSConv` as well.
 
     Returns:
-        What was changed and what was left; it prints.
+        A report of what was changed and what was left, which can be printed.
 
     Raises:
         TypeError: `model` is not a module.
@@ -91,7 +91,7 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
 
 
 def restore(model: torch.nn.Module) -> int:
-    """Undo `accelerate`: give its layers PyG's classes back, and return how many there were.
+    """Undo `accelerate`: restore PyG's classes, and return the number of restored layers.
 
     Raises:
         TypeError: `model` is not a module.
@@ -109,7 +109,7 @@ def restore(model: torch.nn.Module) -> int:
             _change_class(layer, FUSED[layer.theirs], layer.theirs)
             del layer.__dict__[_MARK]
             if layer.explain:
-                # As PyG does when an explainer comes: the code that it generates knows nothing of masks.
+                # As PyG does for an explainer: its generated code doesn't support masks.
                 layer.__dict__["propagate"] = type(layer)._orig_propagate.__get__(layer)
             count += 1
     return count
@@ -122,9 +122,9 @@ def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
 
 
 def _attends(module: torch.nn.Module) -> bool:
-    """Whether a module is a layer of attention, as far as its names tell, and no mere frame around others."""
+    """Whether a module is an attention layer, judging by names, and not only a container of others."""
     if isinstance(module, MessagePassing):
-        # Other layers of PyG have an alpha, too, that is no weight.
+        # Other layers of PyG have an alpha, too, that is not an attention weight.
         steps = (getattr(step, "__code__", None) for step in (module.message, module.edge_update))
         has_softmax = any(code is not None and "softmax" in code.co_names for code in steps)
         return has_softmax or hasattr(module, "heads") or hasattr(module, "attention")
@@ -141,15 +141,15 @@ def _why_left(layer: torch.nn.Module) -> str | None:
 
 
 def _change_class(layer: Any, old: type[Any], new: type[Any]) -> None:
-    """Give a layer another class, below those that torch may have made over it."""
-    # PyG sets these on a layer when an explainer leaves it; they are its class's.
+    """Change the class of a layer, below subclasses that torch may have generated."""
+    # PyG sets these on a layer when an explainer is removed; they belong to its class.
     for method in ("propagate", "edge_updater"):
         layer.__dict__.pop(method, None)
     layer.__class__ = _remade(type(layer), old, new)
 
 
 def _remade(kind: type[Any], old: type[Any], new: type[Any]) -> type[Any]:
-    """Make a class anew with another one below it; copies of a layer share theirs, so that it can't be changed."""
+    """Generate a class again with another base; copies of a layer share theirs, so it can't be changed in place."""
     if kind is old or not issubclass(kind, old):
         return new if kind is old else kind
     own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}

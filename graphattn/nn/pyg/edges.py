@@ -1,4 +1,4 @@
-"""What PyG's layers read off their edges: features of a sparse adjacency, of renewed self-loops, missing targets."""
+"""What PyG's layers derive from edges: features of a sparse adjacency and of renewed self-loops, number of targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...patterns.edges import Loops, read_edges
 
 
 def sides_of(where: str, x: Any) -> tuple[Tensor, Tensor | None]:
-    """Features of sources and of targets, which are the same where x is one tensor."""
+    """Features of sources and of targets, which are the same if x is one tensor."""
     pair = tuple(x) if isinstance(x, tuple | list) else (x, x)
     if len(pair) != 2 or not isinstance(pair[0], Tensor) or not isinstance(pair[1], Tensor | None):
         got = ", ".join(type(side).__name__ for side in pair)
@@ -27,7 +27,7 @@ def sides_of(where: str, x: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def check_one_graph(where: str, *sides: Tensor | None) -> None:
-    """Raise, as PyG does, unless features are those of the nodes of one graph."""
+    """Raise, as PyG does, unless features belong to the nodes of one graph."""
     for side in sides:
         if side is not None and side.dim() != 2:
             fix = "Use x.squeeze(0)." if side.shape[:-2] == (1,) else "Use GraphAttention for x of [*B, N, F]."
@@ -35,7 +35,7 @@ def check_one_graph(where: str, *sides: Tensor | None) -> None:
 
 
 def edge_values(edge_index: Any) -> Tensor | None:
-    """Edge features that lie in a sparse adjacency, as PyG reads them: those of more than one dimension."""
+    """Edge features in a sparse adjacency, as PyG reads them: those of more than one dimension."""
     if not isinstance(edge_index, Tensor) or edge_index.layout == torch.strided:
         return None
     values = read_edges("edge_index", edge_index).values
@@ -43,7 +43,7 @@ def edge_values(edge_index: Any) -> Tensor | None:
 
 
 def check_edge_attr(where: str, edge_attr: Any, lin_edge: Any, num_edges: int, num_nodes: int) -> None:
-    """Raise unless features of edges, where there are any, have a row per edge, as wide as a layer projects them."""
+    """Raise unless features of edges, if given, have a row per edge, of the width that the layer projects."""
     if edge_attr is None:
         return
     if not isinstance(edge_attr, Tensor):
@@ -61,7 +61,7 @@ def check_edge_attr(where: str, edge_attr: Any, lin_edge: Any, num_edges: int, n
 def with_loops(
     pattern: Pattern, renewed: Loops | None, edge_index: Any, edge_attr: Tensor | None, fill_value: Any
 ) -> Tensor | None:
-    """Features of the edges that remain, then those of the renewed loops."""
+    """Features of the remaining edges, then those of the renewed loops."""
     edge_attr = edge_values(edge_index) if edge_attr is None else edge_attr
     if edge_attr is None or renewed is None:
         return edge_attr
@@ -72,7 +72,7 @@ def with_loops(
 
 
 def rows_of_nothing(edge_index: Tensor, size: Size, num_sources: int) -> int:
-    """How many targets there are where they have no features."""
+    """The number of targets without features."""
     if size is not None:
         return num_sources if size[1] is None else size[1]
     if isinstance(edge_index, EdgeIndex):

@@ -1,7 +1,7 @@
-"""What our versions of PyG's attention layers share: when they are fused, and how PyG's own `forward` gets there.
+"""What our versions of PyG's attention layers share: when they are fused, and how PyG's `forward` calls the kernels.
 
-Each runs PyG's `forward`, and hands it the edges as a `Graph`. That is neither a tensor nor a sparse matrix: PyG adds
-no self-loops to it and passes it on unread to `edge_updater` and `propagate`, which are ours.
+Each runs PyG's `forward` with the edges as a `Graph`. That is neither a tensor nor a sparse matrix, so that PyG adds no
+self-loops to it and passes it unread to `edge_updater` and `propagate`, which are ours.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from .edges import check_edge_attr
 
 HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 
-# Ours of each of PyG's layers.
+# PyG class -> our replacement.
 FUSED: dict[type[Any], type[Fused]] = {}
 
 
 class Graph:
-    """The edges of one call, in the order in which PyG has them: renewed self-loops last."""
+    """The edges of one call, in PyG's order: renewed self-loops last."""
 
     def __init__(
         self, pattern: Pattern, renewed: Loops | None, num_given: int, by_messages: bool, return_weights: bool
@@ -45,9 +45,9 @@ class Graph:
         self.num_given = num_given
         self.by_messages = by_messages
         self.return_weights = return_weights
-        # In messages, where each edge stands, if not in that order.
+        # The position of each edge in the messages, if these have another order.
         self.order: Tensor | None = None
-        # What `edge_updater` was given, and the weights [E, H] once they are computed.
+        # The arguments of `edge_updater`, and the weights [E, H] once they are computed.
         self.given: dict[str, Any] = {}
         self.weights: Tensor | None = None
 
@@ -66,7 +66,7 @@ class Graph:
         return of_messages if self.order is None else of_messages[self.order.argsort()]
 
     def listed(self, edge_index: Any) -> Tensor:
-        """The edges as PyG returns them: those given, or new ones of the same kind if loops were renewed."""
+        """The edges as PyG returns them: the given ones, or new ones of the same kind if loops were renewed."""
         if isinstance(edge_index, RemotePattern):
             return self.pattern.edge_index
         if self.renewed is None:
@@ -77,7 +77,7 @@ class Graph:
         return EdgeIndex(listed, sparse_size=(self.pattern.num_sources, self.pattern.num_targets))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
-        """Attend: [T, H, C], in the dtype at which PyG's own arithmetic would arrive."""
+        """Attend: [T, H, C], in the dtype of PyG's own result."""
         tensors = (query, key, value)
         dtype = functools.reduce(torch.promote_types, (x.dtype for x in (*tensors, *score.tensors().values())))
         options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
@@ -93,13 +93,13 @@ class Graph:
 
 
 class Fused(MessagePassing):
-    """What our versions of PyG's layers share: when they are fused, and what PyG's `forward` calls.
+    """What our versions of PyG's layers share: when they are fused, and the methods that PyG's `forward` calls.
 
     Attributes:
-        returns_dropped_weights: PyG's GAT layers return the weights that dropout left over; ours, those of before.
-            True brings PyG's back.
+        returns_dropped_weights: PyG's GAT layers return the weights after dropout, ours those before it. True restores
+            PyG's behaviour.
         mask_removes_edges: an explainer's mask multiplies messages after their weights were normalized, so that a mask
-            of 0 is not a missing edge. True adds its logarithm to the scores instead: then it is one.
+            of 0 doesn't remove the edge. True adds its logarithm to the scores instead, which does.
         backend: as in `attention`. "scatter" has derivatives of second order.
     """
 
@@ -109,27 +109,27 @@ class Fused(MessagePassing):
 
     heads: int
     dropout: float
-    # PyG's class; a subclass that names one is ours of it.
+    # PyG's class, which a subclass replaces.
     theirs: type[Any]
 
     def __init_subclass__(cls) -> None:
         if "theirs" not in vars(cls):
             return
         FUSED[cls.theirs] = cls
-        # PyG's tools read arguments and documentation off the class: its cheat sheet, the inspector, `help`.
+        # PyG's cheat sheet and inspector, and `help`, read arguments and documentation from the class.
         own: Any = cls.forward
         own.__signature__ = inspect.signature(cls.theirs.forward)
         if cls.__doc__ is not None and cls.theirs.__doc__ is not None:
             cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
-        """Let PyG generate its code for its own class, when a first layer is made or loaded; ours needs none."""
+        """Let PyG generate its code for its own class, when the first layer is made or loaded; ours needs none."""
         if "_jinja_propagate" not in vars(self.theirs):
             with torch.random.fork_rng(devices=[]):
                 self.theirs(1, 1)
 
     def edge_updater(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        """PyG's for edges that it reads itself; for ours, what the fused kernel needs, or PyG's if someone watches."""
+        """PyG's for edges that it reads itself; for ours, the kernel's input, or PyG's with hooks or explainers."""
         if not isinstance(edge_index, Graph):
             return self._of_pyg("edge_updater")(self, edge_index, size=size, **kwargs)
         edge_index.given = kwargs
@@ -139,7 +139,7 @@ class Fused(MessagePassing):
         return self._of_pyg("edge_updater")(self, edge_index.edge_index, size=size, **given)
 
     def propagate(self, edge_index: Any, size: Any = None, **kwargs: Any) -> Any:
-        """PyG's for edges that it reads itself; for ours, fused attention, or PyG's if someone watches."""
+        """PyG's for edges that it reads itself; for ours, fused attention, or PyG's with hooks or explainers."""
         if not isinstance(edge_index, Graph):
             return self._of_pyg("propagate")(self, edge_index, size=size, **kwargs)
         graph, bias = edge_index, None
@@ -158,13 +158,13 @@ class Fused(MessagePassing):
                 graph.weights = graph.from_messages(alpha)
         return out
 
-    # PyG goes back and forth between these when an explainer comes and goes.
+    # PyG switches between these when an explainer is attached and removed.
     _orig_propagate = _jinja_propagate = propagate
     _orig_edge_updater = _jinja_edge_updater = edge_updater
 
     def _of_pyg(self, name: str) -> Any:
-        """PyG's `propagate` or `edge_updater`: the code generated for its class, or what serves every class."""
-        # Generated code knows nothing of explainers, nor of what a subclass's methods take.
+        """PyG's `propagate` or `edge_updater`: the code generated for its class, or the generic one."""
+        # Generated code supports neither explainers nor other arguments of a subclass's methods.
         is_plain = not self.explain and self.decomposed_layers == 1 and own_class(self) is FUSED[self.theirs]
         return getattr(self.theirs if is_plain else MessagePassing, name)
 
@@ -181,14 +181,14 @@ class Fused(MessagePassing):
         source, target = (x, x) if isinstance(x, Tensor) else x
         num_targets = edge_index.num_targets if target is None else target.size(0)
         as_pattern(type(self).__name__, edge_index, source.size(0), num_targets, sides=Sides.of(x))
-        # Another tensor of the same memory: the pattern keeps its own, and would be remembered for ever by that.
+        # Another tensor of the same memory: the pattern holds its own as a key, and would never be freed.
         listed = edge_index.edge_index.detach()
         if isinstance(edge_index, Edges):
             remember_edges(listed, edge_index)
         return listed
 
     def _is_theirs(self, edge_index: Any, return_weights: bool, renews: bool, has_edge_attr: bool) -> bool:
-        """Whether PyG goes all the way alone: where fused attention means something else, or can't be traced."""
+        """Whether PyG computes everything: if fused attention would differ, or can't be traced."""
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
             return True
         if isinstance(edge_index, RemotePattern):
@@ -201,7 +201,7 @@ class Fused(MessagePassing):
         if edge_index.layout != torch.strided:
             is_listed_twice = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
             return return_weights or (renews and (has_edge_attr or is_listed_twice))
-        # How many edges there are after loops were renewed depends on the data: no compiled graph can hold that.
+        # The number of edges after renewing loops depends on the data, which a compiled graph can't hold.
         if not (torch.compiler.is_compiling() and renews):
             return False
         return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
@@ -209,7 +209,7 @@ class Fused(MessagePassing):
     def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:
         reason = why_not_fused(self)
         if self.explain or self._is_watched() or (self.returns_dropped_weights and return_weights):
-            reason = "only PyG's own route has what is asked for: an explainer, hooks, or dropped weights"
+            reason = "only PyG's own path supports what is requested: an explainer, hooks, or dropped weights"
         if reason is not None:
             where, rule = type(self).__name__, f"must be in one process: {reason}"
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
@@ -221,7 +221,7 @@ class Fused(MessagePassing):
     def _read(
         self, x: Any, edge_index: Any, edge_attr: Any, num_targets: int, loops: int | None, return_weights: bool
     ) -> Graph:
-        """Read the edges of a call; with `loops`, those between different nodes and one loop for each so many nodes."""
+        """Read the edges of a call; with `loops`, those between different nodes and the first nodes' loops."""
         where, sides = type(self).__name__, Sides.of(x)
         source = x if isinstance(x, Tensor) else x[0]
         rows = (source.size(0), num_targets)
@@ -243,13 +243,13 @@ class Fused(MessagePassing):
         by_messages = not (is_remote or is_traced) and (self._is_watched() or wants_dropped)
         attended = pattern if renewed is None else renewed.pattern
         graph = Graph(attended, renewed, pattern.num_edges, by_messages, return_weights)
-        # An explainer's mask has PyG's order. What watches the weights has the caller's, as far as his edges go.
+        # An explainer's mask is in PyG's order. Hooks on the weights get the caller's order of the given edges.
         if graph.by_messages and renewed is not None and not self.explain:
             graph.order = renewed.order
         return graph
 
     def _mask_bias(self, graph: Graph) -> Tensor | None:
-        """[E, H], the logarithm of an explainer's mask, where it is to remove edges."""
+        """[E, H], the logarithm of an explainer's mask, if masks remove edges."""
         if not (self.explain and self.mask_removes_edges):
             return None
         mask = self._edge_mask
@@ -266,7 +266,7 @@ class Fused(MessagePassing):
 
 
 def own_class(layer: torch.nn.Module) -> type[Any]:
-    """A layer's class, without those that torch makes over it for parametrizations and for sharded parameters."""
+    """A layer's class, without the subclasses that torch generates for parametrizations and sharded parameters."""
     return next(cls for cls in type(layer).__mro__ if not cls.__module__.startswith("torch."))
 
 
@@ -277,7 +277,7 @@ def why_not_fused(layer: Any) -> str | None:
         return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
     own = own_class(layer)
     if own is not theirs and own is not FUSED[theirs]:
-        return f"{own.__name__} is a subclass of {theirs.__name__}, and may mean something else"
+        return f"{own.__name__} is a subclass of {theirs.__name__}, and may behave differently"
     if not isinstance(layer.aggr_module, SumAggregation):
         return f"aggr={layer.aggr!r} is not 'add'"
     if layer.flow != "source_to_target":

@@ -19,7 +19,7 @@ from ..typed import Features, Maybe, No, Weights, Yes, typed_as
 from .edges import check_one_graph, edge_values, rows_of_nothing, sides_of, with_loops
 from .fused import Fused, Graph
 
-# For type checkers, which can't read PyG's own types: what its layers take, and the patterns that ours take.
+# For type checkers, which can't read PyG's own types: the arguments of its layers, and the patterns that ours accept.
 Edges = Tensor | SparseTensorLike | Pattern
 Sizes = tuple[int, int] | None
 OptFeatures = Tensor | tuple[Tensor, Tensor | None]
@@ -28,7 +28,7 @@ OptFeatures = Tensor | tuple[Tensor, Tensor | None]
 class TransformerConv(Fused, conv.TransformerConv):
     """`torch_geometric.nn.TransformerConv`, fused: see there for arguments, shapes, results and references.
 
-    It takes patterns, too, and reads and writes the same `state_dict`. What the fused kernels lack runs as in PyG.
+    It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
         >>> from torch_geometric import nn
@@ -40,13 +40,13 @@ class TransformerConv(Fused, conv.TransformerConv):
     """
 
     theirs = conv.TransformerConv
-    # PyG's inspector reads these, and looks no further than the first class of this name.
+    # PyG's inspector reads these, and stops at the first class of this name.
     # propagate_type: (query: Tensor, key: Tensor, value: Tensor, edge_attr: OptTensor)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if not self.root_weight:
-            # PyG keeps this projection and never uses it, which DistributedDataParallel takes for a mistake.
+            # PyG has this projection but never uses it, which DistributedDataParallel reports as an error.
             self.lin_skip.requires_grad_(False)
 
     @overload
@@ -104,14 +104,14 @@ class TransformerConv(Fused, conv.TransformerConv):
         return graph.attend(given["query"], given["key"], given["value"], DotProduct(), **options)
 
 
-# Not as a decorator, behind which a type checker would no longer see the class.
+# Not a decorator, which would hide the class from a type checker.
 functools.update_wrapper(TransformerConv.__init__, conv.TransformerConv.__init__)
 
 
 class GATConv(Fused, conv.GATConv):
     """`torch_geometric.nn.GATConv`, fused: see there for arguments, shapes, results and references.
 
-    It takes patterns, too, and reads and writes the same `state_dict`. What the fused kernels lack runs as in PyG.
+    It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
         >>> from torch_geometric import nn
@@ -123,7 +123,7 @@ class GATConv(Fused, conv.GATConv):
     """
 
     theirs = conv.GATConv
-    # PyG's inspector reads these, and looks no further than the first class of this name.
+    # PyG's inspector reads these, and stops at the first class of this name.
     # edge_updater_type: (alpha: OptPairTensor, edge_attr: OptTensor)
     # propagate_type: (x: OptPairTensor, alpha: Tensor)
 
@@ -229,7 +229,7 @@ class GATConv(Fused, conv.GATConv):
 class GATv2Conv(Fused, conv.GATv2Conv):
     """`torch_geometric.nn.GATv2Conv`, fused: see there for arguments, shapes, results and references.
 
-    It takes patterns, too, and reads and writes the same `state_dict`. What the fused kernels lack runs as in PyG.
+    It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
         >>> from torch_geometric import nn
@@ -241,7 +241,7 @@ class GATv2Conv(Fused, conv.GATv2Conv):
     """
 
     theirs = conv.GATv2Conv
-    # PyG's inspector reads these, and looks no further than the first class of this name.
+    # PyG's inspector reads these, and stops at the first class of this name.
     # edge_updater_type: (x: PairTensor, edge_attr: OptTensor)
     # propagate_type: (x: PairTensor, alpha: Tensor)
 
@@ -315,5 +315,5 @@ def _has_hooks(module: torch.nn.Module) -> bool:
 
 
 def _writable(out: Tensor, is_the_kernels: bool) -> Tensor:
-    """Copy where nothing was added to the kernel's output: its backward needs that, and the caller may write to it."""
+    """Copy the kernel's output if nothing was added: its backward pass needs it, and the caller may write to it."""
     return out.clone() if is_the_kernels and out.requires_grad else out

@@ -1,4 +1,4 @@
-"""What `graphattn.sampling` compiles: neighbors drawn row by row, and the nodes they lead to numbered as they appear.
+"""The compiled functions of `graphattn.sampling`: draw neighbors row by row, and number new nodes as they appear.
 
 Random numbers are a hash of the batch, the row and a counter, so threads may take the rows in any order.
 """
@@ -23,23 +23,23 @@ def mix(word):
 
 @njit(**OPTIONS)
 def hash_seeds(seed, nodes):
-    """What stands for a batch: a hash of the sampler's seed and of the nodes, in their order, as int64 bits."""
+    """The random state of a batch: a hash of the sampler's seed and of the nodes, in their order, as int64 bits."""
     key = mix(np.uint64(seed) + GOLDEN)
     for node in nodes:
         key = mix((key ^ np.uint64(node)) + GOLDEN)
-    # Python would hand an unsigned number back as one of either type, by its size.
+    # Python would return an unsigned number as one of either type, depending on its size.
     return np.int64(key)
 
 
 @njit(**OPTIONS)
 def below(state, bound):
-    """An integer in [0, bound) from a state: 53 bits, each value as likely as any other to within bound / 2^53."""
+    """An integer in [0, bound) from a state: 53 bits, uniform to within bound / 2^53."""
     return np.int64(np.float64(mix(state) >> np.uint64(11)) * 2.0**-53 * np.float64(bound))
 
 
 @njit(**OPTIONS)
 def count_rows(nodes, fan_out, with_replacement, ptr):
-    """Where the edges drawn for each node begin: [nodes + 1]."""
+    """The position at which the drawn edges of each node begin: [nodes + 1]."""
     row_ptr = np.empty(len(nodes) + 1, np.int64)
     row_ptr[0] = 0
     for row in range(len(nodes)):
@@ -52,9 +52,9 @@ def count_rows(nodes, fan_out, with_replacement, ptr):
 
 @njit(**OPTIONS)
 def draw_rows(begin, end, first, nodes, row_ptr, with_replacement, key, ptr, index, perm, source, edge):
-    """Draw the edges of rows `begin` to `end`: their sources in the graph and their ids, as they lie in its CSR.
+    """Draw the edges of rows `begin` to `end`: their sources in the graph and their ids, in the order of its CSR.
 
-    `first` is how many rows came in the hops before. An empty `perm` says that edges lie in the caller's order.
+    `first` is the number of rows of the hops before. An empty `perm` means that edges are in the caller's order.
     """
     for row in range(begin, end):
         start = ptr[nodes[row]]
@@ -70,7 +70,7 @@ def draw_rows(begin, end, first, nodes, row_ptr, with_replacement, key, ptr, ind
                 state += GOLDEN
                 picks[place] = start + below(state, degree)
         elif count * count <= 4 * degree:
-            # Floyd: of the first `top` + 1, one that isn't there yet, or else the last.
+            # Floyd: one of the first `top` + 1, or the last of them if that was drawn already.
             for place in range(count):
                 state += GOLDEN
                 top = degree - count + place
@@ -98,9 +98,9 @@ def draw_rows(begin, end, first, nodes, row_ptr, with_replacement, key, ptr, ind
 
 @njit(**OPTIONS)
 def number_nodes(nodes, source):
-    """Replace nodes of the graph by their places in the batch; those that are new come behind `nodes`, as they appear.
+    """Replace nodes of the graph by their positions in the batch; new ones are appended to `nodes` as they appear.
 
-    Returns all nodes. A node that is there twice is known by its first place.
+    Returns all nodes. A repeated node has its first position.
     """
     bits = 4
     while (1 << bits) < 2 * (len(nodes) + len(source)):
@@ -129,11 +129,11 @@ def number_nodes(nodes, source):
 
 @njit(**OPTIONS)
 def order_rows(begin, end, first, row_ptr, source, edge, target):
-    """Sort each row by source, then by edge, and write its own place behind each of its edges."""
+    """Sort each row by source, then by edge, and write the row's own position for each of its edges."""
     for row in range(begin, end):
         row_begin, row_end = row_ptr[row], row_ptr[row + 1]
         target[row_begin:row_end] = first + row
-        # Shell's: of short rows, which nearly all are, insertion alone remains.
+        # Shell sort, which is insertion sort for short rows, and nearly all are short.
         gap = 1
         while gap < (row_end - row_begin) // 9:
             gap = 3 * gap + 1
@@ -154,7 +154,7 @@ def order_rows(begin, end, first, row_ptr, source, edge, target):
 
 @njit(**OPTIONS)
 def transpose(num_sources, source, target):
-    """The CSC of edges that lie sorted by target and source, by one counting pass: ptr, index, perm."""
+    """The CSC of edges sorted by target and source, by one counting pass: ptr, index, perm."""
     ptr = np.zeros(num_sources + 1, np.int64)
     for one in source:
         ptr[one + 1] += 1

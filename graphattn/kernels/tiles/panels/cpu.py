@@ -1,4 +1,4 @@
-"""Panels on the CPU: runs what Numba compiles of `jit`, for `tiles.op`. Numba is loaded on first use."""
+"""Panels on the CPU: runs the compiled functions of `jit`, for `tiles.op`. Numba is loaded on first use."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from ....normalizers import Softmax
 from ...base import FORWARD_SHARE
 from .plan import PANEL, PANEL_TENSORS, SECONDS
 
-# Rows of query, key and value are made whole vectors of so many bytes; they are no longer than this.
+# Rows of query, key and value are padded to whole vectors of this many bytes; this is their greatest length.
 VECTOR_BYTES = 64
 MOST_WIDTH = 256
-# What a call of a compiled function shall take at least: handing over its arguments takes a tenth of that, one thread
-# at a time.
+# The least time of a call of a compiled function: passing its arguments takes a tenth of that, one thread at a time.
 CALL_SECONDS = 2e-4
 
 
 def is_for_panels(call: Call) -> bool:
-    """Whether panels can compute a call, if their plan has been written: softmax of bare products on the CPU."""
+    """Whether panels can compute a call, given a plan: softmax of products on the CPU, without biases or dropout."""
     if call.query.device.type != "cpu" or not isinstance(call.normalizer, Softmax):
         return False
     if call.edge_bias is not None or call.dropout_p > 0 or call.return_weights:
@@ -33,18 +32,18 @@ def is_for_panels(call: Call) -> bool:
 
 
 def are_vectors(x: Tensor) -> bool:
-    """Whether rows are whole vectors in the precision of sums, so that panels read them where they are."""
+    """Whether rows are whole vectors in the precision of sums, so that panels read them without a copy."""
     return x.dtype == accumulate_dtype(x.dtype) and x.size(-1) * x.dtype.itemsize % VECTOR_BYTES == 0
 
 
 def in_vectors(x: Tensor) -> Tensor:
-    """Return rows that are: zeros behind a row change no product."""
+    """Return rows that are whole vectors: zeros after a row change no product."""
     x = x.to(accumulate_dtype(x.dtype))
     return torch.nn.functional.pad(x, (0, -x.size(-1) % (VECTOR_BYTES // x.dtype.itemsize)))
 
 
 def has_panels(plan: list[Tensor]) -> bool:
-    """Whether a plan is one of panels."""
+    """Whether a plan consists of panels."""
     return len(plan) == PANEL_TENSORS
 
 
@@ -79,7 +78,7 @@ def backward(
     scale: float,
     needs: list[bool],
 ) -> list[Tensor]:
-    """`tiles_backward` for a plan of panels; every task adds to keys and values that no other task of its color has."""
+    """`tiles_backward` for a plan of panels; tasks of one color add to different keys and values."""
     data = (query, key, value, grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous())
     grads = [empty(x, *x.shape) if need else x.new_empty(0, 0, 0, 0) for x, need in zip(data[:3], needs, strict=False)]
     if not len(plan[5]):
@@ -102,14 +101,14 @@ def backward(
 
 
 def _seconds(data: tuple[Tensor, ...], numbers: list[int]) -> float:
-    """About what the forward pass of one head of a panel takes on one core."""
+    """The approximate time of the forward pass of one head of a panel on one core."""
     _, per_panel, _, per_score, per_product = SECONDS
     width = data[0].size(3) + data[2].size(3)
     return 2 * FORWARD_SHARE * (per_panel + PANEL * numbers[0] * (per_score + per_product * width))
 
 
 def _least(seconds: float) -> int:
-    """How many tasks of so many seconds one call of a compiled function runs at least."""
+    """The least number of tasks of this duration for one call of a compiled function."""
     return math.ceil(CALL_SECONDS / seconds)
 
 
@@ -119,10 +118,10 @@ def _loops() -> Any:
 
 
 def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], scale: float) -> tuple[Any, ...]:
-    """What both passes take: plan, shape, scale, data and their strides.
+    """The arguments of both passes: plan, shape, scale, data and their strides.
 
-    The scale comes in two parts: the sign is the query's, so that the largest product is the largest score; the size
-    multiplies differences of products, as a query times it would be rounded once more.
+    The scale is split: its sign is applied to the query, so that the largest product is the largest score; its
+    magnitude multiplies differences of products, because multiplying the query by it would add a rounding.
     """
     query, key, value, *_ = data
     shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
@@ -133,7 +132,7 @@ def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], 
 
 
 def _flat(x: Tensor) -> np.ndarray:
-    """All the memory between the tensor's first number and its last one."""
+    """All memory from the tensor's first number to its last one."""
     if x.is_contiguous():
         return x.detach().view(-1).numpy()
     size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0

@@ -1,4 +1,4 @@
-"""How a pattern is cut into panels: panels of up to 64 targets, each beside a box of sources."""
+"""How a pattern is cut into panels of up to 64 targets, each with a box of sources."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from ....compiled import load
 from ....patterns import Full, Grid, Pattern, Window
 from ..plan import Group, Plan, cut_groups, options_of
 
-# Targets of a panel, and what their number is a multiple of where a tile has more.
+# Targets of a panel, and the divisor of their number if a tile has more.
 PANEL, UNIT = 64, 16
-# Sources of a tile: a panel's scores beside so many stay in the caches.
+# Sources of a tile: a panel's scores for this many fit into the caches.
 MOST_COLUMNS = 8192
-# Targets that one task of the backward pass takes, panel after panel.
+# Targets of one task of the backward pass, panel after panel.
 CHUNK = 512
 # See `panel_seconds`.
 SECONDS = (4.8e-4, 2.4e-6, 2.2e-9, 1.7e-9, 9.9e-12)
 # Colors that a source can have.
 BITS = 62
-# panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has as many.
+# panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has this number of tensors.
 PANEL_TENSORS = 7
-# Targets of a tile along each axis that a pattern reaches along: in 2-D a group of 16 targets is then 4 x 4.
+# Targets of a tile along each axis with a radius: in 2-D a group of 16 targets is then 4 x 4.
 HEIGHTS = {1: (64,), 2: (16, 4), 3: (8, 2, 4)}
 
 
 def write_panels(pattern: Pattern) -> Plan:
-    """Cut a pattern that `why_not_cut` has no objection to; nothing where a tile has too many sources.
+    """Cut a pattern that `why_not_cut` accepts; return nothing if a tile has too many sources.
 
     Tensors, for P panels, R targets, C sources in all:
         panels: [P, 7] int64: first and number of `rows`, first and number of `columns`, first of `bits`, and the last
             two extents of the box that the sources make.
         rows: [R] int64 targets, each once.
         columns: [C] int64 sources.
-        spans: [2, R] int64: of the panel's sources the first that the target sees, and the one after the last.
+        spans: [2, R] int64: the first of the panel's sources that the target sees, and the one after the last.
         bits: for each source of a panel, padded to multiples of 8, the targets that see it, as 64 bits.
-        chunks: [K, 4] int64, first panel of what one thread works on, and the one after the last; the same among
-            `fresh`. Those of a color share no source.
+        chunks: [K, 4] int64, the first panel of one thread's work, and the one after the last; the same for `fresh`.
+            Chunks of one color share no source.
         fresh: [S] int64, the sources in the order of the first chunk that sees them.
-    Numbers: the most sources of a panel, then where each color ends among the chunks.
+    Numbers: the largest number of sources of a panel, then the end of each color among the chunks.
     """
     assert isinstance(pattern, Full | Window | Grid)
     groups = cut_groups(pattern, None if isinstance(pattern, Full) else _height(pattern))
@@ -73,7 +73,7 @@ def write_panels(pattern: Pattern) -> Plan:
 
 
 def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
-    """About how many scores and panels a plan would have, and the most sources of a panel, without making it."""
+    """Estimate the number of scores and panels of a plan, and the most sources of a panel, without making it."""
     assert isinstance(pattern, Full | Window | Grid)
     if isinstance(pattern, Full):
         targets, sources = pattern.shape[:, 0], pattern.source_shape[:, 0]
@@ -95,12 +95,12 @@ def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
 
 
 def panel_seconds(call: Call, sizes: tuple[int, int, int], copied: bool) -> float:
-    """Seconds that a call takes on two cores, with backward, for the `panel_sizes` of its pattern.
+    """Estimate the seconds of a call on two cores, with backward, for the `panel_sizes` of its pattern.
 
-    Inputs that have to be copied are read and written three times more.
+    Inputs that must be copied are read and written three more times.
 
-    So long for the call, for each head of a panel, for each number read or written, and for each score and number of
-    its product: fitted to the sweep of benchmarks/structured.py.
+    The constants are the times of a call, of each head of a panel, of each number read or written, and of each score
+    and number of its product, fitted to the sweep of benchmarks/structured.py.
     """
     per_call, per_panel, per_number, per_score, per_product = SECONDS
     scores, panels, _ = sizes
@@ -124,7 +124,7 @@ def _height(pattern: Window | Grid) -> tuple[int, int, int]:
 
 
 def _longest(pattern: Window | Grid) -> list[int]:
-    """The longest extent along each axis; sequences are laid end to end."""
+    """The longest extent along each axis; sequences are concatenated."""
     if isinstance(pattern, Window) and pattern.dilation == 1:
         return [pattern.num_targets]
     return pattern.shape.amax(0).tolist() if len(pattern.shape) else []
@@ -140,7 +140,7 @@ def _ends(group: Group, first: Tensor, count: Tensor) -> Tensor:
 
 
 def _cut_tiles(group: Group, sizes: Tensor, row_begin: int, column_begin: int) -> Tensor:
-    """Panels of a group whose tiles have so many targets each."""
+    """Panels of a group, given the number of targets per tile."""
     pieces = -(-sizes // PANEL)
     even = (sizes + pieces - 1) // pieces.clamp(min=1)
     size = (even + UNIT - 1) // UNIT * UNIT
@@ -163,13 +163,13 @@ def _cut_chunks(panels: Tensor, columns: Tensor, sources: int) -> tuple[Tensor, 
         inside = [columns[column : column + count].numpy() for _, _, column, count, *_ in panels[begin:end].tolist()]
         seen.append(np.concatenate(inside))
         taken = int(np.bitwise_or.reduce(used[seen[-1]], initial=0))
-        # The first color that is free; else alone, one after another.
+        # The first free color; otherwise chunks run one after another.
         colors[k] = next((c for c in range(BITS) if not taken >> c & 1), max(BITS, int(colors.max()) + 1))
         if colors[k] < BITS:
             used[seen[-1]] |= 1 << colors[k]
     order = np.argsort(colors, kind="stable")
     ends = np.flatnonzero(np.diff(colors[order], append=-1)) + 1
-    # Sources that nobody sees are left to the last one.
+    # Sources that no target sees belong to the last chunk.
     first = np.full(sources, max(len(chunks) - 1, 0))
     for k in reversed(range(len(chunks))):
         first[seen[order[k]]] = k

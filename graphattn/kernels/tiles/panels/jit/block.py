@@ -1,7 +1,7 @@
 """Products of small matrices in registers, and passes over columns of scores, for `loops`.
 
-Scores lie column by column: those of one source's row, [PANEL], for the targets of a panel, one target per lane. So a
-target's largest score and its sum take no steps across lanes. Arrays are flat.
+Scores are stored column by column: a column [PANEL] has the scores of one source for the targets of a panel, one target
+per lane. So a target's largest score and its sum need no operations across lanes. Arrays are flat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .....compiled.jit.llvm import (
     wide,
 )
 
-# Targets that are worked on at a time, and so from one source's scores to the next one's.
+# Number of targets computed at a time, and so the stride from one source's scores to the next one's.
 PANEL = 64
 # A product holds ROWS * 2 vectors: 16 of the 32 registers of AVX-512, 8 of the 16 elsewhere.
 HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
@@ -37,13 +37,13 @@ VECTOR_BYTES, ROWS = (64, 8) if HAS_AVX512 else (32, 4)
 
 
 def lanes_of(dtype: types.Type) -> int:
-    """Numbers in a vector."""
+    """Number of lanes of a vector."""
     return VECTOR_BYTES * 8 // dtype.bitwidth
 
 
 @intrinsic
 def lanes_in(typingctx, x):
-    """Numbers in a vector, of an array's dtype."""
+    """Number of lanes of a vector of an array's dtype."""
 
     def codegen(context, builder, sig, args):
         return integer(lanes_of(x.dtype))
@@ -57,10 +57,11 @@ def maximum(builder: Any, x: Any, y: Any) -> Any:
 
 
 def _product(vectors: int, finish: str) -> Any:
-    """An intrinsic for ROWS rows of so many vectors.
+    """An intrinsic for ROWS rows of this many vectors.
 
-    It sets them, or scales them by each row's factor first, or adds them to what is there; or, as scores, sets them to
-    -inf where a row's bits are 0, and raises what `factors` holds for their lanes to the rest.
+    It sets them, or scales them by each row's factor first, or adds them to the existing values; or, for scores, sets
+    them to -inf where a row's bits are 0, and sets `factors` to the maximum of its value and the other scores in each
+    lane.
     """
 
     @intrinsic
@@ -161,7 +162,7 @@ add_one, add_two = _product(1, "add"), _product(2, "add")
 
 @intrinsic
 def turn(typingctx, to, at, x, rows, first, x_at, factor):
-    """Set to[at + d * PANEL + i] = factor * x[rows[first + i] + x_at + d] for a square of as many as a vector has."""
+    """Set to[at + d * PANEL + i] = factor * x[rows[first + i] + x_at + d] for a square as wide as a vector."""
     i64 = types.int64
 
     def codegen(context, builder, sig, args):
@@ -175,7 +176,7 @@ def turn(typingctx, to, at, x, rows, first, x_at, factor):
             vectors.append(builder.fmul(numbers, factor))
         half = lanes // 2
         while half:
-            # Each pair of rows swaps the blocks beside the diagonal.
+            # Each pair of rows swaps its off-diagonal blocks.
             places = [[i if not i & half else lanes + i - half for i in range(lanes)]]
             places.append([i + half if not i & half else lanes + i for i in range(lanes)])
             masks = [ir.Constant(wide(i32, lanes), numbers) for numbers in places]
@@ -203,7 +204,7 @@ class _Columns:
         return constant(self.kind, self.lanes, number)
 
     def load(self, array: types.Type, data: Any) -> Any:
-        """What an array has for these targets."""
+        """The values of an array for these targets."""
         pointer = pointer_at(self.context, self.builder, array, data, self.lane)(integer(0))
         return load_lanes(self.builder, array.dtype, pointer, self.lanes)
 
@@ -213,7 +214,7 @@ class _Columns:
         )
 
     def run(self, begin: Any, end: Any, arrays: list, start: Any, body: Callable[..., tuple]) -> Any:
-        """Run body(column, total, one vector of each array), which gives the next total and what the arrays get."""
+        """Run body(column, total, one vector of each array), which returns the next total and new vectors."""
         builder = self.builder
         total = cgutils.alloca_once(builder, start.type)
         builder.store(start, total)
@@ -232,18 +233,18 @@ class _Columns:
 
 
 def _exp_below(builder: Any, x: Any) -> Any:
-    """Exp in each lane where x <= 0 or NaN: `exp_lanes` without what only other numbers need."""
+    """Exp in each lane for x <= 0 or NaN: `exp_lanes` without the steps for other numbers."""
     if isinstance(x.type.element, ir.DoubleType):
         return exp_lanes(builder, x)
     lanes = x.type.count
     number, i32 = (lambda value: constant(x.type.element, lanes, value)), wide(ir.IntType(32), lanes)
-    # Adding 1.5 * 2^23 rounds to an integer, and leaves it in the last bits.
+    # Adding 1.5 * 2^23 rounds to an integer, which is then in the last bits.
     shifted = multiply_add(builder, x, number(1.4426950408889634), number(12582912.0))
     n = builder.fsub(shifted, number(12582912.0))
     y = exp_of_rest(builder, x, n, number)
     bits = builder.shl(builder.bitcast(shifted, i32), constant(ir.IntType(32), lanes, 23))
     power = builder.bitcast(builder.add(bits, constant(ir.IntType(32), lanes, 127 << 23)), x.type)
-    # Below, 2^n would be no normal number.
+    # Below this, 2^n would not be a normal number.
     return builder.select(builder.fcmp_ordered("<", x, number(-87.3)), number(0.0), builder.fmul(y, power))
 
 

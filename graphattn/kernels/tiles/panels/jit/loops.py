@@ -1,7 +1,7 @@
 """Softmax attention of panels, forward and backward.
 
-A panel is up to 64 targets beside a box of sources. The targets of one vector are a group, which has columns of scores
-from `lo` to `hi`, multiples of ROWS: no product reaches outside.
+A panel is up to 64 targets with a box of sources. The targets of one vector are a group, which has columns of scores
+from `lo` to `hi`, multiples of ROWS; products are computed only there.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_spans(panel, spans, lo, hi, lanes):
         for row in range(begin + j * lanes, begin + min(n, (j + 1) * lanes)):
             low, high = min(low, spans[0, row]), max(high, spans[1, row])
         lo[j], hi[j] = low // ROWS * ROWS, (high + ROWS - 1) // ROWS * ROWS
-    # Of the groups that have a column, none between two others may lack it.
+    # The groups that have a column must be consecutive.
     for j in range(1, groups):
         hi[j] = max(hi[j], hi[j - 1])
     for j in range(groups - 1, 0, -1):
@@ -80,7 +80,7 @@ def read_spans(panel, spans, lo, hi, lanes):
 
 @njit(**OPTIONS)
 def set_offsets(to, begin, end, index, part, strides, b, h):
-    """Set to[i] to where head h of row index[part[0] + i] begins; rows beyond the part's count are its last."""
+    """Set to[i] to where head h of row index[part[0] + i] begins; rows beyond the part's count repeat its last."""
     first, count = part
     base = b * strides[0] + h * strides[2]
     for i in range(begin, min(end, count)):
@@ -91,7 +91,7 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
 
 @njit(**OPTIONS)
 def clear(is_there, grad, fresh, chunk, strides, b, h, width):
-    """Set head h to zero in the rows that no chunk before has added to."""
+    """Set head h to zero in the rows to which no earlier chunk has added."""
     if is_there:
         for i in range(chunk[2], chunk[3]):
             at = b * strides[0] + fresh[i] * strides[1] + h * strides[2]
@@ -110,7 +110,7 @@ def turn_rows(to, x, rows, groups, width, factor, lanes):
 def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes, hides, top, bits):
     """Set s[c, m] = sum over d of x[c, d] * turned[d, m], in the columns of each group.
 
-    Where it `hides`, what m doesn't see becomes -inf, and top the largest of the rest.
+    With `hides`, sources that target m doesn't see become -inf, and top is the largest of the rest.
     """
     if hides:
         for m in range(groups * lanes):
@@ -179,7 +179,7 @@ def invert(x, n):
 
 @njit(**OPTIONS)
 def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_lse):
-    """Attend from panels: task (b * H + h) * P + p is panel p of head h in batch b."""
+    """Forward pass: task (b * H + h) * P + p is panel p of head h in batch b."""
     panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
     query, key, value = data
@@ -220,7 +220,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
 
 @njit(**OPTIONS)
 def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh, grad_lse, has_lse, grads, has_grads):
-    """Differentiate: task (b * H_kv + h) * K + k is chunk k of key head h in batch b, for all its query heads."""
+    """Backward pass: task (b * H_kv + h) * K + k is chunk k of key head h in batch b, for all its query heads."""
     panels, rows, columns, spans, bits, widest = plan
     targets, heads, kv_heads, width, value_width = shape
     query, key, value, grad_out = data
