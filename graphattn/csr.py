@@ -56,7 +56,7 @@ def stable_order(key: Tensor, num_keys: int) -> Tensor:
     count = key.numel()
     width = _width(count, num_keys)
     keys = key.numpy().astype(width)
-    by_key = _turn(np.ones(count, np.int8), keys, np.arange(count + 1, dtype=width), (count, num_keys))
+    by_key = _transpose(np.ones(count, np.int8), keys, np.arange(count + 1, dtype=width), (count, num_keys))
     return torch.from_numpy(by_key.indices).to(torch.int64)
 
 
@@ -71,13 +71,13 @@ def _count_pairs(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -
     width = _width(count, max(num_rows, num_columns))
     rows, columns = (key.numpy().astype(width) for key in (row, column))
     # First each edge is written at its column, with its row; then the edges of each column at their rows.
-    by_column = _turn(rows, columns, np.arange(count + 1, dtype=width), (count, num_columns))
+    by_column = _transpose(rows, columns, np.arange(count + 1, dtype=width), (count, num_columns))
     del rows, columns
-    by_row = _turn(by_column.indices, by_column.data, by_column.indptr, (num_columns, num_rows))
+    by_row = _transpose(by_column.indices, by_column.data, by_column.indptr, (num_columns, num_rows))
     return torch.from_numpy(by_row.indptr), torch.from_numpy(by_row.indices), torch.from_numpy(by_row.data)
 
 
-def _turn(data: np.ndarray, index: np.ndarray, ptr: np.ndarray, shape: tuple[int, int]) -> Any:
+def _transpose(data: np.ndarray, index: np.ndarray, ptr: np.ndarray, shape: tuple[int, int]) -> Any:
     """Compress rows into columns by a stable counting pass in compiled code, several times as fast as torch's sort."""
     from scipy.sparse import csr_array
 

@@ -270,9 +270,9 @@ def choose(call: Call, backend: str) -> Kernel:
     reason = None if named is None else _why_not(named, call)
     if named is not None and reason is None:
         return named
-    costs = {kernel: kernel.cost(call) for kernel in KERNELS if _why_not(kernel, call) is None}
-    # Of equal ones, the first.
-    cheapest = min(costs, key=lambda kernel: costs[kernel])
+    # Of equal costs, the earlier kernel's.
+    _, place = min((kernel.cost(call), i) for i, kernel in enumerate(KERNELS) if _why_not(kernel, call) is None)
+    cheapest = KERNELS[place]
     if named is None:
         return cheapest
     fix = f"Use backend={cheapest.name!r} or 'auto'."

@@ -52,7 +52,7 @@ NORMALIZER_CODES = {
 SCORE_CODES = {"dot_product": codes.DOT_PRODUCT, "tanh": codes.TANH, "leaky_relu": codes.LEAKY_RELU}
 
 
-class Plan(Protocol):
+class EdgePlan(Protocol):
     """What a kernel makes of a CSR: a named tuple of tensors that begins with the CSR's own three."""
 
     @classmethod
@@ -62,7 +62,7 @@ class Plan(Protocol):
     def __iter__(self) -> Iterator[Tensor]: ...
 
 
-AnyPlan = TypeVar("AnyPlan", bound=Plan)
+AnyPlan = TypeVar("AnyPlan", bound=EdgePlan)
 
 library.define(f"csr_forward({schema(Forward)}) -> (Tensor, Tensor, Tensor)")
 library.define(f"csr_weights({schema(Weights)}) -> Tensor")
@@ -93,7 +93,7 @@ def _fake_backward(*flat: Any) -> list[Tensor]:
 
 
 class _Attend(torch.autograd.Function):
-    """Output, weights and lse, split; what isn't asked for is empty. And what the backward pass needs beside."""
+    """Output, weights and lse in two parts, empty if not requested; then what the backward pass needs in addition."""
 
     # At each call torch binds the arguments to this signature: a dozen names would cost 30 microseconds.
     @staticmethod
@@ -192,7 +192,7 @@ def _read_score(score: Score, call: Call) -> tuple[Tensor | None, Mode]:
     return vector, Mode(code, NORMALIZER_CODES[type(call.normalizer)], scale, slope, call.dropout_p)
 
 
-def edges_for(call: Call, name: str, plan: type[Plan]) -> EdgeLists:
+def edges_for(call: Call, name: str, plan: type[EdgePlan]) -> EdgeLists:
     """Edges of a call as `run_fused` takes them, planned and kept by the pattern under a kernel's name."""
     pattern = call.pattern
     sides = ["rows", "columns"] if needs_grad(call) else ["rows"]

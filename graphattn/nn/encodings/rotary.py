@@ -72,14 +72,14 @@ class Rotary(Encoding):
             return tuple((angle.cos().to(dtype), angle.sin().to(dtype)) for angle in turns)
 
         of_targets, of_sources = pattern.keep(f"Rotary {self.width} {self.base} {dtype}", build)
-        return _turn(query, *of_targets), _turn(key, *of_sources)
+        return _rotate_pairs(query, *of_targets), _rotate_pairs(key, *of_sources)
 
     def extra_repr(self) -> str:
         """Arguments of the constructor."""
         return f"{self.width}, dims={self.dims}, base={self.base:g}"
 
 
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+def _rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotate the pairs of [*B, N, H, D] by angles whose cosines and sines are [N, 1, D / 2]."""
     first, second = x.to(cosine.dtype).unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([first * cosine - second * sine, first * sine + second * cosine], -1)

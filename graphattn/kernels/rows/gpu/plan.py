@@ -23,7 +23,7 @@ MOST_ROWS = 16
 # Pieces of long rows have a number of edges between these two, so that there are about as many as an H200 runs warps.
 PIECES = 132 * 32 * 4
 PIECE_EDGES = (128, 4096)
-# Numbers of a tile that one warp holds beside each other, at most, see `block_of`.
+# Largest number of elements of a tile that one warp holds, see `block_of`.
 TILE = 1024
 MOST_WARPS = 8
 WIDEST = 256
@@ -33,7 +33,7 @@ LOAD_BYTES = 16
 # pieces, and each step waits for the memory once.
 MERGED_PIECES, MERGED_NUMBERS = 16, 128
 
-# An H200 as it was published, nothing of it measured by us: bytes per second of its memory, and of its cache while what
+# Published H200 figures, not measured here: bytes per second of its memory, and of its cache while what
 # is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach; seconds from
 # one launch to the next.
 MEMORY, CACHE, CACHE_BYTES = 4.2e12, 5.5e12, 4e7
@@ -65,13 +65,13 @@ def block_of(
         group: query heads of each.
         widths: of a head's key and value.
         itemsize: bytes of a number in memory.
-        is_short: whether rows are short and lie beside each other in a tile. Else the heads of one row do.
+        is_short: whether several short rows share a tile. Otherwise a tile holds heads of one row.
         is_backward: of both passes.
 
     A table, not a race at run time: what runs doesn't depend on what ran before.
 
     A score must have the same bits in each pass. Threads share a row's width in the same way whatever the tile, if it
-    holds as many numbers as a warp loads at once, so long rows lie beside each other too where they are that narrow.
+    holds as many numbers as a warp loads at once, so long rows share tiles too if they are that narrow.
     Where no tile of some pass can hold so many, all passes have the same tile.
     """
     narrow = power_of_two(group) * power_of_two(min((n for n in widths if n > 1), default=1))

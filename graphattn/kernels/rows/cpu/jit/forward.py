@@ -30,9 +30,9 @@ from .scores import score_edge
 def forward_tasks(begin, end, tasks, slots, call, results):
     """Outputs and `sums` of whole rows, unscaled sums of the pieces of cut ones.
 
-    Softmax leaves two numbers per row and head, each kind beside its like: the shift of the scores, which is the
-    largest or 0 in a row without any, and the sum of their exponentials. One number for both, lse, would round away
-    how they differ where scores are large.
+    Softmax leaves two numbers per row and head, first those of one kind for all heads: the shift of the scores, which
+    is the largest or 0 in a row without any, and the sum of their exponentials. One number for both, lse, would round
+    away how they differ where scores are large.
     """
     ptr, index, perm = call.edges
     _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape

@@ -7,6 +7,7 @@ flat as well: their heads, each so many numbers wide, follow one another. Arithm
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -30,9 +31,9 @@ from .....compiled.jit.llvm import (
     splat,
     store_lanes,
     subtract,
-    tanh_lanes,
     wide,
 )
+from .activations import ACTIVATIONS
 
 
 def _halve(builder: Any, vectors: list) -> Any:
@@ -229,18 +230,16 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
 
 
 @intrinsic
-def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, is_tanh, slope):
+def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, score, slope):
     """Set a[of_a + d] to the activation of x = q[of_q + d] + k[of_k + d] + ek[of_ek + d], over d < n.
 
-    And u[of_a + d] to its derivative times vector[of_a + d]. The activation is tanh, or leaky_relu of this slope. ek
-    and either result may be None.
+    And u[of_a + d] to its derivative times vector[of_a + d]. ek and either result may be None.
     """
     i64 = types.int64
-    signature = types.void(a, i64, u, vector, q, i64, k, i64, ek, i64, i64, types.boolean, vector.dtype)
+    signature = types.void(a, i64, u, vector, q, i64, k, i64, ek, i64, i64, i64, vector.dtype)
 
     def codegen(context, builder, sig, args):
-        of_a, n, is_tanh, slope = args[1], *args[10:]
-        kind = float_of(vector.dtype)
+        of_a, n, score, slope = args[1], *args[10:]
         load_q = _loader(context, builder, q, args[4], args[5])
         load_k = _loader(context, builder, k, args[6], args[7], (ek, args[8], args[9]))
         factor = pointer_at(context, builder, vector, args[3], of_a)
@@ -248,31 +247,18 @@ def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, 
             None if x == types.none else pointer_at(context, builder, x, args[i], of_a) for x, i in ((a, 0), (u, 2))
         ]
 
-        def finish(d, lanes, y, derivative):
-            to_a, to_u = results
+        def body(activation, d, lanes):
+            (to_a, to_u), x = results, add(builder, load_q(d, lanes), load_k(d, lanes))
+            y, derivative = activation(builder, x, splat(builder, slope, lanes))
             if to_a is not None:
                 store_lanes(builder, vector.dtype, to_a(d), y)
             if to_u is not None:
                 slant = multiply(builder, derivative(), load_lanes(builder, vector.dtype, factor(d), lanes))
                 store_lanes(builder, vector.dtype, to_u(d), slant)
 
-        def by_tanh(d, lanes):
-            y, one = tanh_lanes(builder, add(builder, load_q(d, lanes), load_k(d, lanes))), constant(kind, lanes, 1.0)
-            finish(d, lanes, y, lambda: subtract(builder, one, multiply(builder, y, y)))
-
-        def by_leaky_relu(d, lanes):
-            x, one = add(builder, load_q(d, lanes), load_k(d, lanes)), constant(kind, lanes, 1.0)
-            # Where x isn't positive, or is NaN.
-            slant = builder.select(
-                builder.fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one, splat(builder, slope, lanes)
-            )
-            finish(d, lanes, multiply(builder, x, slant), lambda: slant)
-
-        with builder.if_else(is_tanh) as (then, otherwise):
-            with then:
-                lanes_loop(builder, n, by_tanh, (16, 8, 4, 1))
-            with otherwise:
-                lanes_loop(builder, n, by_leaky_relu, (16, 8, 4, 1))
+        for code, activation in ACTIVATIONS.items():
+            with builder.if_then(builder.icmp_signed("==", score, integer(code))):
+                lanes_loop(builder, n, partial(body, activation), (16, 8, 4, 1))
         return context.get_dummy_value()
 
     return signature, codegen

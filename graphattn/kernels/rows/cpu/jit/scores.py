@@ -9,7 +9,6 @@ from __future__ import annotations
 from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS
-from ...operands import TANH
 from .heads import activate_row, add_heads, axpy_heads, dot_heads
 
 # Arguments on a line each would hide the loops.
@@ -29,7 +28,7 @@ def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, wi
     for row in range(rows):
         place = kv_head[row] * n
         activate_row(
-            a, row * n, u, vector, q, query + row * n, k, key + place, ek, edge + place, n, kind == TANH, slope
+            a, row * n, u, vector, q, query + row * n, k, key + place, ek, edge + place, n, kind, slope
         )
 
 

@@ -58,9 +58,9 @@ def target_gradients(
 ):
     """Gradients of the query, of edge tensors per batch element, and per program of the vector; rows are targets.
 
-    For the other pass, the statistics of a row beside each other, as all are read for each edge: the shift of its
-    scores, the inverse of the sum of their exponentials, and what its slopes have in common. All pieces of a cut row
-    write the same.
+    The statistics of a row are written next to each other, because the other pass reads all of them for each edge: the
+    shift of its scores, the inverse of the sum of their exponentials, and what its slopes have in common. All pieces of
+    a cut row write the same.
     """
     HEADS: tl.constexpr = KV_HEADS * GROUP
     b, block, row, begin, end, slot, is_item, head, kv_head, is_head, kv_only, is_kv = locate(

@@ -75,7 +75,7 @@ def unroll(ROWS):
     """Edges of an item that the loop takes at a time.
 
     With two, a warp asks for the rows of both before it waits: 1 KiB at 128 numbers of two bytes, where about 650 bytes
-    from each of 32 warps keep an H200's memory busy. Items beside each other are that many requests as they are.
+    from each of 32 warps keep an H200's memory busy. Several items in one program already are that many requests.
     """
     return 2 if ROWS == 1 else 1
 

@@ -161,7 +161,7 @@ add_one, add_two = _product(1, "add"), _product(2, "add")
 
 
 @intrinsic
-def turn(typingctx, to, at, x, rows, first, x_at, factor):
+def transpose_square(typingctx, to, at, x, rows, first, x_at, factor):
     """Set to[at + d * PANEL + i] = factor * x[rows[first + i] + x_at + d] for a square as wide as a vector."""
     i64 = types.int64
 

@@ -24,7 +24,7 @@ from .block import (
     scale_two,
     set_one,
     set_two,
-    turn,
+    transpose_square,
     weigh,
 )
 
@@ -99,16 +99,16 @@ def clear(is_there, grad, fresh, chunk, strides, b, h, width):
 
 
 @njit(**OPTIONS)
-def turn_rows(to, x, rows, groups, width, factor, lanes):
+def transpose_rows(to, x, rows, groups, width, factor, lanes):
     """Set to[d, m] = factor * x[m, d]."""
     for j in range(groups):
         for d in range(0, width, lanes):
-            turn(to, d * PANEL + j * lanes, x, rows, j * lanes, d, factor)
+            transpose_square(to, d * PANEL + j * lanes, x, rows, j * lanes, d, factor)
 
 
 @njit(**OPTIONS)
-def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes, hides, top, bits):
-    """Set s[c, m] = sum over d of x[c, d] * turned[d, m], in the columns of each group.
+def multiply_columns(s, steps, x, rows, transposed, width, groups, lo, hi, lanes, hides, top, bits):
+    """Set s[c, m] = sum over d of x[c, d] * transposed[d, m], in the columns of each group.
 
     With `hides`, sources that target m doesn't see become -inf, and top is the largest of the rest.
     """
@@ -124,14 +124,14 @@ def multiply_columns(s, steps, x, rows, turned, width, groups, lo, hi, lanes, hi
             lane = j * lanes if is_one else (j + 1) * lanes
             if is_one and is_other:
                 if hides:
-                    hide_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                    hide_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, transposed, steps, lane, 0, width)
                 else:
-                    set_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                    set_two(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, transposed, steps, lane, 0, width)
             elif is_one or is_other:
                 if hides:
-                    hide_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                    hide_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, transposed, steps, lane, 0, width)
                 else:
-                    set_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, turned, steps, lane, 0, width)
+                    set_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, transposed, steps, lane, 0, width)
 
 
 @njit(**OPTIONS)
@@ -185,7 +185,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
     query, key, value = data
     sign, size = scale
     lanes, room = lanes_in(query), widest + ROWS
-    scores, turned = aligned(room * PANEL, query), aligned(width * PANEL, query)
+    scores, transposed = aligned(room * PANEL, query), aligned(width * PANEL, query)
     steps, ones = steps_of(max(room, width)), np.arange(PANEL)
     query_rows, out_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -204,9 +204,9 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         )
         set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
         set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
-        turn_rows(turned, query, query_rows, groups, width, sign, lanes)
+        transpose_rows(transposed, query, query_rows, groups, width, sign, lanes)
         seen = bits[panel[BITS] :]
-        multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
+        multiply_columns(scores, steps, key, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
         for j in range(groups):
             exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
         if has_lse:
@@ -228,7 +228,7 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
     sign, size = scale
     lanes, room, deepest = lanes_in(query), widest + ROWS, max(width, value_width)
     scores, slopes = aligned(room * PANEL, query), aligned(room * PANEL, query)
-    turned = aligned(deepest * PANEL, query)
+    transposed = aligned(deepest * PANEL, query)
     steps, ones = steps_of(max(room, deepest)), np.arange(PANEL)
     query_rows, out_rows, grad_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
@@ -255,15 +255,15 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
             set_offsets(grad_key_rows, low, high, columns, panel[2:4], strides[5], b, kv)
             set_offsets(grad_value_rows, low, high, columns, panel[2:4], strides[6], b, kv)
 
-            turn_rows(turned, query, query_rows, groups, width, sign, lanes)
+            transpose_rows(transposed, query, query_rows, groups, width, sign, lanes)
             seen = bits[panel[BITS] :]
-            multiply_columns(scores, steps, key, key_rows, turned, width, groups, lo, hi, lanes, True, top, seen)
+            multiply_columns(scores, steps, key, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
             for j in range(groups):
                 exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
             invert(total, groups * lanes)
-            turn_rows(turned, grad_out, out_rows, groups, value_width, each[0], lanes)
+            transpose_rows(transposed, grad_out, out_rows, groups, value_width, each[0], lanes)
             multiply_columns(
-                slopes, steps, value, value_rows, turned, value_width, groups, lo, hi, lanes, False, top, seen
+                slopes, steps, value, value_rows, transposed, value_width, groups, lo, hi, lanes, False, top, seen
             )
             for j in range(groups):
                 weigh(scores, slopes, j * lanes, lo[j], hi[j], total, delta)
