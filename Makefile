@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test test-oldest check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest check docs docs-fill format setup examples reproduce bench bench-dgl fuzz mutants soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -72,10 +72,15 @@ $(VENV)-dgl/.installed:
 	@$(VENV)-dgl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.2.1 dgl==2.1.0 "numpy<2" "torchdata<0.8" pandas pyyaml pydantic setuptools
 	@touch $@
 
-# Thousands of random calls against the oracle, where `make test` draws a few; CALLS=10000 draws more.
+# Thousands of random calls against the oracle, where `make test` draws a few; CALLS=10000 draws more. And the whole
+# products of parameters of which `make test` has a covering design.
 CALLS ?= 2000
 fuzz: setup
-	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 $$(grep -rlE "GRAPHATTN_FUZZ|from covering import" --include='test_*.py' tests)
+
+# Plants faults in copies of the checkout, and says which test finds each; writes benchmarks/results/mutants.md.
+mutants: setup
+	$(BIN)/python tests/mutants.py
 
 # Calls in threads, forks and processes for 20 minutes; writes benchmarks/results/soak.md.
 soak: setup
