@@ -107,15 +107,15 @@ MUTANTS = [
         "kernels/rows/cpu/kernel.py",
         "by_edge = batches > 1 and any(",
         "by_edge = False and any(",
-        "threads laws",
+        "threads",
     ),
     Mutant(
         "compiled/threads.py",
         "function(begin, min(begin + grain, total), *arguments)",
         "function(begin + 1, min(begin + grain, total), *arguments)",
-        "threads laws",
+        "threads",
     ),
-    Mutant("compiled/threads.py", "* multiple)) * multiple", "* multiple))", "threads laws"),
+    Mutant("compiled/threads.py", "* multiple)) * multiple", "* multiple))", "threads"),
     # The operators.
     Mutant(
         "kernels/rows/op.py",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
+from covering import pairwise
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
@@ -139,10 +140,11 @@ def test_memory_is_not_measured_where_torch_keeps_no_records(monkeypatch):
     assert [text.get_text() for text in comparison.plot()[1].texts] == ["not measured"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
-@pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize(
+    "name, score, normalizer, dtype",
+    pairwise(MEASURED, SCORES.values(), NORMALIZERS, [torch.float32, torch.float64]),
+    ids=lambda x: getattr(x, "name", str(x)),
+)
 def test_the_estimate_of_dense_memory_is_within_a_factor_of_two(name, score, normalizer, dtype):
     pattern = MEASURED[name]
     tensors = random_call(pattern, heads=2, width=16, dtype=dtype)

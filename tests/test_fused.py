@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from covering import pairwise
 
 from graphattn import Additive, DotProduct, Edges, OffsetBias, Window, attention, dense_attention, explain_backend
 from graphattn.kernels.rows.cpu import kernel as cpu_kernel
@@ -14,11 +15,8 @@ from graphattn.testing import assert_matches_dense, graph_zoo, random_call
 TASK_EDGES = cpu_kernel._compiled("forward").TASK_EDGES
 NORMALIZERS = [normalizer().name for normalizer in NORMALIZER_CODES]
 # Sums across a vector are shared by 4 heads where the width divides by 16, by 8 where it is 8, and by none elsewhere.
-SIZES = [
-    (heads, kv_heads, width, value_width)
-    for heads, kv_heads in ((1, 1), (3, 3), (4, 2), (5, 5), (8, 8), (9, 9), (12, 3), (16, 16), (17, 1))
-    for width, value_width in ((1, 1), (1, 8), (8, 8), (8, 16), (16, 8), (32, 20), (7, 32))
-]
+HEADS = ((1, 1), (3, 3), (4, 2), (5, 5), (8, 8), (9, 9), (12, 3), (16, 16), (17, 1))
+WIDTHS = ((1, 1), (1, 8), (8, 8), (8, 16), (16, 8), (32, 20), (7, 32))
 
 
 def long_rows(degree: int = 700) -> Edges:
@@ -30,15 +28,23 @@ def long_rows(degree: int = 700) -> Edges:
     return Edges(torch.cat([torch.stack([into, hub]), torch.stack([hub + 1, out]), few], 1), 40)
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.parametrize("score", [None, "leaky_relu"], ids=["dot", "leaky_relu"])
-def test_every_grouping_of_heads_equals_the_oracle(score, sizes):
-    heads, kv_heads, width, value_width = sizes
+@pytest.mark.parametrize("heads, widths, score", pairwise(HEADS, WIDTHS, [None, "leaky_relu"]), ids=str)
+def test_every_grouping_of_heads_equals_the_oracle(heads, widths, score):
+    (heads, kv_heads), (width, value_width) = heads, widths
     pattern = graph_zoo()["unsorted edges"]
     sizes = dict(heads=heads, kv_heads=kv_heads, width=width, value_width=value_width)
     tensors = random_call(pattern, edge_tensors=True, dtype=torch.float32, **sizes)
     score = None if score is None else Additive(torch.randn(heads, width), score)
     assert_matches_dense(tensors, pattern, score=score, backend="numba", dropout_p=0.3)
+
+
+def test_leaky_relu_slopes_at_zero_as_the_oracle():
+    pattern = graph_zoo()["unsorted edges"]
+    tensors = {name: x.detach().round() for name, x in random_call(pattern, heads=2, width=8).items()}
+    source, target = pattern.edge_index
+    assert (tensors["query"][target] + tensors["key"][source] == 0).any()
+    score = Additive(torch.randn(2, 8, dtype=torch.float64), "leaky_relu")
+    assert_matches_dense(tensors, pattern, score=score, backend="numba")
 
 
 @pytest.mark.parametrize("width", [1, 257])

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ON_A_CPU
+from conftest import ONE_EDGE, kernels_for, with_normalizers
 
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, attention
-from graphattn.kernels import KERNELS
 from graphattn.kernels.rows.gpu.plan import plan
-from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.nn import GraphAttention
-from graphattn.normalizers import NORMALIZERS
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 pytestmark = pytest.mark.gpu
@@ -20,13 +17,8 @@ compiles = pytest.mark.filterwarnings("ignore")
 
 PATTERNS = pattern_zoo()
 DEVICE = "cuda"
-EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", "flex", *ON_A_CPU)]
-KERNELS_WITH_NORMALIZERS = [
-    (kernel, cls)
-    for kernel in EDGE_KERNELS
-    for cls in NORMALIZERS
-    if kernel.name == "scatter" or cls in NORMALIZER_CODES
-]
+EDGE_KERNELS = kernels_for(ONE_EDGE, DEVICE) if torch.cuda.is_available() else []
+KERNELS_WITH_NORMALIZERS = with_normalizers(EDGE_KERNELS, DEVICE)
 
 
 # Triton compiles a kernel for each dtype, score and normalizer, a second at a time: each is tested, not each with each.

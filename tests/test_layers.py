@@ -9,6 +9,7 @@ import pickle
 import pytest
 import scipy.sparse
 import torch
+from covering import pairwise
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
@@ -55,10 +56,9 @@ def watched(layer: GraphAttention) -> GraphAttention:
     return other
 
 
-@pytest.mark.parametrize("encoding", [None, Positions()], ids=["plain", "encoding"])
-@pytest.mark.parametrize("normalizer", NORMALIZER_NAMES)
-@pytest.mark.parametrize("score", SCORE_NAMES)
-@pytest.mark.parametrize("name", SQUARE)
+@pytest.mark.parametrize(
+    "name, score, normalizer, encoding", pairwise(SQUARE, SCORE_NAMES, NORMALIZER_NAMES, [None, Positions()])
+)
 def test_both_routes_and_the_dense_twin_agree(name, score, normalizer, encoding):
     pattern = SQUARE[name]
     torch.manual_seed(0)

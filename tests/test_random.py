@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from graphattn.compiled import load
 from graphattn.dropout import GOLDEN, MULTIPLIERS, WORD, edge_hash, keep_edges, keep_scale, threshold
 
 # Frozen: a kernel written in another language must give these numbers, in every release.
@@ -51,6 +53,14 @@ def hash_one(seed, batch, target, source, occurrence, head):
 def test_vectors_are_frozen(vector):
     *identity, expected = vector
     assert hash_one(*identity) == expected == plain_hash(*identity)
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=str)
+def test_the_compiled_hash_is_the_same(vector):
+    seed, batch, target, source, occurrence, head, expected = vector
+    compiled = load("kernels.rows.cpu.jit.forward")
+    state = compiled.hash_source(compiled.hash_target(seed, batch, target), source, occurrence)
+    assert compiled.mix(np.uint64(state) ^ np.uint64(head)) == expected
 
 
 def test_tensors_and_python_integers_agree():

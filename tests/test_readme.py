@@ -31,10 +31,6 @@ def test_every_link_to_a_file_leads_somewhere():
     assert all(link.startswith("https://") or (root / link).exists() for link in links)
 
 
-def test_it_fits_two_screens():
-    assert len(README.splitlines()) <= 110
-
-
 def test_what_it_tells_to_make_can_be_made():
     makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
     commands = re.findall(r"make ([a-z-]+)", README)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import each_in_turn, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 from torch_geometric.utils import softmax
@@ -29,10 +30,9 @@ SCORES = [
 ]
 
 
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("has_edge_key", [False, True])
-@pytest.mark.parametrize("score", SCORES, ids=repr)
+@pytest.mark.parametrize(
+    "score, has_edge_key, kv_heads, batch", pairwise(SCORES, [False, True], [1, 2, 4], [(), (2, 3)]), ids=str
+)
 def test_both_forms_of_a_score_agree(score, has_edge_key, kv_heads, batch):
     generator = torch.Generator().manual_seed(1)
     draw = lambda *shape: torch.randn(*batch, *shape, generator=generator, dtype=torch.float64)
@@ -76,8 +76,7 @@ def test_query_heads_share_key_heads_in_order():
     assert repeat_heads(torch.tensor([[[1.0], [2.0]]]), 4).flatten().tolist() == [1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("cls", NORMALIZERS, ids=lambda cls: cls.name)
-@pytest.mark.parametrize("name", pattern_zoo())
+@pytest.mark.parametrize("name, cls", each_in_turn(pattern_zoo(), NORMALIZERS), ids=lambda x: getattr(x, "name", x))
 def test_both_forms_of_a_normalizer_agree(name, cls):
     pattern = pattern_zoo()[name]
     if pattern.occurrence() is not None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 
 from graphattn import Edges, attention, errors
 from graphattn.compiled import run_tasks, threads
+from graphattn.kernels.rows.cpu import kernel
 from graphattn.testing import random_call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,9 +33,19 @@ def run(pattern, tensors):
     return out, *torch.autograd.grad(out.square().sum(), list(tensors.values()))
 
 
-def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
-    pattern, tensors = large_call()
-    before = torch.get_num_threads()
+def hubs_of_a_batch():
+    """A row and a column that are cut into pieces, and edge tensors to whose gradients the batch adds in turn."""
+    spokes, hub = torch.arange(1, 2500), torch.zeros(2499, dtype=torch.int64)
+    pattern = Edges(torch.cat([torch.stack([spokes, hub]), torch.stack([hub, spokes])], 1), 2500)
+    return pattern, random_call(pattern, batch=(8,), dtype=torch.float32, edge_tensors=True)
+
+
+@pytest.mark.parametrize("make", [large_call, hubs_of_a_batch])
+def test_any_number_of_threads_gives_the_same_bits(make, monkeypatch):
+    pattern, tensors = make()
+    before, asked, hand_over = torch.get_num_threads(), [], threads._Helpers.hand_over
+    record = lambda helpers, work, count: asked.append(count) or hand_over(helpers, work, count)
+    monkeypatch.setattr(threads._Helpers, "hand_over", record)
     try:
         results = []
         for number in (1, 2, 3):
@@ -42,10 +54,35 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch):
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
-    tasks = pattern.keep("numba rows", list)[3]
-    assert len(tasks) >= 2 * threads.MIN_GRAIN
+    # Forward and two passes backward, each on as many threads as there are: the caller's is one of them.
+    assert asked == [1, 1, 1, 2, 2, 2]
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("make", [large_call, hubs_of_a_batch])
+def test_runs_of_tasks_may_end_in_any_order(make, monkeypatch):
+    """What threads may do, whether or not this machine lets them: the last run first gives the same bits."""
+    pattern, tensors = make()
+    before, counts = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    expected = run(pattern, tensors)
+
+    def run_in_reverse(function, total, *arguments, **options):
+        begins, ends = deque(), deque()
+        run_tasks(functools.partial(lambda begin, end: begins.append(begin) or ends.append(end)), total, **options)
+        counts.append(len(begins))
+        for begin, end in sorted(zip(sorted(begins), sorted(ends), strict=True), reverse=True):
+            function(begin, end, *arguments)
+
+    monkeypatch.setattr(kernel, "run_tasks", run_in_reverse)
+    try:
+        torch.set_num_threads(2)
+        found = run(pattern, tensors)
+    finally:
+        torch.set_num_threads(before)
+    assert len(counts) == 3 and min(counts) > 1
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 def test_python_threads_may_call_at_once():

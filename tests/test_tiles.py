@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import each_in_turn, in_turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,8 +35,7 @@ PATTERNS = {name: x for name, x in pattern_zoo().items() if isinstance(x, Full |
 PATTERNS = {name: x for name, x in PATTERNS.items() if why_not_cut(x) is None}
 
 
-@pytest.mark.parametrize("normalizer", NORMALIZERS, ids=lambda cls: cls.name)
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name, normalizer", each_in_turn(PATTERNS, NORMALIZERS), ids=lambda x: getattr(x, "name", x))
 def test_tiles_match_the_oracle(name, normalizer):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, heads=4, kv_heads=2, width=3, value_width=5)
@@ -43,8 +43,11 @@ def test_tiles_match_the_oracle(name, normalizer):
 
 
 # The oracle compares every target with every edge.
-@pytest.mark.parametrize("batch", [(), (2, 3)], ids=str)
-@pytest.mark.parametrize("name", [name for name, pattern in PATTERNS.items() if pattern.num_edges < 400])
+@pytest.mark.parametrize(
+    "name, batch",
+    in_turn([name for name, pattern in PATTERNS.items() if pattern.num_edges < 400], [(), (2, 3)]),
+    ids=str,
+)
 def test_tiles_match_the_oracle_with_biases_dropout_and_batch(name, batch):
     pattern = PATTERNS[name]
     options = dict(score=DotProduct(scale=-2.0), backend="tiles", dropout_p=0.4)
@@ -66,8 +69,14 @@ def test_torchs_own_attention_matches_the_products(name):
     torch.testing.assert_close(bare, out)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["window of strips", "grid of patches", "full padded", "full alike, causal"])
+@pytest.mark.parametrize(
+    "name, dtype",
+    in_turn(
+        ["window of strips", "grid of patches", "full padded", "full alike, causal"],
+        [torch.float32, torch.float16, torch.bfloat16],
+    ),
+    ids=str,
+)
 def test_low_precision_stays_within_the_oracles_own_error(name, dtype):
     pattern = PATTERNS[name]
     tensors = random_call(pattern, width=8, dtype=dtype)

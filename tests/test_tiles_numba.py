@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from covering import each_in_turn, in_turn
 from torch.library import opcheck
 
 from graphattn import Full, Grid, OffsetBias, Pattern, Window, attention, explain_backend
@@ -35,14 +36,16 @@ def run(tensors: dict, pattern: Pattern) -> tuple:
     return out, *torch.autograd.grad(out.square().sum(), list(tensors.values()))
 
 
-@pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize(
-    "options",
-    [dict(), dict(dtype=torch.float32), dict(batch=(2,), heads=4, kv_heads=2, value_width=48)],
-    ids=["float64", "float32", "shared heads"],
-)
-def test_panels_equal_the_oracle(name, options):
-    pattern = ZOO[name]
+OPTIONS = {
+    "float64": dict(),
+    "float32": dict(dtype=torch.float32),
+    "shared heads": dict(batch=(2,), heads=4, kv_heads=2, value_width=48),
+}
+
+
+@pytest.mark.parametrize("name, kind", each_in_turn(ZOO, OPTIONS))
+def test_panels_equal_the_oracle(name, kind):
+    pattern, options = ZOO[name], OPTIONS[kind]
     assert_matches_dense(random_call(pattern, width=16, **options), pattern, backend="tiles", return_weights=False)
     assert pattern.has_kept("panels") and not pattern.has_kept("tiles")
 
@@ -113,8 +116,11 @@ def test_chunks_without_a_color_of_their_own_run_one_after_another(monkeypatch):
     assert_matches_dense(random_call(window, width=16), window, backend="tiles", return_weights=False)
 
 
-@pytest.mark.parametrize("widths", [(24, 16), (1, 8), (3, 70)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "widths, dtype",
+    in_turn([(24, 16), (1, 8), (3, 70)], [torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+    ids=str,
+)
 def test_rows_that_arent_whole_vectors_are_made_so(widths, dtype):
     window = Window(30, radius=2)
     tensors = random_call(window, batch=(2,), width=widths[0], value_width=widths[1], dtype=dtype)

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from covering import each_in_turn
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
@@ -53,8 +54,7 @@ def test_a_block_is_its_formula(ego):
     assert block.feed_in.weight.shape == (9, 12 if ego == "concat" else 6)
 
 
-@pytest.mark.parametrize("ego", EGO)
-@pytest.mark.parametrize("name", SQUARE)
+@pytest.mark.parametrize("name, ego", each_in_turn(SQUARE, EGO))
 def test_sparse_equals_the_dense_twin(name, ego):
     pattern = SQUARE[name]
     torch.manual_seed(0)

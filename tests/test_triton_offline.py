@@ -12,6 +12,8 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
 HERE = Path(__file__).resolve().parent
+# A variant takes some ten seconds: all of them are compiled by `make fuzz` alone.
+CHOSEN = () if "GRAPHATTN_FUZZ" in os.environ else ("few",)
 # Each Triton compiles in its own way: there is a baseline of the oldest, and of CI's.
 BASELINE = HERE / f"triton_{'.'.join(triton.__version__.split('.')[:2])}_sm90.json"
 # Of these one Triton or the other keeps up to four values for the end of the program, outside of the loop over edges,
@@ -37,8 +39,8 @@ def test_no_variant_has_become_worse_on_hopper(tmp_path):
     if not BASELINE.exists():
         pytest.skip(f"there is no baseline of Triton {triton.__version__}; tests/offline_triton.py makes one")
     baseline = json.loads(BASELINE.read_text())
-    results = compile_for("90", cache=tmp_path)
-    assert results.keys() == baseline.keys()
+    results = compile_for("90", *CHOSEN, cache=tmp_path)
+    assert results.keys() == baseline.keys() if not CHOSEN else results.keys() < baseline.keys()
     for name, found in results.items():
         before = baseline[name]
         assert found["stack"] <= (16 if name in PARKED else 0), f"{name} spills"
@@ -62,5 +64,5 @@ def test_scores_are_summed_in_the_same_order_in_every_pass():
 
 
 def test_nothing_spills_on_ampere(tmp_path):
-    for name, found in compile_for("80", cache=tmp_path).items():
+    for name, found in compile_for("80", *CHOSEN, cache=tmp_path).items():
         assert found["stack"] == 0, f"{name} spills"
