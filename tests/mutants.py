@@ -200,7 +200,7 @@ MUTANTS = [
         "normalizers.py",
         "return torch.where(score == -torch.inf, 0, weight)",
         "return weight",
-        "scores_and_normalizers oracle fuzz",
+        "scores_and_normalizers",
     ),
     Mutant("functional.py", "top = torch.maximum(top_a, top_b)", "top = top_a", "laws large_scores"),
     # Tiles and panels.

@@ -149,6 +149,18 @@ def test_a_users_own_normalizer_is_checked_against_its_dense_form():
             torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_edges_of_minus_infinity_have_no_weight_whatever_a_users_own_normalizer_returns():
+    class Ones:
+        edgewise = staticmethod(lambda score, target, num_targets: torch.ones_like(score))
+        dense = staticmethod(lambda score, mask: torch.ones_like(score))
+
+    edge_index, x = torch.tensor([[0, 1, 2], [1, 1, 0]]), torch.randn(3, 1, 4)
+    bias = torch.tensor([[0.0], [-torch.inf], [0.0]])
+    for function in (attention, dense_attention):
+        _, weights = function(x, x, x, edge_index, edge_bias=bias, normalizer=Ones(), return_weights=True)
+        assert weights.flatten().tolist() == [1, 0, 1]
+
+
 @given(
     st.lists(st.integers(0, 4), max_size=12),
     st.sampled_from([(), (2,), (2, 3)]),
