@@ -88,7 +88,7 @@ soak: setup
 
 # Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
 # next runs whatever became of the one before. Writes benchmarks/results/gpu.
-GPU_TESTS := -m gpu tests/test_gpu.py
+GPU_TESTS := -m gpu tests/kernels/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
 	@export PYTHONPATH=.; status=0; \

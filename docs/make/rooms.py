@@ -16,10 +16,10 @@ STYLE = (
 
 def levels_of(root: Path) -> dict[str, int]:
     """The level of each room, from the test that holds them."""
-    for node in ast.parse((root / "tests" / "test_architecture.py").read_text()).body:
+    for node in ast.parse((root / "tests" / "repo" / "test_architecture.py").read_text()).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "LEVELS":
             return {room: level for room, level in ast.literal_eval(node.value).items() if room != "__main__"}
-    raise LookupError("tests/test_architecture.py has no LEVELS")
+    raise LookupError("tests/repo/test_architecture.py has no LEVELS")
 
 
 def files_of(root: Path, room: str) -> list[Path]:

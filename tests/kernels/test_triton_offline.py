@@ -28,7 +28,7 @@ PARKED = (
 
 def compile_for(*arguments: str, cache: Path) -> dict[str, dict]:
     command = [sys.executable, "-W", "ignore", str(HERE / "offline_triton.py"), *arguments]
-    paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]), "TRITON_CACHE_DIR": str(cache)}
+    paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *sys.path]), "TRITON_CACHE_DIR": str(cache)}
     environment = {**os.environ, **paths, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def compile_for(*arguments: str, cache: Path) -> dict[str, dict]:
 
 def test_no_variant_has_become_worse_on_hopper(tmp_path):
     if not BASELINE.exists():
-        pytest.skip(f"there is no baseline of Triton {triton.__version__}; tests/offline_triton.py makes one")
+        pytest.skip(f"there is no baseline of Triton {triton.__version__}; tests/kernels/offline_triton.py makes one")
     baseline = json.loads(BASELINE.read_text())
     results = compile_for("90", *CHOSEN, cache=tmp_path)
     assert results.keys() == baseline.keys() if not CHOSEN else results.keys() < baseline.keys()

@@ -12,7 +12,7 @@ import pytest
 
 import graphattn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "graphattn"
 
 # Imports point to the same level or downward, except among kernels, which don't know each other.

@@ -73,7 +73,7 @@ def test_tiles_equal_the_oracle(name, dtype, offset_table):
     assert_structured(name, "tiles", dtype, offset_table)
 
 
-# Compiled for ten seconds each, so that these are few; tests/test_flex.py runs all uncompiled.
+# Compiled for ten seconds each, so that these are few; tests/kernels/test_flex.py runs all uncompiled.
 @pytest.mark.parametrize(
     ("name", "dtype", "offset_table"),
     [

@@ -1,7 +1,9 @@
 """Compile every variant of the GPU's kernel for a GPU that isn't here, and print what became of it, as JSON.
 
-    python tests/offline_triton.py 90 > tests/triton_3.9_sm90.json    a new baseline, after a change that is meant
-    python tests/offline_triton.py 80 few                             some variants for another chip
+    python tests/kernels/offline_triton.py 90 > tests/kernels/triton_3.9_sm90.json    a new baseline
+    python tests/kernels/offline_triton.py 80 few                                     some variants for another chip
+
+A new baseline comes after a change that is meant.
 
 For each variant: registers, bytes of stack (spills), the widths of loads from global memory in bits, the instructions
 of the longest loop, which is that over edges (several at a time where it is unrolled), how a head's width is shared

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 
 def test_the_examples_run(capsys, tmp_path, monkeypatch):
@@ -25,14 +25,14 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
 
 
 def test_every_link_to_a_file_leads_somewhere():
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert len(links) > 20
     assert all(link.startswith("https://") or (root / link).exists() for link in links)
 
 
 def test_what_it_tells_to_make_can_be_made():
-    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
+    makefile = (Path(__file__).resolve().parents[2] / "Makefile").read_text()
     commands = re.findall(r"make ([a-z-]+)", README)
     assert len(commands) > 4
     assert all(re.search(rf"^{command}:", makefile, re.M) for command in commands)

@@ -1,6 +1,6 @@
 """The GPU's fused kernel in Triton's interpreter, against the oracle: no GPU is needed.
 
-The interpreter takes milliseconds for each program, so graphs are small. `tests/test_gpu.py` runs the same compiled.
+The interpreter takes milliseconds for each program, so graphs are small. `test_gpu.py` runs the same compiled.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from graphattn.compiled import cache
 from graphattn.compiled.cache import cache_folder, keep_on_disk
 from graphattn.compiled.load import compiled_modules
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "graphattn"
 MODULES = [*(f"graphattn.{module}" for module in compiled_modules()), cache.__name__]
 

@@ -28,7 +28,7 @@ from graphattn.distributed import (
     split_graph,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = (2, 3, 4) if "GRAPHATTN_FUZZ" in os.environ else (2, 3)
 
 
@@ -40,7 +40,12 @@ def raised(tmp_path_factory):
     folder.mkdir(exist_ok=True)
     with FileLock(folder / "lock"):
         if not (folder / "log").exists():
-            command = [sys.executable, str(ROOT / "tests" / "distributed_checks.py"), str(folder), *map(str, SIZES)]
+            command = [
+                sys.executable,
+                str(ROOT / "tests" / "data" / "distributed_checks.py"),
+                str(folder),
+                *map(str, SIZES),
+            ]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
             (folder / "log").write_text(done.stdout + done.stderr)

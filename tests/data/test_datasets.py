@@ -30,7 +30,7 @@ from graphattn.datasets.ambiguous import FILES, SEED
 from graphattn.datasets.graphs import GraphEntry
 from graphattn.datasets.roots import RawFile, check_file
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 REAL = os.environ.get("GRAPHATTN_DATASETS")
 # Nodes, edges, features, classes, as the loaders' documentation gives them (edges in both directions).
 SHAPES = {

@@ -14,7 +14,7 @@ from graphattn import Edges
 from graphattn.kernels import flex
 
 pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

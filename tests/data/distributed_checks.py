@@ -1,4 +1,4 @@
-"""What several ranks check together: `python tests/distributed_checks.py FOLDER 2 3 4`.
+"""What several ranks check together: `python tests/data/distributed_checks.py FOLDER 2 3 4`.
 
 Starting a process costs seconds of imports. This one imports once, and forks the ranks of one world size after another;
 each writes FOLDER/SIZE-RANK.json, what each check raised by its name, or None.

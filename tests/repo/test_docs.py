@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 from test_public_api import NAMES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 # A block of Python, and the block of text behind it, if one follows at once: what it prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S)

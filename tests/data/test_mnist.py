@@ -171,7 +171,7 @@ def test_swapped_files_are_told_apart(small, server, tmp_path):
 
 
 def test_documented_checksums_are_those_that_are_checked():
-    readme = (Path(__file__).resolve().parents[1] / "datasets" / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).resolve().parents[2] / "datasets" / "README.md").read_text(encoding="utf-8")
     for file in (file for files in mnist.FILES.values() for file in files):
         assert f"| `{file.path}` | {file.size:,} | `{file.sha256}` |" in readme
 

@@ -19,7 +19,7 @@ from graphattn.compiled import run_tasks, threads
 from graphattn.kernels.rows.cpu import kernel
 from graphattn.testing import random_call
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def large_call():
