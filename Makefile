@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
 
-.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz soak gpu clean
+.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz mutants soak gpu clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -80,10 +80,15 @@ $(VENV)-dgl/.installed:
 	@$(VENV)-dgl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.2.1 dgl==2.1.0 "numpy<2" "torchdata<0.8" pandas pyyaml pydantic setuptools
 	@touch $@
 
-# Thousands of random calls against the oracle (`make test` draws a few); CALLS=10000 draws more.
+# Thousands of random calls against the oracle (`make test` draws a few); CALLS=10000 draws more. And the full products of
+# parameters, of which `make test` has a covering design.
 CALLS ?= 2000
 fuzz: setup
-	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 $$(grep -rlE "GRAPHATTN_FUZZ|from covering import" --include='test_*.py' tests)
+
+# Plants faults in copies of the checkout, and says which test finds each; writes benchmarks/results/mutants.md.
+mutants: setup
+	$(BIN)/python tests/mutants.py
 
 # Calls in threads, forks and processes for 20 minutes; writes benchmarks/results/soak.md.
 soak: setup
@@ -91,7 +96,7 @@ soak: setup
 
 # Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
 # next one runs even if one fails. Writes benchmarks/results/gpu.
-GPU_TESTS := -m gpu tests/test_gpu.py
+GPU_TESTS := -m gpu tests/kernels/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
 	@export PYTHONPATH=.; status=0; \

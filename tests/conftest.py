@@ -15,31 +15,39 @@ if not torch.cuda.is_available():
     # Before Triton is imported: its functions look at this when they are decorated.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from graphattn import Edges
+from graphattn import Edges, Full, Pattern, explain_backend
 from graphattn.call import prepare
-from graphattn.kernels import KERNELS, Kernel
-from graphattn.normalizers import NORMALIZERS
+from graphattn.kernels import KERNELS
+from graphattn.kernels.base import Kernel
+from graphattn.normalizers import NORMALIZERS, Normalizer
 from graphattn.testing import random_call
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Kernels that run on this device alone; for the others there are tests of their own.
-ON_A_GPU, ON_A_CPU = ("flex", "triton"), ("numba",)
-# Kernels that run every pattern, on a CPU; those that run some have tests of their own.
-EDGE_KERNELS = [kernel for kernel in KERNELS if kernel.name not in ("tiles", *ON_A_GPU)]
+
+def kernels_for(pattern: Pattern, device: str = "cpu", **options: str) -> list[Kernel]:
+    """Kernels that run calls on such a pattern, on this device: those that have no reason why not."""
+    tensors = random_call(pattern, device=device)
+    answers = explain_backend(**tensors, pattern=pattern.to(device), **options).answers
+    return [kernel for kernel in KERNELS if answers[kernel.name][0] is None]
 
 
 def can_run(kernel: Kernel, **options: Any) -> bool:
     """Whether a kernel runs calls with such a score or normalizer; another test says which ones the fused lack."""
-    pattern = Edges(torch.tensor([[0, 1], [1, 0]]), 2)
-    call = prepare("tests", **random_call(pattern, heads=4, width=3), pattern=pattern, **options)
+    call = prepare("tests", **random_call(ONE_EDGE, heads=4, width=3), pattern=ONE_EDGE, **options)
     return kernel.why_not(call) is None
 
 
-# Each of them with each normalizer that it has.
-KERNELS_WITH_NORMALIZERS = [
-    (kernel, cls) for kernel in EDGE_KERNELS for cls in NORMALIZERS if can_run(kernel, normalizer=cls())
-]
+def with_normalizers(kernels: list[Kernel], device: str = "cpu") -> list[tuple[Kernel, type[Normalizer]]]:
+    """Each of the kernels with each normalizer that it has; another test says what the fused ones have not."""
+    runs = lambda kernel, cls: kernel in kernels_for(ONE_EDGE, device, normalizer=cls.name)
+    return [(kernel, cls) for kernel in kernels for cls in NORMALIZERS if runs(kernel, cls)]
+
+
+ONE_EDGE = Edges(torch.tensor([[0], [1]]), 2)
+# Kernels that run every pattern, and those that run some at least, on a CPU.
+EDGE_KERNELS, CPU_KERNELS = kernels_for(ONE_EDGE), kernels_for(Full(2))
+KERNELS_WITH_NORMALIZERS = with_normalizers(EDGE_KERNELS)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core to itself.

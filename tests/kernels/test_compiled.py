@@ -1,0 +1,340 @@
+"""Trouble with Numba, or with what it compiled before: the call is computed anyway, after one warning."""
+
+from __future__ import annotations
+
+import ast
+import compileall
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import ModuleType
+
+import numba
+import numpy as np
+import pytest
+
+from graphattn import errors
+from graphattn.compiled import cache
+from graphattn.compiled.cache import cache_folder, keep_on_disk
+from graphattn.compiled.load import compiled_modules
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "graphattn"
+MODULES = [*(f"graphattn.{module}" for module in compiled_modules()), cache.__name__]
+
+CALL = """
+import torch, graphattn
+from graphattn import Edges, attention
+x = torch.randn(50, 2, 8)
+edges = Edges(torch.randint(50, (2, 400)), 50)
+expected = attention(x, x, x, edges, backend="scatter")
+print(graphattn.__file__)
+print(all(torch.allclose(attention(x, x, x, edges), expected, atol=1e-5) for _ in range(2)))
+print(graphattn.explain_backend(x, x, x, edges).chosen)
+"""
+
+
+def run(code: str, path: Path = ROOT, **environment: object) -> tuple[list[str], list[str]]:
+    """Lines that a fresh process prints, and its warnings of ours."""
+    given = {name: str(value) for name, value in environment.items()}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "always", "-c", code],
+        capture_output=True,
+        text=True,
+        env={**inherited, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "1", **given},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), re.findall(r"UserWarning: (graphattn: .*)", done.stderr)
+
+
+@pytest.fixture
+def anew(monkeypatch):
+    """A process that has warned of nothing yet."""
+    monkeypatch.setattr(errors, "_warned", set())
+
+
+def twice(x):
+    return 2 * x
+
+
+def compiled_twice(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function of a module as a new process has it, with this folder for what is compiled."""
+    module = ModuleType(__name__)
+    module.twice = numba.njit(twice)
+    monkeypatch.setattr(cache, "cache_folder", lambda modules: folder)
+    keep_on_disk({"module": module})
+    return module.twice
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A file with a compiled function, which is sought there."""
+    assert compiled_twice(tmp_path, monkeypatch)(3) == 6
+    (path,) = tmp_path.iterdir()
+    return path
+
+
+def test_what_is_compiled_is_kept_for_each_choice_of_types(kept, monkeypatch):
+    for known, argument in ((True, 3), (False, 3.0), (True, 3.0), (False, np.ones(2)), (True, np.ones(2))):
+        function = compiled_twice(kept.parent, monkeypatch)
+        assert np.all(function(argument) == 2 * argument)
+        assert sum(function.stats.cache_hits.values()) == known
+    assert len(list(kept.parent.iterdir())) == 3
+
+
+DAMAGES = {
+    "truncated": lambda held: held[:100],
+    "empty": lambda held: b"",
+    "of zeros": lambda held: bytes(len(held)),
+    "a bit flipped": lambda held: held[:-999] + bytes([held[-999] ^ 1]) + held[-998:],
+    "of another program": lambda held: b"#!/bin/sh\n" * 99,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_written_anew_after_one_warning(anew, kept, monkeypatch, damage):
+    sound = kept.read_bytes()
+    for _ in range(2):
+        kept.write_bytes(DAMAGES[damage](sound))
+        function = compiled_twice(kept.parent, monkeypatch)
+        if errors._warned:
+            assert function(3) == 6
+        else:
+            with pytest.warns(
+                UserWarning, match=rf"compiled code in {kept} can't be read, and is compiled again, got .*"
+            ):
+                assert function(3) == 6
+        assert compiled_twice(kept.parent, monkeypatch)(3) == 6
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_code_for_other_types_is_not_run(kept, monkeypatch):
+    compiled_twice(kept.parent, monkeypatch)(3.0)
+    (other,) = set(kept.parent.iterdir()) - {kept}
+    shutil.copy(other, kept)
+    assert compiled_twice(kept.parent, monkeypatch)(3) == 6
+
+
+def test_a_full_disk_is_warned_of_once(anew, tmp_path, monkeypatch):
+    def refuse(path, held):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    function = compiled_twice(tmp_path, monkeypatch)
+    with pytest.warns(UserWarning, match="^graphattn: ") as caught:
+        assert (function(3), function(3.0)) == (6, 6.0)
+    (text,) = [str(warning.message) for warning in caught]
+    assert text == (
+        f"graphattn: compiled code can't be cached in {tmp_path}, so that every process compiles it again, got "
+        "OSError: [Errno 28] No space left on device. Free space there, or set NUMBA_CACHE_DIR to a writable folder."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def forbid(monkeypatch, *folders: Path) -> None:
+    """Let nothing be made below folders."""
+    make = Path.mkdir
+
+    def refuse(self, *arguments, **options):
+        if set(folders) & set(self.parents):
+            raise PermissionError(13, "Permission denied", str(self))
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+
+def test_compiled_code_goes_where_it_can_be_written(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    beside = cache_folder(MODULES)
+    assert beside.parent == PACKAGE / "compiled" / "__pycache__"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "named"))
+    assert cache_folder(MODULES) == tmp_path / "named" / beside.name
+    forbid(monkeypatch, tmp_path / "named")
+    assert cache_folder(MODULES) == beside
+    forbid(monkeypatch, beside.parent)
+    assert cache_folder(MODULES) == tmp_path / "user" / "graphattn" / beside.name
+    forbid(monkeypatch, tmp_path)
+    module = ModuleType(__name__)
+    module.twice = numba.njit(twice)
+    with pytest.warns(
+        UserWarning, match=r"compiled code can't be cached.*named, .* To cache it, set NUMBA_CACHE_DIR to"
+    ):
+        keep_on_disk({"csr": sys.modules["graphattn.csr"]})
+    assert module.twice(3) == 6
+
+
+def test_a_process_without_a_home_has_its_cache_beside_the_sources(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def expanduser(path):
+        if str(path).startswith("~"):
+            raise RuntimeError("Could not determine home directory.")
+        return path
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    assert cache_folder(MODULES).parent.name == "__pycache__"
+
+
+def test_a_change_in_any_source_has_a_folder_of_its_own(monkeypatch):
+    assert cache_folder(MODULES).name != cache_folder(MODULES[1:]).name
+
+
+def test_every_module_that_numba_compiles_is_listed():
+    def imported(path: Path) -> set[str]:
+        nodes = ast.parse(path.read_text()).body
+        named = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+        named += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        return {name.partition(".")[0] for name in named}
+
+    found = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if imported(path) & {"numba", "llvmlite"}
+    }
+    assert found | {"kernels.rows.operands"} == {*compiled_modules(), "compiled.cache"}
+
+
+@pytest.mark.parametrize("kind", ["zip", "pyc"])
+def test_a_package_without_sources_beside_it_compiles_and_keeps(kind, tmp_path):
+    sources = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".html", ".typed"}]
+    place = tmp_path / "package"
+    if kind == "zip":
+        place = tmp_path / "package.zip"
+        with zipfile.ZipFile(place, "w") as archive:
+            for path in sources:
+                archive.write(path, path.relative_to(ROOT))
+    else:
+        shutil.copytree(PACKAGE, place / "graphattn", ignore=shutil.ignore_patterns("__pycache__"))
+        compileall.compile_dir(place, quiet=1, legacy=True)
+        for path in place.rglob("*.py"):
+            path.unlink()
+    (where, *printed), warned = run(CALL, place, XDG_CACHE_HOME=tmp_path / "user")
+    assert where.startswith(str(place)) and printed == ["True", "numba"] and not warned
+    parent = tmp_path / "user" if kind == "zip" else place
+    assert [path.suffix for path in parent.rglob("graphattn.kernels.rows.cpu.jit.forward.forward_tasks*")] == [".nbc"]
+
+
+def test_a_call_on_a_full_disk(tmp_path):
+    pytest.importorskip("resource", reason="limits the size of files, as Windows can't")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    (_, *printed), warned = run(limit + CALL, NUMBA_CACHE_DIR=tmp_path)
+    assert printed == ["True", "numba"]
+    assert len(warned) == 1 and "File too large. Free space there, or set NUMBA_CACHE_DIR" in warned[0]
+
+
+def test_a_call_among_truncated_files_heals_them(tmp_path):
+    run(CALL)
+    kept = cache_folder(MODULES)
+    files = [*kept.glob("*plan_tasks*"), *kept.glob("*forward_tasks*")]
+    (tmp_path / kept.name).mkdir()
+    for path in files:
+        (tmp_path / kept.name / path.name).write_bytes(path.read_bytes()[:100])
+    (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
+    assert printed == ["True", "numba"]
+    assert len(warned) == 1 and "can't be read, and is compiled again, got ValueError" in warned[0]
+    (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
+    assert printed == ["True", "numba"] and not warned
+
+
+TRAIN = """
+from graphattn import Full, Grid, Window
+for pattern in (edges, Window(50, radius=2), Grid((5, 10), radius=1), Full([20, 30])):
+    y = x.clone().requires_grad_()
+    attention(y, y, y, pattern).sum().backward()
+x = x.requires_grad_()
+torch.compile(lambda x: attention(x, x, x, edges), backend="eager")(x).sum().backward()
+try:
+    attention(x, x, x, edges, backend="numba")
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+def test_a_switch_that_turns_compiling_off_leaves_plain_torch():
+    (_, *printed), warned = run(CALL + TRAIN, NUMBA_DISABLE_JIT=1)
+    fix = "Use backend='scatter' or 'auto'."
+    refusal = f"attention: backend='numba' cannot run this call: NUMBA_DISABLE_JIT is set. {fix}"
+    assert printed == ["True", "scatter", refusal]
+    rule = "compiled code can't run, and calls take longer"
+    assert warned == [f"graphattn: {rule}, got NUMBA_DISABLE_JIT is set. Unset it."]
+
+
+def test_a_numba_that_cannot_be_imported_leaves_plain_torch(tmp_path):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')")
+    (_, *printed), warned = run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + CALL + TRAIN)
+    reason = "Numba can't be loaded (ImportError: Numba needs NumPy 1.0 or less)"
+    refusal = f"attention: backend='numba' cannot run this call: {reason}. Use backend='scatter' or 'auto'."
+    assert printed == ["True", "scatter", refusal]
+    fix = "Use pip install --force-reinstall numba."
+    assert warned == [f"graphattn: compiled code can't run, and calls take longer, got {reason}. {fix}"]
+
+
+DRAW = """
+import sys, torch
+from torch_geometric.data import Data
+from torch_geometric.sampler import NodeSamplerInput
+from graphattn.sampling import NeighborSampler
+edge_index = torch.stack([torch.arange(3000) % 7 % 50, torch.arange(3000) % 50])
+sampler = NeighborSampler(Data(edge_index=edge_index, num_nodes=50), [5, 10], seed=2**62 + 1)
+drawn = sampler.sample_from_nodes(NodeSamplerInput(None, torch.arange(40)))
+print(drawn.edge.tolist(), drawn.node.tolist())
+"""
+
+
+def test_a_sampler_draws_the_same_where_nothing_is_compiled():
+    compiled, warned = run(DRAW)
+    assert not warned
+    found, warned = run(DRAW, NUMBA_DISABLE_JIT=1, OMP_NUM_THREADS=2)
+    assert found == compiled and len(warned) == 1
+
+
+def test_a_sampler_without_numba_says_what_it_needs():
+    code = (
+        "import sys; sys.modules['numba'] = None\ntry:"
+        + DRAW.replace("\n", "\n    ")
+        + "\nexcept ImportError as e: print(e)"
+    )
+    text = "graphattn: compiled code must be available, got Numba is not installed (pip install numba)."
+    assert run(code) == ([text], [])
+
+
+def test_a_package_that_is_imported_anew_finds_its_operators():
+    code = """
+import sys, torch
+
+def attend():
+    from graphattn import Edges, Window, attention
+    x = torch.linspace(-1, 1, 800).view(50, 2, 8).requires_grad_()
+    index = torch.stack([torch.arange(400) % 49, torch.arange(400) % 50])
+    outs = [attention(x, x, x, pattern) for pattern in (Edges(index, 50), Window(50, radius=2))]
+    sum(outs).sum().backward()
+    return outs[0].detach(), outs[1].detach(), x.grad
+
+def purge():
+    for name in [name for name in sys.modules if name.partition(".")[0] == "graphattn"]:
+        del sys.modules[name]
+
+expected = attend()
+former = sys.modules["graphattn"]
+x = torch.randn(5, 1, 4)
+edge_index = torch.tensor([[0, 1, 2], [1, 2, 3]])
+graph = torch.compile(lambda x: former.attention(x, x, x, edge_index), fullgraph=True, backend="aot_eager")
+out = graph(x)
+for _ in range(2):
+    purge()
+    print(all(map(torch.equal, attend(), expected)), sys.modules["graphattn"] is not former)
+purge()
+# What was made of the former package goes on, its compiled graphs among it.
+print(torch.equal(graph(x), out), torch.equal(former.attention(x, x, x, edge_index), out))
+print(sys.modules["graphattn.kernels.rows.cpu.kernel"].__name__)
+"""
+    printed, warned = run(code)
+    assert printed == ["True True"] * 3 + ["graphattn.kernels.rows.cpu.kernel"] and not warned

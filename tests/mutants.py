@@ -1,0 +1,379 @@
+"""Plants one-line faults and says which test finds each: `make mutants` writes benchmarks/results/mutants.md.
+
+Every fault is planted in a copy of the checkout, and the tests that should know of it run there until the first one
+fails. A fault that no test finds is a gap in the tests; a test run that has become shorter must still find them all.
+Faults in compiled code take longer, since all of it is compiled again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SECONDS = 600
+# A process that has imported what takes seconds, and nothing of ours: a copy of it runs the tests of a fault.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["numba", "scipy.sparse", "torch_geometric.nn", "torch._dynamo"])
+
+
+class Mutant(NamedTuple):
+    """A fault: text that a file has once, what stands there instead, and the tests that should find it."""
+
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CPU, GPU = "kernels/rows/cpu/jit", "kernels/rows/gpu"
+TILES, PANELS = "kernels/tiles", "kernels/tiles/panels"
+# Tests of every kernel against the oracle, and of what it can't show.
+ROWS = "random fused large_scores threads oracle"
+TRITON = "triton triton_plan large_scores"
+OF_TILES = "tiles tiles_numba"
+OF_PATTERNS = "patterns pattern_options unions links tiles"
+
+MUTANTS = [
+    # The dropout hash, as each kernel repeats it.
+    Mutant(f"{CPU}/forward.py", "word ^= word >> np.uint64(15)", "word ^= word >> np.uint64(16)", ROWS),
+    Mutant(
+        f"{CPU}/forward.py",
+        "return (word ^ ((word >> np.uint64(32)) * np.uint64(0x9E3779B9))) & np.uint64(0xFFFFFFFF)",
+        "return word & np.uint64(0xFFFFFFFF)",
+        "random " + ROWS,
+    ),
+    Mutant(f"{CPU}/heads.py", "ir.Constant(threshold.type, 2**32)", "ir.Constant(threshold.type, 2**33)", ROWS),
+    Mutant("dropout.py", "word = word ^ (word >> 15)", "word = word ^ (word >> 14)", "random oracle"),
+    Mutant("dropout.py", "return round(dropout_p * 2**32)", "return int(dropout_p * 2**31)", "random laws oracle"),
+    Mutant("dropout.py", "return 1.0 / (1.0 - dropout_p)", "return 1.0 + dropout_p", "random laws testing"),
+    # Rows on the CPU, forward.
+    Mutant(
+        f"{CPU}/forward.py",
+        "while position - count > first and index",
+        "while position - count > first + 1 and index",
+        ROWS,
+    ),
+    Mutant(f"{CPU}/forward.py", "s[t] = s[t] if not s[t] <= 0 else 0", "s[t] = s[t] if s[t] > 0 else 0", ROWS),
+    Mutant(f"{CPU}/forward.py", "s[t] = s[t] if s[t] != -np.inf else 0", "s[t] = s[t]", ROWS),
+    Mutant(
+        f"{CPU}/forward.py",
+        "factor = factor if part_sum[part] == part_sum[part] else part_sum[part]",
+        "factor = factor",
+        ROWS,
+    ),
+    Mutant(
+        f"{CPU}/forward.py",
+        "sums[2 * (b * targets + i) * heads + h] = top[h] if top[h] > -np.inf else 0",
+        "sums[2 * (b * targets + i) * heads + h] = top[h]",
+        ROWS,
+    ),
+    Mutant(f"{CPU}/heads.py", "[2 * i + lane // 8 for lane", "[2 * i + lane % 2 for lane", ROWS),
+    Mutant(
+        f"{CPU}/heads.py",
+        "factors = load_x(builder.add(of_x, d), 16), load_y(builder.add(of_y, d), 16)",
+        "factors = load_x(builder.add(of_x, d), 16), load_y(of_y, 16)",
+        ROWS,
+    ),
+    Mutant(
+        f"{CPU}/heads.py",
+        'fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one,',
+        'fcmp_ordered(">=", x, constant(kind, lanes, 0.0)), one,',
+        ROWS,
+    ),
+    # Rows on the CPU, backward.
+    Mutant(f"{CPU}/backward.py", "if b == 0 or ev_stride > 0:", "if True:", ROWS),
+    Mutant(
+        f"{CPU}/backward.py",
+        "kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)",
+        "kept = hash_source(hash_target(seed, b, row), index[e], occurrence)",
+        ROWS,
+    ),
+    Mutant("kernels/rows/cpu/kernel.py", "more = None if grad_lse is None else -grad_lse", "more = grad_lse", ROWS),
+    Mutant("kernels/rows/cpu/kernel.py", "if grad_weights is not None and slots:", "if False:", ROWS),
+    Mutant(
+        "kernels/rows/cpu/kernel.py",
+        "by_edge = batches > 1 and any(",
+        "by_edge = False and any(",
+        "threads",
+    ),
+    Mutant(
+        "compiled/threads.py",
+        "function(begin, min(begin + grain, total), *arguments)",
+        "function(begin + 1, min(begin + grain, total), *arguments)",
+        "threads",
+    ),
+    Mutant("compiled/threads.py", "* multiple)) * multiple", "* multiple))", "threads"),
+    # The operators.
+    Mutant(
+        "kernels/rows/op.py",
+        "grad_lse = grad_lse[..., 1] if",
+        "grad_lse = grad_lse[..., 0] if",
+        ROWS,
+    ),
+    Mutant(
+        "kernels/rows/op.py",
+        "return x if leading == batch or leading.numel() == 1 else",
+        "return x if leading == batch or leading[0] == 1 else",
+        ROWS,
+    ),
+    Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
+    # Rows on a GPU, in Triton's interpreter.
+    Mutant(f"{GPU}/jit/forward.py", "acc *= shrink[:, :, None]", "acc *= 1.0", TRITON),
+    Mutant(
+        f"{GPU}/jit/forward.py",
+        "mask = mask & (column < WIDTH)[None, None, :]",
+        "mask = mask",
+        TRITON,
+    ),
+    Mutant(
+        f"{GPU}/jit/forward.py",
+        "factor = tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift[None, :]))",
+        "factor = tl.exp(part_top - shift[None, :])",
+        TRITON,
+    ),
+    Mutant(f"{GPU}/jit/forward.py", "return (1 - a * a) * vector", "return (1 - a) * vector", TRITON),
+    Mutant(
+        f"{GPU}/jit/backward.py",
+        "acc += tl.load(part_ptr + at, mask=mask, other=0.0)",
+        "acc = tl.load(part_ptr + at, mask=mask, other=0.0)",
+        TRITON,
+    ),
+    Mutant(
+        f"{GPU}/plan.py",
+        "is_first[csr.ptr[:-1][csr.ptr.diff() > 0]] = True",
+        "is_first[:1] = True",
+        TRITON,
+    ),
+    # Scatter, segments, CSR.
+    Mutant(
+        "kernels/scatter.py", "occurrence = None if occurrence is None else occurrence[perm]", "pass", "oracle laws"
+    ),
+    Mutant("kernels/scatter.py", "column_perm = inverse[column_perm]", "pass", "oracle laws"),
+    Mutant(
+        "segments.py",
+        "perm = _every(x.size(0), x.device) if perm is None else perm",
+        "perm = _every(x.size(0), x.device)",
+        "scores_and_normalizers oracle laws",
+    ),
+    Mutant(
+        "segments.py",
+        "return _segment_sum(tangent, *_saved(ctx))",
+        "return _segment_sum(0 * tangent, *_saved(ctx))",
+        "laws",
+    ),
+    Mutant("csr.py", "& (column[1:] < column[:-1])).any())", "& (column[1:] < 0)).any())", "patterns laws oracle"),
+    Mutant(
+        "csr.py",
+        "perm = perm[stable_order(row[perm], num_rows)]",
+        "perm = perm[stable_order(row, num_rows)]",
+        "patterns csr_op large_graph limits",
+    ),
+    # Scores and normalizers.
+    Mutant("scores.py", "leaky_relu(x, self.negative_slope)", "leaky_relu(x)", "oracle scores_and_normalizers"),
+    Mutant(
+        "scores.py",
+        "x.repeat_interleave(heads // x.size(-2), -2)",
+        "torch.cat([x] * (heads // x.size(-2)), -2)",
+        "oracle scores_and_normalizers",
+    ),
+    Mutant("normalizers.py", "for _ in range(64):", "for _ in range(4):", "entmax laws scores_and_normalizers"),
+    Mutant(
+        "normalizers.py",
+        "return mean - (1 / count - (square - mean.square())).clamp(min=0).sqrt()",
+        "return mean - (1 / count - (square - mean.square())).abs().sqrt()",
+        "entmax laws scores_and_normalizers",
+    ),
+    Mutant(
+        "normalizers.py",
+        "return torch.where(score == -torch.inf, 0, weight)",
+        "return weight",
+        "scores_and_normalizers",
+    ),
+    Mutant("functional.py", "top = torch.maximum(top_a, top_b)", "top = top_a", "laws large_scores"),
+    # Tiles and panels.
+    Mutant(f"{TILES}/op.py", "slope += weight * call.by_head(part.rows_once(grad_lse[..., 1:]))", "pass", OF_TILES),
+    Mutant(
+        f"{TILES}/op.py",
+        '"relu": lambda score, weight, slope: slope.mul_(score > 0)',
+        '"relu": lambda score, weight, slope: slope',
+        OF_TILES,
+    ),
+    Mutant(f"{TILES}/parts.py", "column %= count[..., axis, None].clamp(min=1)", "pass", OF_TILES),
+    Mutant(
+        f"{TILES}/parts.py",
+        "out.index_copy_(1, targets[~repeated], x[:, ~repeated])",
+        "out.index_copy_(1, targets.flatten(), x.flatten(1, 2) * ~repeated.flatten()[:, None, None])",
+        OF_TILES,
+    ),
+    Mutant(f"{PANELS}/plan.py", "low.masked_fill(is_empty, 2**30)", "low", OF_TILES),
+    Mutant(f"{PANELS}/jit/loops.py", "hi[j] = max(hi[j], hi[j - 1])", "pass", OF_TILES),
+    # Patterns.
+    Mutant(
+        "patterns/grid.py",
+        "highest = extent - 1 - (extent - 1 - position) % dilation - radius * dilation",
+        "highest = extent - 1 - radius * dilation",
+        OF_PATTERNS,
+    ),
+    Mutant("patterns/grid.py", "(rank - radius).clamp(min=0)", "(rank - radius)", OF_PATTERNS),
+    Mutant(
+        "patterns/global_tokens.py",
+        "return allowed & (source <= target) if self.causal else allowed",
+        "return allowed",
+        OF_PATTERNS,
+    ),
+    Mutant("patterns/box.py", "is_new[:, 1] &= ~tokens.hold(other)", "pass", OF_PATTERNS),
+    Mutant(
+        "patterns/box.py", "return (offset - lowest) % extent + lowest", "return offset % extent + lowest", OF_PATTERNS
+    ),
+    Mutant(
+        "patterns/lookup.py",
+        "state = (*state, tensor._version)",
+        "state = (*state, 0)",
+        "patterns links errors compile",
+    ),
+    # Layers.
+    Mutant(
+        "nn/attention.py",
+        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))",
+        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, pattern.num_edges - given, 0))",
+        "layers",
+    ),
+    Mutant(
+        "nn/attention.py",
+        "return repeat_heads(value_j, self.heads) * alpha.unsqueeze(-1)",
+        "return value_j * alpha.unsqueeze(-1)",
+        "layers",
+    ),
+    Mutant("nn/attention.py", "alpha = alpha * keep * keep_scale(self.dropout)", "alpha = alpha * keep", "layers"),
+    Mutant("nn/attention.py", '"edge_value": edge,', '"edge_value": None,', "layers"),
+    Mutant("nn/projections.py", "query, key = self.encoding.rotate(query, key, pattern)", "pass", "encodings layers"),
+    Mutant(
+        "nn/readout.py", "order = index.argsort(stable=True)", "order = index.argsort(stable=True).flip(0)", "readout"
+    ),
+    Mutant("nn/encodings/rotary.py", "first * sine + second * cosine", "second * cosine - first * sine", "encodings"),
+    Mutant("offset_bias.py", "self.table if dtype is None else self.table.to(dtype)", "self.table", "encodings oracle"),
+    # Sampling.
+    Mutant(
+        "sampling/jit/neighbors.py",
+        "state = mix(np.uint64(key) ^ np.uint64(first + row))",
+        "state = mix(np.uint64(key) ^ np.uint64(row))",
+        "sampling links",
+    ),
+    Mutant("sampling/jit/neighbors.py", "top = degree - count + place", "top = degree - count", "sampling links"),
+]
+
+
+def main() -> None:
+    """Run all faults, or those whose file or text matches, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="faults whose file or text has this in it")
+    parser.add_argument("--column", default="now", help="name of the results' column; others stay as they are")
+    parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
+    arguments = parser.parse_args()
+    misplaced = [mutant for mutant in MUTANTS if source_of(mutant).count(mutant.old) != 1]
+    if misplaced:
+        sys.exit("mutants.py: a file must have the text of its fault once: " + ", ".join(map(str, misplaced)))
+    chosen = [mutant for mutant in MUTANTS if any(arguments.only in text for text in mutant)]
+    # The quick ones first.
+    chosen.sort(key=lambda mutant: "/cpu/" in mutant.file or "/panels/jit/" in mutant.file)
+    path = RESULTS / "mutants.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    column = results.setdefault(arguments.column, {})
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
+        # Code is kept by a hash of all that is compiled: faults elsewhere share it, each of these has its own.
+        os.environ.setdefault("NUMBA_CACHE_DIR", f"{folder}/numba")
+        os.environ["TRITON_INTERPRET"] = "1"
+        for mutant, (found, seconds) in zip(chosen, pool.map(lambda x: find(x, Path(folder)), chosen), strict=True):
+            column[key(mutant)] = [found, round(seconds)]
+            print(f"{seconds:4.0f} s  {found or 'NOT FOUND'}  {mutant.file}: {mutant.new}", flush=True)
+            path.write_text(json.dumps(results, indent=1) + "\n")
+    (RESULTS / "mutants.md").write_text(table(results))
+    sys.exit(any(column.get(key(mutant), [None])[0] is None for mutant in chosen))
+
+
+def source_of(mutant: Mutant) -> str:
+    """The file without the fault."""
+    return (ROOT / "graphattn" / mutant.file).read_text()
+
+
+def key(mutant: Mutant) -> str:
+    """Name of a fault in the results."""
+    return f"{mutant.file}: {mutant.old} -> {mutant.new}"
+
+
+def find(mutant: Mutant, folder: Path) -> tuple[str | None, float]:
+    """Name of the first test that fails in a copy with the fault, or None; and the seconds that it took."""
+    copy = Path(tempfile.mkdtemp(dir=folder))
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True)
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    (copy / "graphattn" / mutant.file).write_text(source_of(mutant).replace(mutant.old, mutant.new))
+    files = [next((copy / "tests").rglob(f"test_{name}.py")) for name in dict.fromkeys(mutant.tests.split())]
+    log, begin = copy / "log", time.perf_counter()
+    process = PROCESSES.Process(target=run_tests, args=(copy, list(map(str, files)), log))
+    process.start()
+    process.join(SECONDS)
+    failed = re.search(r"^(?:FAILED|ERROR) (?:\S*/)?(.+?)(?: - .*)?$", log.read_text(errors="replace"), re.MULTILINE)
+    if process.exitcode is None:
+        process.kill()
+        found = f"still running after {SECONDS} s"
+    elif process.exitcode:
+        found = failed.group(1) if failed else f"exit status {process.exitcode}"
+    else:
+        found = None
+    shutil.rmtree(copy, ignore_errors=True)
+    return found, time.perf_counter() - begin
+
+
+def run_tests(copy: Path, files: list[str], log: Path) -> None:
+    """Run tests in a copy until one fails, in a process of their own, and leave with pytest's exit status."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.chdir(copy)
+    os.environ["PYTHONPATH"] = str(copy)
+    sys.path[0] = str(copy)
+    sys.dont_write_bytecode = True
+    import pytest
+
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]))
+
+
+def table(results: dict[str, dict[str, list]]) -> str:
+    """What is written: each fault, and per column the first test that failed."""
+    columns = list(results)
+    head = [f"first test that fails, {name} | s" for name in columns]
+    lines = [
+        "# Faults that the tests find",
+        "",
+        "Written by `make mutants`. Each fault is one line of `graphattn`; tests run until the first one fails.",
+        "",
+        f"| file | line | with the fault | {' | '.join(head)} |",
+        "|---|---|---|" + "---|---:|" * len(columns),
+    ]
+    for mutant in MUTANTS:
+        cells = [f"`{mutant.file}`", *(f"`{text}`".replace("|", "\\|") for text in (mutant.old, mutant.new))]
+        for name in columns:
+            found, seconds = results[name].get(key(mutant), ["not run", ""])
+            cells += [f"`{found}`" if found else "**none**", str(seconds)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
