@@ -270,9 +270,12 @@ def choose(call: Call, backend: str) -> Kernel:
     reason = None if named is None else _why_not(named, call)
     if named is not None and reason is None:
         return named
-    # Of equal costs, the earlier kernel's.
-    _, place = min((kernel.cost(call), i) for i, kernel in enumerate(KERNELS) if _why_not(kernel, call) is None)
-    cheapest = KERNELS[place]
+    # A loop that torch.compile can trace.
+    cheapest, lowest = KERNELS[0], math.inf
+    for kernel in KERNELS:
+        cost = kernel.cost(call) if _why_not(kernel, call) is None else math.inf
+        if cost < lowest:
+            cheapest, lowest = kernel, cost
     if named is None:
         return cheapest
     fix = f"Use backend={cheapest.name!r} or 'auto'."
