@@ -280,7 +280,9 @@ def main() -> None:
     """Run all faults, or those whose file or text matches, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="faults whose file or text has this in it")
-    parser.add_argument("--column", default="now", help="name of the results' column; others stay as they are")
+    parser.add_argument(
+        "--column", default="covering design", help="name of the results' column; others stay as they are"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     arguments = parser.parse_args()
     misplaced = [mutant for mutant in MUTANTS if source_of(mutant).count(mutant.old) != 1]
