@@ -48,9 +48,9 @@ OF_PATTERNS = "patterns pattern_options unions links tiles"
 
 MUTANTS = [
     # The dropout hash, as each kernel repeats it.
-    Mutant(f"{CPU}/forward.py", "word ^= word >> np.uint64(15)", "word ^= word >> np.uint64(16)", ROWS),
+    Mutant(f"{CPU}/dropout.py", "word ^= word >> np.uint64(15)", "word ^= word >> np.uint64(16)", ROWS),
     Mutant(
-        f"{CPU}/forward.py",
+        f"{CPU}/dropout.py",
         "return (word ^ ((word >> np.uint64(32)) * np.uint64(0x9E3779B9))) & np.uint64(0xFFFFFFFF)",
         "return word & np.uint64(0xFFFFFFFF)",
         "random " + ROWS,
@@ -61,13 +61,13 @@ MUTANTS = [
     Mutant("dropout.py", "return 1.0 / (1.0 - dropout_p)", "return 1.0 + dropout_p", "random laws testing"),
     # Rows on the CPU, forward.
     Mutant(
-        f"{CPU}/forward.py",
+        f"{CPU}/edges.py",
         "while position - count > first and index",
         "while position - count > first + 1 and index",
         ROWS,
     ),
-    Mutant(f"{CPU}/forward.py", "s[t] = s[t] if not s[t] <= 0 else 0", "s[t] = s[t] if s[t] > 0 else 0", ROWS),
-    Mutant(f"{CPU}/forward.py", "s[t] = s[t] if s[t] != -np.inf else 0", "s[t] = s[t]", ROWS),
+    Mutant(f"{CPU}/normalizers.py", "s[t] = s[t] if not s[t] <= 0 else 0", "s[t] = s[t] if s[t] > 0 else 0", ROWS),
+    Mutant(f"{CPU}/normalizers.py", "s[t] = s[t] if s[t] != -np.inf else 0", "s[t] = s[t]", ROWS),
     Mutant(
         f"{CPU}/forward.py",
         "factor = factor if part_sum[part] == part_sum[part] else part_sum[part]",
@@ -88,21 +88,27 @@ MUTANTS = [
         ROWS,
     ),
     Mutant(
-        f"{CPU}/heads.py",
-        'fcmp_ordered(">", x, constant(kind, lanes, 0.0)), one,',
-        'fcmp_ordered(">=", x, constant(kind, lanes, 0.0)), one,',
-        ROWS,
+        f"{CPU}/activations.py",
+        'fcmp_ordered(">", x, zero)',
+        'fcmp_ordered(">=", x, zero)',
+        "scores_and_normalizers " + ROWS,
     ),
-    # Rows on the CPU, backward.
     Mutant(f"{CPU}/backward.py", "if b == 0 or ev_stride > 0:", "if True:", ROWS),
     Mutant(
-        f"{CPU}/backward.py",
+        f"{CPU}/dropout.py",
         "kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)",
         "kept = hash_source(hash_target(seed, b, row), index[e], occurrence)",
         ROWS,
     ),
-    Mutant("kernels/rows/cpu/kernel.py", "more = None if grad_lse is None else -grad_lse", "more = grad_lse", ROWS),
-    Mutant("kernels/rows/cpu/kernel.py", "if grad_weights is not None and slots:", "if False:", ROWS),
+    Mutant(
+        "kernels/rows/cpu/kernel.py",
+        "else -operands.grad_lse.contiguous()",
+        "else operands.grad_lse.contiguous()",
+        ROWS,
+    ),
+    Mutant(
+        "kernels/rows/cpu/kernel.py", "if operands.grad_weights is not None and plan.cut.numel():", "if False:", ROWS
+    ),
     Mutant(
         "kernels/rows/cpu/kernel.py",
         "by_edge = batches > 1 and any(",
@@ -133,7 +139,7 @@ MUTANTS = [
     # Rows on a GPU, in Triton's interpreter.
     Mutant(f"{GPU}/jit/forward.py", "acc *= shrink[:, :, None]", "acc *= 1.0", TRITON),
     Mutant(
-        f"{GPU}/jit/forward.py",
+        f"{GPU}/jit/tiles.py",
         "mask = mask & (column < WIDTH)[None, None, :]",
         "mask = mask",
         TRITON,
@@ -144,7 +150,7 @@ MUTANTS = [
         "factor = tl.exp(part_top - shift[None, :])",
         TRITON,
     ),
-    Mutant(f"{GPU}/jit/forward.py", "return (1 - a * a) * vector", "return (1 - a) * vector", TRITON),
+    Mutant(f"{GPU}/jit/scores.py", "return (1 - a * a) * vector", "return (1 - a) * vector", TRITON),
     Mutant(
         f"{GPU}/jit/backward.py",
         "acc += tl.load(part_ptr + at, mask=mask, other=0.0)",
@@ -280,7 +286,9 @@ def main() -> None:
     """Run all faults, or those whose file or text matches, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="faults whose file or text has this in it")
-    parser.add_argument("--column", default="now", help="name of the results' column; others stay as they are")
+    parser.add_argument(
+        "--column", default="covering design", help="name of the results' column; others stay as they are"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     arguments = parser.parse_args()
     misplaced = [mutant for mutant in MUTANTS if source_of(mutant).count(mutant.old) != 1]

@@ -209,7 +209,7 @@ class Projections(torch.nn.Module):
             raise ValueError(message(where, "x", rule, fix="Targets need features too: they make the queries."))
         for side, linear in zip(pair, (self.lin_key, self.lin_query), strict=True):
             check_float_tensor(where, "x", side)
-            if side.dim() < 2 or linear.in_channels not in (-1, side.size(-1)):
+            if side.dim() < 2 or not fits(linear.in_channels, side):
                 rule = f"must have shape [*B, N, {linear.in_channels}]"
                 raise ValueError(message(where, "x", rule.replace("-1", "C"), shape_of(side)))
             self._check_dtype("x", side)
@@ -303,3 +303,9 @@ def _read_channels(where: str, in_channels: int | tuple[int, int]) -> tuple[int,
             rule = "must be positive, or -1 to be found at the first call"
             raise ValueError(message(where, "in_channels", rule, 0))
     return pair
+
+
+def fits(channels: int, x: Tensor) -> bool:
+    """Whether features have so many channels; -1 stands for any number."""
+    # Not `in (-1, x.size(-1))`: in a graph of torch.compile, a symbolic size is in no tuple.
+    return channels == -1 or channels == x.size(-1)

@@ -15,7 +15,7 @@ from ..patterns import Full, Pattern
 from ..scores import Score, ScoreFunction
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
-from .projections import check_heads
+from .projections import check_heads, fits
 from .typed import Maybe, No, Yes, typed_as
 
 # Options of an attention layer that a readout doesn't have: edges from nodes to queries have no features.
@@ -150,7 +150,7 @@ class AttentionReadout(Aggregation):
         """
         where = "AttentionReadout"
         check_float_tensor(where, "x", x)
-        if x.dim() < 2 or dim not in (-2, x.dim() - 2) or self.in_channels not in (-1, x.size(-1)):
+        if x.dim() < 2 or dim not in (-2, x.dim() - 2) or not fits(self.in_channels, x):
             columns = "C" if self.in_channels == -1 else self.in_channels
             rule = f"must have shape [*B, N, {columns}], with dim=-2"
             raise ValueError(message(where, "x", rule, f"{shape_of(x)} with dim={dim}"))

@@ -27,7 +27,7 @@ from ..patterns.base import Sides
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
 from .encodings import Encoding
-from .projections import check_heads
+from .projections import check_heads, fits
 from .typed import Maybe, No, Yes, typed_as
 
 # How a node's own features reach the feed-forward network, in addition to the output of attention.
@@ -420,7 +420,7 @@ def _check_channels(where: str, argument: str, channels: int) -> int:
 def _check_features(where: str, argument: str, x: Any, channels: int, option: str) -> None:
     """Raise unless `x` is [*B, N, channels], with `channels` from the constructor's `option`; -1 is any."""
     check_float_tensor(where, argument, x)
-    if x.dim() < 2 or channels not in (-1, x.size(-1)):
+    if x.dim() < 2 or not fits(channels, x):
         columns = "C" if channels == -1 else channels
         fix = f"Use {option}={x.size(-1)}." if x.dim() > 1 else ""
         raise ValueError(message(where, argument, f"must have shape [*B, N, {columns}]", shape_of(x), fix))

@@ -114,8 +114,8 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     out, sums, exact = gpu_kernel.forward(*operands.pack(operands.Forward(tensors, edges, is_exact, mode)))
     gpu_kernel.weights(*operands.pack(operands.Weights(tensors, sums, edges, mode)))
     needs = operands.Needs(*(x is not None for x in tensors[:7]))
-    kept = exact if exact.numel() else out
-    backward = operands.Backward(out, None, None, tensors, kept, sums, edges, needs, mode)
+    saved = exact if exact.numel() else out
+    backward = operands.Backward(out, None, None, tensors, saved, sums, edges, needs, mode)
     gpu_kernel.backward(*operands.pack(backward))
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)

@@ -232,3 +232,12 @@ def test_patterns_with_coordinates_compile_once_they_were_run():
     expected = attention(**tensors, pattern=pattern)
     compiled = torch.compile(lambda **tensors: attention(**tensors, pattern=pattern), fullgraph=True)
     assert torch.equal(compiled(**tensors), expected)
+
+
+def test_layers_of_several_widths_compile_one_after_another():
+    for channels in (6, 8):
+        layer = GraphAttention(channels, 8, heads=2)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        for nodes in (5, 9):
+            x, edge_index = torch.randn(nodes, channels), torch.randint(nodes, (2, 4 * nodes))
+            torch.testing.assert_close(compiled(x, edge_index), layer(x, edge_index))

@@ -58,7 +58,7 @@ def test_vectors_are_frozen(vector):
 @pytest.mark.parametrize("vector", VECTORS, ids=str)
 def test_the_compiled_hash_is_the_same(vector):
     seed, batch, target, source, occurrence, head, expected = vector
-    compiled = load("kernels.rows.cpu.jit.forward")
+    compiled = load("kernels.rows.cpu.jit.dropout")
     state = compiled.hash_source(compiled.hash_target(seed, batch, target), source, occurrence)
     assert compiled.mix(np.uint64(state) ^ np.uint64(head)) == expected
 

@@ -242,19 +242,19 @@ def test_parameter_names_are_pinned():
     assert not any("bias" in name for name, _ in GraphAttention(4, 6, bias=False).named_parameters())
 
 
-@pytest.mark.parametrize("kv_heads", [3, 1])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("score", SCORE_NAMES)
 def test_heads_may_be_wider_or_narrower_than_their_share(score, kv_heads):
     pattern = graph_zoo()["unsorted edges"]
     options = dict(kv_heads=kv_heads, head_channels=5, score=score, edge_dim=2)
-    layer, twin = GraphAttention(4, 7, 3, **options).double(), DenseGraphAttention(4, 7, 3, **options).double()
+    layer, twin = GraphAttention(4, 7, 4, **options).double(), DenseGraphAttention(4, 7, 4, **options).double()
     twin.load_state_dict(layer.state_dict())
     shapes = {name: list(p.shape) for name, p in layer.named_parameters() if name.endswith("weight")}
     assert shapes == {
-        "lin_query.weight": [15, 4],
+        "lin_query.weight": [20, 4],
         "lin_key.weight": [5 * kv_heads, 4],
         "lin_value.weight": [5 * kv_heads, 4],
-        "lin_out.weight": [7, 15],
+        "lin_out.weight": [7, 20],
         "lin_edge.weight": [5 * kv_heads, 2],
     }
     pattern = Edges.from_mask(pattern.mask())

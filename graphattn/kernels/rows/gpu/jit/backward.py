@@ -43,6 +43,27 @@ def slope_of_value(g, x, kept, more):
     return tl.fma(tl.sum(g * x, 2), kept, more)
 
 
+@triton.jit
+def differentiate_edge(
+    q, k, g, x, vector, scale, slope, bias_ptr, bias_row, shift, factor, delta, state, source, occurrence_ptr, e,
+    is_live, threshold, keep_scale, seed_ptr, grad_weights_ptr, weights_row, head, pairs,
+    SCORE: tl.constexpr, NORMALIZER: tl.constexpr, HEADS: tl.constexpr, NUMBER: tl.constexpr,
+):
+    """Weights [ROWS, HEADS] of one edge per row as dropout leaves them, and the gradients by the scores."""
+    s = score_heads(q, k, vector, scale, slope, bias_ptr, bias_row, head, pairs, SCORE, HEADS, NUMBER)
+    kept, more = tl.zeros_like(s) + 1, tl.zeros_like(s)
+    if seed_ptr is not None:
+        occurrence = occurrence_at(occurrence_ptr, e, is_live)
+        kept = tl.where(is_kept(state, source, occurrence, head, threshold), keep_scale, 0.0)
+    if grad_weights_ptr is not None:
+        more = read_pairs(grad_weights_ptr, weights_row, head, pairs, HEADS, NUMBER)
+    grad = slope_of_value(g, x, kept, more)
+    p, ds = slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER)
+    if seed_ptr is not None:
+        p *= kept
+    return p, ds
+
+
 @triton.jit(do_not_specialize=SIZES)
 def target_gradients(
     items_ptr, total, blocks,
@@ -76,6 +97,7 @@ def target_gradients(
     vector = q
     if SCORE != DOT_PRODUCT:
         vector = read_vector(vector_ptr, head, is_head, d, WIDTH, NUMBER)
+    state = row
     if seed_ptr is not None:
         state = hash_target(seed_ptr, b, row)
     shift = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
@@ -108,16 +130,10 @@ def target_gradients(
         x = read_tile(value_ptr, b * sources + j, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
         k = add_tile(k, edge_key_ptr, b * edge_key_batch + edge, kv_head, d, keys, KV_HEADS, WIDTH, NUMBER)
         x = add_tile(x, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER)
-        s = score_heads(
-            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
-        kept, more = tl.zeros_like(s) + 1, tl.zeros_like(s)
-        if seed_ptr is not None:
-            occurrence = occurrence_at(occurrence_ptr, e, is_live)
-            kept = tl.where(is_kept(state, j, occurrence, head, threshold), keep_scale, 0.0)
-        if grad_weights_ptr is not None:
-            more = read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
-        grad = slope_of_value(g, x, kept, more)
-        p, ds = slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER)
+        p, ds = differentiate_edge(
+            q, k, g, x, vector, scale, slope, bias_ptr, b * bias_batch + edge, shift, factor, delta, state, j,
+            occurrence_ptr, e, is_live, threshold, keep_scale, seed_ptr, grad_weights_ptr, b * edges + edge, head,
+            pairs, SCORE, NORMALIZER, HEADS, NUMBER)
         if grad_bias_ptr is not None:
             write_pairs(grad_bias_ptr, ds, b * edges + edge, head, pairs, HEADS)
         if SCORE == DOT_PRODUCT:
@@ -134,8 +150,6 @@ def target_gradients(
             of_kv = tile_mask(is_live, is_kv, d, WIDTH, KV_HEADS % KV_BLOCK == 0)
             write_tile(grad_edge_key_ptr, of_key, b * edges + edge, kv_only, d, of_kv, KV_HEADS, WIDTH)
         if grad_edge_value_ptr is not None:
-            if seed_ptr is not None:
-                p *= kept
             of_value = sum_groups(p[:, :, None] * g, ROWS, KV_BLOCK, GROUP_BLOCK, VALUE_BLOCK)
             of_kv = tile_mask(is_live, is_kv, v, VALUE, KV_HEADS % KV_BLOCK == 0)
             write_tile(grad_edge_value_ptr, of_value, b * edges + edge, kv_only, v, of_kv, KV_HEADS, VALUE)
@@ -197,15 +211,9 @@ def source_gradients(
         x = add_tile(
             node_value, edge_value_ptr, b * edge_value_batch + edge, kv_head, v, values, KV_HEADS, VALUE, NUMBER
         )
-        s = score_heads(
-            q, k, vector, scale, slope, bias_ptr, b * bias_batch + edge, head, pairs, SCORE, HEADS, NUMBER)
-        kept, more = tl.zeros_like(s) + 1, tl.zeros_like(s)
+        state = i
         if seed_ptr is not None:
-            occurrence = occurrence_at(occurrence_ptr, e, is_live)
-            kept = tl.where(is_kept(hash_target(seed_ptr, b, i), row, occurrence, head, threshold), keep_scale, 0.0)
-        if grad_weights_ptr is not None:
-            more = read_pairs(grad_weights_ptr, b * edges + edge, head, pairs, HEADS, NUMBER)
-        grad = slope_of_value(g, x, kept, more)
+            state = hash_target(seed_ptr, b, i)
         shift = tl.zeros([ROWS, KV_BLOCK * GROUP_BLOCK], NUMBER)
         factor = shift
         delta = shift
@@ -213,9 +221,10 @@ def source_gradients(
             shift = read_pairs(stats_ptr, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
             factor = read_pairs(stats_ptr + HEADS, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
             delta = read_pairs(stats_ptr + 2 * HEADS, b * targets + i, head, pairs, 3 * HEADS, NUMBER)
-        p, ds = slope_of_weight(s, shift, factor, delta, grad, pairs, NORMALIZER)
-        if seed_ptr is not None:
-            p *= kept
+        p, ds = differentiate_edge(
+            q, k, g, x, vector, scale, slope, bias_ptr, b * bias_batch + edge, shift, factor, delta, state, row,
+            occurrence_ptr, e, is_live, threshold, keep_scale, seed_ptr, grad_weights_ptr, b * edges + edge, head,
+            pairs, SCORE, NORMALIZER, HEADS, NUMBER)
         of_value += p[:, :, None] * g
         if SCORE == DOT_PRODUCT:
             of_key += (ds * scale)[:, :, None] * q
