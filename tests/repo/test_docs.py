@@ -108,6 +108,9 @@ def test_every_page_says_something_where_nothing_is_built():
 def test_every_line_of_the_results_is_on_a_page():
     pages = "".join(PAGES.values())
     for path in (ROOT / "benchmarks" / "results").glob("*.md"):
+        # For contributors only.
+        if path.stem == "mutants":
+            continue
         for line in path.read_text().splitlines()[2:]:
             assert line in pages
 
