@@ -214,25 +214,31 @@ class Outputs(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """What the backward loops read, and the statistics of rows that the first one leaves for the second.
+    """What both backward loops read.
 
     Attributes:
         out: gradient by the output.
         weights: gradient by the returned weights, or None.
-        sums: what the forward pass kept.
-        stats: [B, T, 4, H], see `target_gradient_tasks`.
-        forward: the output.
-        of_lse: [B, T, H], minus the gradient by lse, or None.
-        of_cut_rows: [B, T, H], what the returned weights of cut rows add to delta, or None.
+        stats: [B, T, 4, H], statistics of rows that the first loop leaves for the second, see `target_gradient_tasks`.
     """
 
     out: Any
     weights: Any
-    sums: Any
     stats: Any
-    forward: Any
-    of_lse: Any
-    of_cut_rows: Any
+
+
+class RowSums(NamedTuple):
+    """What the first backward loop makes statistics of.
+
+    Attributes:
+        sums: what the forward pass kept.
+        out: the output.
+        more: [B, T, H] or None: minus the gradient by lse, and for cut rows what the returned weights add to delta.
+    """
+
+    sums: Any
+    out: Any
+    more: Any
 
 
 class TargetGradients(NamedTuple):

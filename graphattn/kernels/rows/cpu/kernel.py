@@ -30,6 +30,7 @@ from ..operands import (
     Mode,
     Needs,
     Outputs,
+    RowSums,
     Shape,
     Slopes,
     SortedEdges,
@@ -190,27 +191,31 @@ def backward(*flat: Any) -> list[Tensor]:
     tensors = operands.tensors.contiguous()
     query, sums, stats = tensors.query, operands.sums.contiguous(), operands.sums
     is_softmax = mode.normalizer == SOFTMAX
-    of_lse = of_cut_rows = None
+    more = None
     if is_softmax:
         stats = empty(query, *query.shape[:2], 4, query.size(2))
-        of_lse = None if operands.grad_lse is None else -operands.grad_lse.contiguous()
+        more = None if operands.grad_lse is None else -operands.grad_lse.contiguous()
         # Only the sums of cut rows can't be had on the way.
         if operands.grad_weights is not None and plan.cut.numel():
             products = _weights(tensors, sums, plan, mode) * operands.grad_weights
             perm = plan.perm.to(torch.int64) if plan.perm.numel() else None
-            of_cut_rows = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
+            of_weights = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
+            more = torch.zeros_like(of_weights, memory_format=torch.contiguous_format) if more is None else more
+            more[:, plan.cut[:, 0]] += of_weights[:, plan.cut[:, 0]]
     given = [None if x is None else x.contiguous() for x in (operands.grad_out, operands.grad_weights)]
-    slopes = _arrays_of(Slopes, *given, sums, stats, operands.out.contiguous(), of_lse, of_cut_rows)
+    slopes, rows = _arrays_of(Slopes, *given, stats), _arrays_of(RowSums, sums, operands.out.contiguous(), more)
     found: dict[str, Tensor] = {}
     # With softmax, this pass also sets the statistics that the next one needs.
     if is_softmax or needs.query or needs.vector or any(needs.of_edges().values()):
-        found |= _target_gradients(tensors, plan, mode, slopes, needs)
+        found |= _target_gradients(tensors, plan, mode, slopes, rows, needs)
     if needs.key or needs.value:
         found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), mode, slopes)
     return gradients(found, tensors, needs)
 
 
-def _target_gradients(tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes, needs: Needs) -> dict[str, Tensor]:
+def _target_gradients(
+    tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes, rows: RowSums, needs: Needs
+) -> dict[str, Tensor]:
     """Gradients of the query, the vector and edge tensors."""
     compiled, call, query = _compiled("backward"), _loops(tensors, plan, mode), tensors.query
     (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.tasks.numpy(), plan.slots()
@@ -226,7 +231,9 @@ def _target_gradients(tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slop
     of_edges = (found.get(name) for name in needs.of_edges())
     results = _arrays_of(TargetGradients, found["query"], part_query, part_vector, *of_edges)
     total, multiple = batches * len(tasks), batches if by_edge else 1
-    run_tasks(compiled.target_gradient_tasks, total, by_edge, tasks, slots, call, slopes, results, multiple=multiple)
+    run_tasks(
+        compiled.target_gradient_tasks, total, by_edge, tasks, slots, call, slopes, rows, results, multiple=multiple
+    )
     if slots:
         compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
     if part_vector is not None:

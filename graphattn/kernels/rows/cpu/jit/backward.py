@@ -31,15 +31,15 @@ from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 
 
 @njit(**OPTIONS)
-def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, results):
+def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows, results):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
     tensors. Softmax also sets `stats`, four numbers a row and head, of which the last is room that keeps rows of them
     in as few cache lines as can be: the shift of its scores, the inverse of the sum of their exponentials, and delta,
-    the sum of weights times their gradients, plus `of_lse`. It is the sum of the very weights that are used here, so
-    that what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
-    dropout's scale, and `of_cut_rows`, the part of the returned weights.
+    the sum of weights times their gradients, plus `more`. It is the sum of the very weights that are used here, so that
+    what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
+    dropout's scale, and `more`.
     """
     ptr, index, perm = call.edges
     batches, targets, sources, heads, kv_heads, width, value_width, edge_count = call.shape
@@ -47,7 +47,8 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, resul
     _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
     seed, threshold, keep_scale = call.dropout
-    grad_out, grad_weights, sums, stats, out, of_lse, of_cut_rows = slopes
+    grad_out, grad_weights, stats = slopes
+    sums, out, more = rows
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
@@ -71,8 +72,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, resul
                         total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
                         heads, 1, value_width
                     )
-                    add_heads(total, 0, of_lse, row, heads)
-                    add_heads(total, 0, of_cut_rows, row, heads)
+                    add_heads(total, 0, more, row, heads)
                     for h in range(heads):
                         stats[4 * row + 2 * heads + h] = total[h]
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
@@ -104,7 +104,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, resul
                 factor = 4 * row + heads
                 if slot < 0:
                     sum_products(s, g, at, stats, factor, stats, factor + heads, high - low, heads)
-                    add_heads(stats, factor + heads, of_lse, row, heads)
+                    add_heads(stats, factor + heads, more, row, heads)
                 finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
         else:
             apply_with_gradient(s, g, normalizer)
@@ -157,7 +157,7 @@ def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
     _, _, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
     seed, threshold, keep_scale = call.dropout
-    grad_out, grad_weights, _, stats, _, _, _ = slopes
+    grad_out, grad_weights, stats = slopes
     grad_key, grad_value, part_key, part_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
