@@ -6,6 +6,7 @@ from typing import get_type_hints
 
 import pytest
 import torch
+from covering import in_turn
 from torch.library import opcheck
 
 from graphattn.kernels.rows import operands
@@ -22,8 +23,7 @@ MODES = {
 KINDS = {"csr_forward": Forward, "csr_weights": Weights, "csr_backward": Backward}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MODES)
+@pytest.mark.parametrize(("name", "dtype"), in_turn(MODES, [torch.bfloat16, torch.float32]), ids=str)
 def test_operators_pass_opcheck(name, dtype):
     mode, pattern = MODES[name], graph_zoo()["unsorted edges"]
     drawn = {key: x.detach() for key, x in random_call(pattern, batch=(2,), dtype=dtype, edge_tensors=True).items()}
