@@ -19,7 +19,7 @@ from ..offset_bias import OffsetBias
 from ..patterns import Pattern, PatternLike
 from ..patterns.across_processes import check_at_hand
 from ..patterns.base import Sides
-from ..patterns.edges import read_edges
+from ..patterns.containers import read_edges
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
 from .projections import Projections

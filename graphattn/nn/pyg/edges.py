@@ -13,7 +13,8 @@ from torch_geometric.utils.loop import compute_loop_attr
 
 from ...errors import check_no_batch, message, shape_of
 from ...patterns import Pattern
-from ...patterns.edges import Loops, read_edges
+from ...patterns.containers import read_edges
+from ...patterns.edges import Loops
 
 
 def sides_of(where: str, x: Any) -> tuple[Tensor, Tensor | None]:

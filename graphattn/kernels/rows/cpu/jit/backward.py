@@ -11,18 +11,10 @@ from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS, accumulate, exponential, prefetch, store_row
 from ...operands import SOFTMAX
+from .columns import add_heads, clear, finish_rows, shift_rows, sum_products, write_stats
 from .dropout import drop_edges
 from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead
-from .heads import (
-    add_heads,
-    axpy_heads,
-    clear,
-    dot_heads,
-    finish_rows,
-    shift_rows,
-    sum_products,
-    write_stats,
-)
+from .heads import axpy_heads, dot_heads
 from .normalizers import apply_with_gradient
 from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 

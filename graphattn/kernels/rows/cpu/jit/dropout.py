@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS
+from .columns import drop_heads
 from .edges import count_parallel
-from .heads import drop_heads
 
 # Arguments on a line each would hide the loops.
 # fmt: off

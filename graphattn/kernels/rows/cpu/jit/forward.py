@@ -15,10 +15,11 @@ from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS, store_row
 from ...operands import SOFTMAX
+from .columns import drop_heads, finish_rows, shift_columns, shift_rows, sum_columns
 from .dropout import hash_source, hash_target
 from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, count_parallel, edge_at, edges_ahead
 from .edges import plan_tasks as plan_tasks
-from .heads import axpy_heads, drop_heads, finish_rows, shift_columns, shift_rows, sum_columns
+from .heads import axpy_heads
 from .normalizers import apply_normalizer, invert
 from .scores import score_edge
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from numba import njit
 
 from .....compiled.jit.llvm import OPTIONS
-from .heads import activate_row, add_heads, axpy_heads, dot_heads
+from .columns import add_heads
+from .heads import activate_row, axpy_heads, dot_heads
 
 # Arguments on a line each would hide the loops.
 # fmt: off
