@@ -55,7 +55,7 @@ MUTANTS = [
         "return word & np.uint64(0xFFFFFFFF)",
         "random " + ROWS,
     ),
-    Mutant(f"{CPU}/heads.py", "ir.Constant(threshold.type, 2**32)", "ir.Constant(threshold.type, 2**33)", ROWS),
+    Mutant(f"{CPU}/columns.py", "ir.Constant(threshold.type, 2**32)", "ir.Constant(threshold.type, 2**33)", ROWS),
     Mutant("dropout.py", "word = word ^ (word >> 15)", "word = word ^ (word >> 14)", "random oracle"),
     Mutant("dropout.py", "return round(dropout_p * 2**32)", "return int(dropout_p * 2**31)", "random laws oracle"),
     Mutant("dropout.py", "return 1.0 / (1.0 - dropout_p)", "return 1.0 + dropout_p", "random laws testing"),

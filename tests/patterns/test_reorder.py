@@ -86,7 +86,7 @@ def test_bandwidth_of_a_shuffled_path_becomes_one():
 
 
 def test_nodes_of_a_part_lie_side_by_side(monkeypatch):
-    pytest.importorskip("pymetis")
+    pytest.importorskip("pymetis", reason="needs pip install '.[partition]'")
     monkeypatch.setattr("graphattn.patterns.reorder.PART_NODES", 20)
     cliques = Full([20, 20, 20]).edge_index
     pattern, _ = Edges(shuffled(60)[cliques], 60).reorder("metis")

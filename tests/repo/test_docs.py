@@ -142,7 +142,7 @@ def test_the_drawing_of_the_rooms_is_that_of_their_imports(make):
 
 
 def test_docstrings_become_markdown(make):
-    pytest.importorskip("griffe")
+    pytest.importorskip("griffe", reason="needs pip install '.[docs]'")
     docstrings = make("docstrings")
     text = "Sum.\n\n    a + b\n\nArgs:\n    x: [*B, E] float,\n        as `y`.\n\nIt is.\n\nExample:\n    >>> 1\n    1"
     parts = ("Sum.", "    a + b", "**Arguments**", "- `x`: `[*B, E]` float, as `y`.", "It is.")

@@ -121,7 +121,7 @@ if TYPE_CHECKING:
 
 
 def test_mypy_knows_what_calls_return_and_refuses_wrong_ones(tmp_path):
-    pytest.importorskip("mypy")
+    pytest.importorskip("mypy", reason="needs pip install '.[dev]'")
     exec(compile(SNIPPET, "snippet", "exec"), {})
     # An environment whose packages are those of this one, the library as it lies here first: mypy reads a package that
     # isn't the user's own code only where it has a py.typed.

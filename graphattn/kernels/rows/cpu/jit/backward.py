@@ -22,6 +22,21 @@ from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 # fmt: off
 
 
+@njit(**OPTIONS, forceinline=True)
+def finish_weight_slopes(g, factors, call, grad_weights, b, task, is_source):
+    """Take a task's gradients by weights through dropout, and add those by the weights that the call returned."""
+    ptr, index, perm = call.edges
+    heads, edges, (seed, threshold, keep_scale) = call.shape.heads, call.shape.edges, call.dropout
+    begin, end, first, stop, _ = task
+    if threshold > 0:
+        drop_edges(
+            g, factors, b, begin, end, first, stop, ptr, index, is_source, seed, threshold, keep_scale, heads
+        )
+    if grad_weights is not None:
+        for e in range(first, stop):
+            add_heads(g, (e - first) * heads, grad_weights, (b * edges + edge_at(perm, e)) * heads, heads)
+
+
 @njit(**OPTIONS)
 def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows, results):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
@@ -34,11 +49,11 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
     dropout's scale, and `more`.
     """
     ptr, index, perm = call.edges
-    batches, targets, sources, heads, kv_heads, width, value_width, edge_count = call.shape
+    batches, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
     q, k, v, vector = call.rows
     _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
-    seed, threshold, keep_scale = call.dropout
+    _, threshold, keep_scale = call.dropout
     grad_out, grad_weights, stats = slopes
     sums, out, more = rows
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
@@ -80,14 +95,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 shift_rows(s, (low - first) * heads, stats, 4 * row, 0, None, 0, high - low, heads)
-        if threshold > 0:
-            drop_edges(
-                g, factors, b, tasks[task, 0], tasks[task, 1], first, stop, ptr, index, False,
-                seed, threshold, keep_scale, heads
-            )
-        if grad_weights is not None:
-            for e in range(first, stop):
-                add_heads(g, (e - first) * heads, grad_weights, (b * edge_count + edge_at(perm, e)) * heads, heads)
+        finish_weight_slopes(g, factors, call, grad_weights, b, tasks[task], False)
         if normalizer == SOFTMAX:
             exponential(s)
             for i in range(tasks[task, 0], tasks[task, 1]):
@@ -144,11 +152,11 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
 def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
     """Gradients of key and value; rows are sources."""
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, edge_count = call.shape
+    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
     q, k, v, vector = call.rows
     _, _, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
-    seed, threshold, keep_scale = call.dropout
+    threshold = call.dropout.threshold
     grad_out, grad_weights, stats = slopes
     grad_key, grad_value, part_key, part_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
@@ -184,14 +192,7 @@ def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
                     g, at, one, grad_out, row * value_width, v, (b * sources + j) * value_row, ev,
                     (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
                 )
-        if threshold > 0:
-            drop_edges(
-                g, factors, b, tasks[task, 0], tasks[task, 1], first, stop, ptr, index, True,
-                seed, threshold, keep_scale, heads
-            )
-        if grad_weights is not None:
-            for e in range(first, stop):
-                add_heads(g, (e - first) * heads, grad_weights, (b * edge_count + edge_at(perm, e)) * heads, heads)
+        finish_weight_slopes(g, factors, call, grad_weights, b, tasks[task], True)
         if normalizer == SOFTMAX:
             row, stride = b * targets * 4 * heads, 4 * heads
             shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)
