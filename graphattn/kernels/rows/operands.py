@@ -213,12 +213,14 @@ class Outputs(NamedTuple):
     part_sum: Any
 
 
+# Where a call could have an array but this one hasn't, the backward loops take an empty one rather than None: whatever
+# differs in type is compiled apart.
 class Slopes(NamedTuple):
     """What both backward loops read.
 
     Attributes:
         out: gradient by the output.
-        weights: gradient by the returned weights, or None.
+        weights: gradient by the returned weights, or empty.
         stats: [B, T, 4, H], statistics of rows that the first loop leaves for the second, see `target_gradient_tasks`.
     """
 
@@ -232,8 +234,8 @@ class RowSums(NamedTuple):
 
     Attributes:
         sums: what the forward pass kept.
-        out: the output.
-        more: [B, T, H] or None: minus the gradient by lse, and for cut rows what the returned weights add to delta.
+        out: the output, as it was before it was rounded; empty unless there are cut rows.
+        more: [B, T, H] or empty: minus the gradient by lse, and for cut rows what the returned weights add to delta.
     """
 
     sums: Any
@@ -242,7 +244,7 @@ class RowSums(NamedTuple):
 
 
 class TargetGradients(NamedTuple):
-    """What the backward loop over targets writes; None where it isn't asked for."""
+    """What the backward loop over targets writes; empty where it isn't asked for, None for tensors a call hasn't."""
 
     query: Any
     part_query: Any

@@ -202,8 +202,12 @@ def backward(*flat: Any) -> list[Tensor]:
             of_weights = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
             more = torch.zeros_like(of_weights, memory_format=torch.contiguous_format) if more is None else more
             more[:, plan.cut[:, 0]] += of_weights[:, plan.cut[:, 0]]
-    given = [None if x is None else x.contiguous() for x in (operands.grad_out, operands.grad_weights)]
-    slopes, rows = _arrays_of(Slopes, *given, stats), _arrays_of(RowSums, sums, operands.out.contiguous(), more)
+    out = operands.out.to(sums.dtype) if plan.cut.numel() else None
+    grad_weights, out, more = (
+        sums.new_empty(0) if x is None else x.contiguous() for x in (operands.grad_weights, out, more)
+    )
+    slopes = _arrays_of(Slopes, operands.grad_out.contiguous(), grad_weights, stats)
+    rows = _arrays_of(RowSums, sums, out, more)
     found: dict[str, Tensor] = {}
     # With softmax, this pass also sets the statistics that the next one needs.
     if is_softmax or needs.query or needs.vector or any(needs.of_edges().values()):
@@ -221,22 +225,28 @@ def _target_gradients(
     (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.tasks.numpy(), plan.slots()
     found = {"query": empty(query, *query.shape, dtype=query.dtype)}
     part_query = empty(query, batches * slots * heads * width)
-    part_vector = empty(query, batches * len(tasks), heads, width).zero_() if needs.vector else None
+    part_vector = None
+    if tensors.vector is not None:
+        part_vector = empty(query, batches * len(tasks) if needs.vector else 0, heads, width).zero_()
+    of_edges: dict[str, Tensor] = {}
     for name, need in needs.of_edges().items():
+        x = getattr(tensors, name)
+        if x is not None:
+            of_edges[name] = empty(query, *x.shape if need else (0,))
         if need:
-            found[name] = empty(query, *getattr(tensors, name).shape)
-    if "edge_bias" in found:
+            found[name] = of_edges[name]
+    if needs.edge_bias:
         found["edge_bias"].zero_()
-    by_edge = batches > 1 and any(name in found and found[name].size(0) == 1 for name in needs.of_edges())
-    of_edges = (found.get(name) for name in needs.of_edges())
-    results = _arrays_of(TargetGradients, found["query"], part_query, part_vector, *of_edges)
+    by_edge = batches > 1 and any(need and found[name].size(0) == 1 for name, need in needs.of_edges().items())
+    arrays = (of_edges.get(name) for name in needs.of_edges())
+    results = _arrays_of(TargetGradients, found["query"], part_query, part_vector, *arrays)
     total, multiple = batches * len(tasks), batches if by_edge else 1
     run_tasks(
         compiled.target_gradient_tasks, total, by_edge, tasks, slots, call, slopes, rows, results, multiple=multiple
     )
     if slots:
         compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
-    if part_vector is not None:
+    if needs.vector and part_vector is not None:
         found["vector"] = part_vector.sum(0, dtype=torch.float64)
     return found
 

@@ -12,8 +12,8 @@ from numba import njit
 from .....compiled.jit.llvm import OPTIONS, accumulate, exponential, prefetch, store_row
 from ...operands import SOFTMAX
 from .columns import add_heads, clear, finish_rows, shift_rows, sum_products, write_stats
-from .dropout import drop_edges
-from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead
+from .dropout import SOURCES, TARGETS, drop_edges
+from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead, size_of
 from .heads import axpy_heads, dot_heads
 from .normalizers import apply_with_gradient
 from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
@@ -22,17 +22,17 @@ from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 # fmt: off
 
 
-@njit(**OPTIONS, forceinline=True)
-def finish_weight_slopes(g, factors, call, grad_weights, b, task, is_source):
+@njit(**OPTIONS)
+def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b, task, side):
     """Take a task's gradients by weights through dropout, and add those by the weights that the call returned."""
-    ptr, index, perm = call.edges
-    heads, edges, (seed, threshold, keep_scale) = call.shape.heads, call.shape.edges, call.dropout
+    ptr, index, perm = edge_lists
+    heads, edges, (seed, threshold, keep_scale) = shape.heads, shape.edges, dropout
     begin, end, first, stop, _ = task
     if threshold > 0:
         drop_edges(
-            g, factors, b, begin, end, first, stop, ptr, index, is_source, seed, threshold, keep_scale, heads
+            g, factors, b, begin, end, first, stop, ptr, index, side, seed, threshold, keep_scale, heads
         )
-    if grad_weights is not None:
+    if grad_weights.size:
         for e in range(first, stop):
             add_heads(g, (e - first) * heads, grad_weights, (b * edges + edge_at(perm, e)) * heads, heads)
 
@@ -57,6 +57,8 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
     grad_out, grad_weights, stats = slopes
     sums, out, more = rows
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
+    has_vector, has_bias = size_of(part_vector) > 0, size_of(grad_bias) > 0
+    has_key, has_value = size_of(grad_edge_key) > 0, size_of(grad_edge_value) > 0
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     a, u = cache_aligned(heads * width, stats), cache_aligned(heads * width, stats)
@@ -79,7 +81,8 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                         total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
                         heads, 1, value_width
                     )
-                    add_heads(total, 0, more, row, heads)
+                    if more.size:
+                        add_heads(total, 0, more, row, heads)
                     for h in range(heads):
                         stats[4 * row + 2 * heads + h] = total[h]
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
@@ -95,7 +98,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 shift_rows(s, (low - first) * heads, stats, 4 * row, 0, None, 0, high - low, heads)
-        finish_weight_slopes(g, factors, call, grad_weights, b, tasks[task], False)
+        finish_weight_slopes(g, factors, call.edges, call.shape, call.dropout, grad_weights, b, tasks[task], TARGETS)
         if normalizer == SOFTMAX:
             exponential(s)
             for i in range(tasks[task, 0], tasks[task, 1]):
@@ -104,14 +107,15 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                 factor = 4 * row + heads
                 if slot < 0:
                     sum_products(s, g, at, stats, factor, stats, factor + heads, high - low, heads)
-                    add_heads(stats, factor + heads, more, row, heads)
+                    if more.size:
+                        add_heads(stats, factor + heads, more, row, heads)
                 finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
         else:
             apply_with_gradient(s, g, normalizer)
         if threshold > 0:
             for d in range(s.size):
                 s[d] *= factors[d]
-        if grad_bias is not None:
+        if has_bias:
             for e in range(first, stop):
                 for h in range(heads):
                     accumulate(grad_bias, (b * eb_stride + edge_at(perm, e)) * heads + h, g[(e - first) * heads + h])
@@ -127,21 +131,25 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                 key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * key_row
-                # The batch adds to the same gradients where its edge tensors are the same.
-                if b == 0 or ek_stride > 0:
-                    clear(grad_edge_key, of_edge, key_row)
-                if b == 0 or ev_stride > 0:
-                    clear(grad_edge_value, (b * ev_stride + edge) * value_row, value_row)
                 activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
-                axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
+                if has_vector:
+                    axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
                 add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head, heads, group, width)
-                add_slope_by_key(
-                    grad_edge_key, of_edge, g, at, q, query, vector, u, head, kv_head, heads, group, width
-                )
-                axpy_heads(
-                    grad_edge_value, (b * ev_stride + edge) * value_row, kv_head, s, at,
-                    grad_out, row * value_width, None, 0, head, heads, group, value_width
-                )
+                # The batch adds to the same gradients where its edge tensors are the same.
+                if has_key:
+                    if b == 0 or ek_stride > 0:
+                        clear(grad_edge_key, of_edge, key_row)
+                    add_slope_by_key(
+                        grad_edge_key, of_edge, g, at, q, query, vector, u, head, kv_head, heads, group, width
+                    )
+                if has_value:
+                    of_value = (b * ev_stride + edge) * value_row
+                    if b == 0 or ev_stride > 0:
+                        clear(grad_edge_value, of_value, value_row)
+                    axpy_heads(
+                        grad_edge_value, of_value, kv_head, s, at, grad_out, row * value_width, None, 0, head,
+                        heads, group, value_width
+                    )
             if slot < 0:
                 store_row(grad_query, query, one, acc, 0, acc.size)
             else:
@@ -192,7 +200,7 @@ def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
                     g, at, one, grad_out, row * value_width, v, (b * sources + j) * value_row, ev,
                     (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
                 )
-        finish_weight_slopes(g, factors, call, grad_weights, b, tasks[task], True)
+        finish_weight_slopes(g, factors, call.edges, call.shape, call.dropout, grad_weights, b, tasks[task], SOURCES)
         if normalizer == SOFTMAX:
             row, stride = b * targets * 4 * heads, 4 * heads
             shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)

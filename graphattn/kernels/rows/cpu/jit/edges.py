@@ -56,6 +56,12 @@ def plan_tasks(ptr):
     return tasks[:count].copy(), cut[:cuts].copy()
 
 
+@njit(**OPTIONS, forceinline=True)
+def size_of(x):
+    """How many numbers an array has, 0 if it is None."""
+    return 0 if x is None else x.size
+
+
 @njit(**OPTIONS)
 def cache_aligned(size, like):
     """Empty array that begins at a cache line: sums that straddle two lines are read back slowly."""
