@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := graphattn tests examples benchmarks docs/make
+# Two processes that begin far apart in the list of tests: neighbors need the same compiled code, which both would compile.
+PARALLEL := -n 2 --dist worksteal
 
 .PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz mutants soak gpu clean
 
@@ -10,11 +12,11 @@ demo: setup
 	$(BIN)/python examples/node_classification.py
 
 test: setup
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # The same tests with the oldest torch, PyG, NumPy, ... that pyproject.toml allows; some gigabytes to download.
 test-oldest: $(VENV)-oldest/.installed
-	$(VENV)-oldest/bin/python -m pytest -n 2
+	$(VENV)-oldest/bin/python -m pytest $(PARALLEL)
 
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@$(PYTHON) -m venv $(VENV)-oldest
@@ -24,7 +26,7 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 # Lines and branches of graphattn/ that the tests run, those that Numba and Triton compile left out.
 coverage: setup
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -n 2
+	$(BIN)/python -m coverage run -m pytest $(PARALLEL)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -84,7 +86,7 @@ $(VENV)-dgl/.installed:
 # parameters, of which `make test` has a covering design.
 CALLS ?= 2000
 fuzz: setup
-	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest -n 2 $$(grep -rlE "GRAPHATTN_FUZZ|from covering import" --include='test_*.py' tests)
+	GRAPHATTN_FUZZ=$(CALLS) $(BIN)/python -m pytest $(PARALLEL) $$(grep -rlE "GRAPHATTN_FUZZ|from covering import" --include='test_*.py' tests)
 
 # Plants faults in copies of the checkout, and says which test finds each; writes benchmarks/results/mutants.md.
 mutants: setup

@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from covering import pairwise
 
 from graphattn import Additive, DotProduct, Edges, attention, explain_backend
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
@@ -83,10 +84,10 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("dropout_p", [0.0, 0.4])
-@pytest.mark.parametrize("activation", [None, "leaky_relu"])
-@pytest.mark.parametrize("is_cut", [False, True])
+@pytest.mark.parametrize(
+    ("is_cut", "activation", "dropout_p", "dtype"),
+    pairwise([False, True], [None, "leaky_relu"], [0.0, 0.4], [torch.float32, torch.bfloat16]),
+)
 def test_scores_of_any_size_leave_the_same_weights_and_slopes(is_cut, activation, dropout_p, dtype, monkeypatch):
     """Whole scores, most of them tied: times a power of two, their differences stay 0 or beyond any weight."""
     if is_cut:

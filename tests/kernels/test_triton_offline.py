@@ -63,6 +63,7 @@ def test_scores_are_summed_in_the_same_order_in_every_pass():
         assert len(found) == 1, f"{name}: {found}"
 
 
+@pytest.mark.skipif(bool(CHOSEN), reason="half a minute for another chip than the test above: make fuzz runs it")
 def test_nothing_spills_on_ampere(tmp_path):
     for name, found in compile_for("80", *CHOSEN, cache=tmp_path).items():
         assert found["stack"] == 0, f"{name} spills"

@@ -132,9 +132,11 @@ def test_a_row_that_one_edge_takes_has_no_gradient(kernel, dropout_p, dtype):
         assert all((gradient == 0).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("width", [1, 2, 3, 8, 16, 20, 40])
-@pytest.mark.parametrize("kind", SCORE_CODES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "kind", "width"),
+    pairwise([torch.float32, torch.bfloat16], SCORE_CODES, [1, 2, 3, 8, 16, 20, 40]),
+    ids=str,
+)
 def test_every_pass_finds_the_same_bits(dtype, kind, width):
     """Of a graph where each source has one edge: its weight, and gradients of a sum of outputs that are its weight."""
     target = torch.randint(9, (300,), generator=torch.Generator().manual_seed(0))
@@ -143,14 +145,12 @@ def test_every_pass_finds_the_same_bits(dtype, kind, width):
         torch.manual_seed(width)
         draw = lambda *shape, by=1e3: (torch.randn(*shape) * by).to(dtype).requires_grad_()
         query, key, bias = draw(9, heads, width), draw(300, kv_heads, width), draw(300, heads)
-        value, edge_value = draw(300, heads, 1), draw(300, heads, 1)
-        value = value if kv_heads == heads else draw(300, kv_heads, 1)
-        edge_value = edge_value if kv_heads == heads else draw(300, kv_heads, 1)
+        edge_key, value, edge_value = draw(300, kv_heads, width), draw(300, kv_heads, 1), draw(300, kv_heads, 1)
+        of_edges = {"edge_bias": bias, "edge_key": edge_key, "edge_value": edge_value}
         options = {} if kind == "dot_product" else {"score": Additive(draw(heads, width), kind)}
         out, weights = attention(
-            query, key, value, pattern, edge_bias=bias, edge_value=edge_value, return_weights=True, backend="numba",
-            **options,
-        )  # fmt: skip
+            query, key, value, pattern, return_weights=True, backend="numba", **of_edges, **options
+        )
         by_target, by_source = torch.autograd.grad(out.sum(), [edge_value, value])
         expected = weights if kv_heads == heads else weights.unflatten(1, (kv_heads, -1)).sum(-1)
         if kv_heads == heads:
