@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, Required, TypedDict
+from typing import Any, Literal, NamedTuple, Required, TypedDict
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
-from .normalizers import Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
+from .normalizers import NORMALIZERS, Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .offset_bias import OffsetBias
 from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
@@ -63,8 +63,7 @@ class AnyOptions(Options, total=False):
     return_lse: bool | Literal["split"]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of `attention`, checked: every kernel may rely on it.
 
     Edge tensors have all leading batch dimensions, of the batch's size or 1, and their edges in the caller's order.
@@ -214,15 +213,71 @@ def prepare(
     )
 
 
+def signature(
+    tensors: tuple[Tensor, ...],
+    score: Any,
+    normalizer: Any,
+    of_edges: tuple[Any, ...],
+    dropout_p: Any,
+    return_weights: Any,
+    return_lse: Any,
+    backend: Any,
+    kernels: tuple[Any, ...],
+) -> tuple[Any, ...] | None:
+    """What the checks of a call and the choice of its kernel depend on, apart from the pattern.
+
+    Calls with equal signatures differ in numbers alone, so that what was found for one holds for the other: checking
+    takes longer than the loop over a small graph. None where more is involved: torch.compile, transforms, autocast,
+    subclasses of Tensor, scores and normalizers of the user's own.
+    """
+    if torch.compiler.is_compiling() or is_transformed():
+        return None
+    if type(score) is DotProduct:
+        marks: list[Any] = [score.scale]
+    elif type(score) is Additive:
+        marks = [score.activation, score.negative_slope]
+        of_edges = (*of_edges, score.vector)
+    else:
+        return None
+    for x in (*tensors, *of_edges):
+        if x is None:
+            marks.append(None)
+        elif type(x) in (Tensor, Parameter) and x.layout == torch.strided:
+            marks += (x.shape, x.stride(), x.dtype, x.device)
+        else:
+            return None
+    is_known = isinstance(normalizer, str) or type(normalizer) in NORMALIZERS
+    if not is_known or type(dropout_p) not in (float, int) or _is_autocast(tensors[0].device.type):
+        return None
+    # Numbers and booleans are equal where they have the same value.
+    return (
+        *marks,
+        normalizer,
+        dropout_p,
+        return_weights is True,
+        return_weights is False,
+        str(return_lse),
+        backend,
+        kernels,
+    )
+
+
+def with_batch(x: Any, query: Tensor, dims: int) -> Any:
+    """A checked edge tensor, of `dims` dimensions without those of the batch, with 1 for each that it lacks."""
+    return x if x is None or x.dim() > dims else x.view(*[1] * (query.dim() - 3), *x.shape)
+
+
 def _autocast(x: Tensor) -> Tensor:
     """Cast an input as torch.autocast casts those of scaled_dot_product_attention."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:
         return x
     device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if _is_autocast(device) else x
+
+
+def _is_autocast(device: str) -> bool:
     # Meta tensors have no autocast. torch.amp.is_autocast_available would say so, but torch 2.11 can't compile it.
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def _layout_hint(x: Tensor) -> str:

@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import torch
 from torch import Tensor
 
-from .call import AnyOptions, Call, OutAlone, WithBoth, WithLse, WithWeights, is_transformed, prepare
+from .call import (
+    AnyOptions,
+    Call,
+    OutAlone,
+    WithBoth,
+    WithLse,
+    WithWeights,
+    is_transformed,
+    prepare,
+    signature,
+    with_batch,
+)
 from .errors import check_choice, check_float_tensor, message, shape_of
-from .kernels import KERNELS, Kernel
+from .kernels import KERNELS, Kernel, Result
 from .kernels.base import in_parts
 from .normalizers import Normalizer, UserNormalizer
 from .offset_bias import OffsetBias
-from .patterns import PatternLike
+from .patterns import Pattern, PatternLike
 from .patterns.across_processes import RemotePattern
 from .scores import DotProduct, Score, ScoreFunction
+
+# Of how many kinds of calls a pattern remembers what was found.
+MOST_SIGNATURES = 64
 
 
 @overload
@@ -127,6 +141,18 @@ def attention(
     References:
         Vaswani et al., "Attention Is All You Need", 2017, for one head on the full pattern.
     """
+    of_edges = (edge_bias, edge_key, edge_value)
+    known: tuple[Any, ...] | None = None
+    calls: dict[Any, tuple[Kernel, Normalizer]] = {}
+    if isinstance(pattern, Pattern):
+        rest = (dropout_p, return_weights, return_lse, backend, KERNELS)
+        known = signature((query, key, value), score, normalizer, of_edges, *rest)
+        calls = {} if known is None else pattern.keep("calls", dict)
+        if known in calls:
+            kernel, checked = calls[known]
+            parts = (with_batch(x, query, dims) for x, dims in zip(of_edges, (2, 3, 3), strict=True))
+            given = (query, key, value, pattern, score, checked, *parts, dropout_p, return_weights, return_lse)
+            return _results(kernel.run(Call._make(given)), return_lse)
     call = prepare(
         "attention",
         query,
@@ -147,12 +173,23 @@ def attention(
         asked_for = {"return_weights": return_weights, "return_lse": return_lse}
         options = {"score": score, "normalizer": normalizer, "dropout_p": dropout_p, "backend": backend}
         return call.pattern.attend(call.query, call.key, call.value, **options, **edge_tensors, **asked_for)
-    result = choose(call, backend).run(call)
+    kernel = choose(call, backend)
+    if known is not None:
+        if len(calls) >= MOST_SIGNATURES:
+            calls.clear()
+        calls[known] = kernel, call.normalizer
+    return _results(kernel.run(call), return_lse)
+
+
+def _results(result: Result, return_lse: bool | Literal["split"]) -> Tensor | tuple[Tensor, ...]:
+    """What `attention` returns."""
+    if result.weights is None and result.lse is None:
+        return result.out
     asked = [result.out]
     asked += [] if result.weights is None else [result.weights]
     if result.lse is not None:
         asked.append(result.lse if return_lse == "split" else result.lse.sum(-1))
-    return asked[0] if len(asked) == 1 else tuple(asked)
+    return tuple(asked)
 
 
 def explain_backend(

@@ -129,12 +129,11 @@ MUTANTS = [
         "grad_lse = grad_lse[..., 0] if",
         ROWS,
     ),
-    Mutant(
-        "kernels/rows/op.py",
-        "return x if leading == batch or leading.numel() == 1 else",
-        "return x if leading == batch or leading[0] == 1 else",
-        ROWS,
-    ),
+    # What a pattern remembers of a call.
+    Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
+    Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
+    Mutant("call.py", "return *marks, normalizer, dropout_p,", "return *marks, dropout_p,", "repeated_calls"),
+    Mutant("call.py", "or _is_autocast(tensors[0].device.type)", "", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.
     Mutant(f"{GPU}/jit/forward.py", "acc *= shrink[:, :, None]", "acc *= 1.0", TRITON),

@@ -1,6 +1,9 @@
 """What compiled code of every kernel needs: Numba, a cache folder, threads, fresh memory."""
 
+from .load import entry as entry
 from .load import load as load
 from .load import why_not_compiled as why_not_compiled
 from .memory import empty as empty
+from .memory import empty_like as empty_like
+from .memory import scratch as scratch
 from .threads import run_tasks as run_tasks

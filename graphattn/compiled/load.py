@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..errors import message, warn_once
 PACKAGE = __package__.rpartition(".")[0]
 
 _modules: dict[str, Any] = {}
+_entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
 # The answer of `why_not_compiled`, once it is known.
 _reason: list[str | None] = []
 
@@ -36,6 +38,17 @@ def load(module: str) -> Any:
         if module not in _modules:
             raise ImportError(message("graphattn", "compiled code", "must be available", reason))
     return _modules[module]
+
+
+def entry(function: Any, key: tuple[Any, ...], *arguments: Any) -> Callable[..., Any]:
+    """Return a function's compiled code for the types of these arguments, for which `key` stands.
+
+    A compiled function itself finds these types at each call: of named tuples, that takes longer than a small loop.
+    """
+    known = (function, key)
+    if known not in _entries:
+        _entries[known] = function.compile(tuple(map(function.typeof_pyval, arguments)))
+    return _entries[known]
 
 
 # While torch.compile is tracing, the result is a constant.

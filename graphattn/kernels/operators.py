@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 Function = Callable[..., Any]
 
@@ -42,6 +44,20 @@ class _Library:
     def impl(self, name: str, function: Function, key: str) -> None:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"graphattn::{name}", key):
             self._library.impl(name, _latest(function), key)
+
+
+def is_unobserved(x: Tensor) -> bool:
+    """Whether nothing watches or replaces an operator of this tensor, which may then be run without torch's dispatcher.
+
+    Neither torch.compile, a mode, a subclass nor the profiler.
+    """
+    return (
+        type(x) in (Tensor, Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not torch._C._autograd._profiler_enabled()
+    )
 
 
 def _latest(function: Function) -> Function:

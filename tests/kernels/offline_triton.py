@@ -111,12 +111,12 @@ def launches(heads: int, kv_heads: int, width: int, dtype: torch.dtype, degree: 
     gpu_plan.PIECE_EDGES = usual
     mode = operands.Mode(score, normalizer, 1.0, 0.0, dropout_p)
     is_exact = (normalizer == operands.SOFTMAX and dtype != number) or dropout_p > 0
-    out, sums, exact = gpu_kernel.forward(*operands.pack(operands.Forward(tensors, edges, is_exact, mode)))
-    gpu_kernel.weights(*operands.pack(operands.Weights(tensors, sums, edges, mode)))
+    out, sums, exact = gpu_kernel.forward(operands.Forward(tensors, edges, is_exact, mode))
+    gpu_kernel.weights(operands.Weights(tensors, sums, edges, mode))
     needs = operands.Needs(*(x is not None for x in tensors[:7]))
-    saved = exact if exact.numel() else out
+    saved = out if exact is None else exact
     backward = operands.Backward(out, None, None, tensors, saved, sums, edges, needs, mode)
-    gpu_kernel.backward(*operands.pack(backward))
+    gpu_kernel.backward(backward)
     for (module, name), kernel in originals.items():
         setattr(module, name, kernel)
     return kept

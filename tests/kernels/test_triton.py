@@ -14,7 +14,7 @@ from covering import pairwise
 from graphattn import Additive, DotProduct, Edges, attention, explain_backend
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
 from graphattn.kernels.rows.gpu import plan as gpu_plan
-from graphattn.kernels.rows.op import NORMALIZER_CODES
+from graphattn.kernels.rows.op import FUNCTIONS, NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, pattern_zoo, random_call
 
 triton = pytest.importorskip("triton", reason="needs Triton, which Linux alone has")
@@ -32,8 +32,7 @@ GUARD = 64
 def interpreted(monkeypatch):
     """Let the CPU's tensors reach the kernel by way of the operators."""
     monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
-    for name in ("forward", "weights", "backward"):
-        monkeypatch.setattr(torch.ops.graphattn, f"csr_{name}", getattr(gpu_kernel, name))
+    monkeypatch.setitem(FUNCTIONS, "cpu", FUNCTIONS["cuda"])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -68,7 +68,7 @@ def test_a_detached_vector_is_found(monkeypatch):
 
         def run(self, call: Call) -> Result:
             score = Additive(call.score.vector.detach())
-            return super().run(Call(**{**vars(call), "score": score}))
+            return super().run(call._replace(score=score))
 
     monkeypatch.setattr("graphattn.functional.KERNELS", (*KERNELS, Detached()))
     score = Additive(torch.ones(2, 4, dtype=torch.float64))

@@ -9,9 +9,9 @@ what the slopes of a row have in common, and must cancel against each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ...patterns import Edges, Pattern
 from ...patterns.lookup import compared_edges
 from ...scores import Additive, DotProduct, Score
 from ..base import LastDerivative, Result, needs_grad
+from ..operators import is_unobserved
 from ..operators import library as library
 from . import operands as codes
 from .operands import (
@@ -36,6 +37,7 @@ from .operands import (
     Needs,
     Tensors,
     Weights,
+    flatten,
     pack,
     schema,
     sums_shape,
@@ -92,54 +94,117 @@ def _fake_backward(*flat: Any) -> list[Tensor]:
     ]
 
 
+class Functions(NamedTuple):
+    """What runs the operators on a device, by operands with names; None stands for an operator's empty results."""
+
+    csr_forward: Callable[[Forward], tuple[Tensor, Tensor, Tensor | None]]
+    csr_weights: Callable[[Weights], Tensor]
+    csr_backward: Callable[[Backward], list[Tensor | None]]
+
+
+# By type of device.
+FUNCTIONS: dict[str, Functions] = {}
+
+
+def csr_forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator of this name, on the device of its tensors."""
+    operands = unpack(Forward, flat)
+    out, sums, exact = FUNCTIONS[operands.tensors.query.device.type].csr_forward(operands)
+    return out, sums, sums.new_empty(0) if exact is None else exact
+
+
+def csr_weights(*flat: Any) -> Tensor:
+    """The operator of this name, on the device of its tensors."""
+    operands = unpack(Weights, flat)
+    return FUNCTIONS[operands.tensors.query.device.type].csr_weights(operands)
+
+
+def csr_backward(*flat: Any) -> list[Tensor]:
+    """The operator of this name, on the device of its tensors."""
+    operands = unpack(Backward, flat)
+    query = operands.tensors.query
+    return [query.new_empty(0) if x is None else x for x in FUNCTIONS[query.device.type].csr_backward(operands)]
+
+
+for _key in ("CPU", "CUDA"):
+    library.impl("csr_forward", csr_forward, _key)
+    library.impl("csr_weights", csr_weights, _key)
+    library.impl("csr_backward", csr_backward, _key)
+
+
+def _run(operands: Forward | Weights | Backward) -> Any:
+    """Run the operator with these operands; directly, where nothing could tell the difference."""
+    name = OPERATORS[type(operands)]
+    query = operands.tensors.query
+    if is_unobserved(query):
+        return getattr(FUNCTIONS[query.device.type], name)(operands)
+    return getattr(torch.ops.graphattn, name)(*pack(operands))
+
+
+OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_backward"}
+
+
+def _compute(asked: Attend) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
+    """Output, weights and lse in two parts, None if not requested; then what the backward pass needs in addition."""
+    tensors, edges, is_exact, return_weights, return_lse, mode = asked
+    out, sums, exact = _run(Forward(tensors, edges, is_exact, mode))
+    weights = _run(Weights(tensors, sums, edges, mode)) if return_weights else None
+    lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else None
+    return out, weights, lse, sums, exact
+
+
 class _Attend(torch.autograd.Function):
-    """Output, weights and lse in two parts, empty if not requested; then what the backward pass needs in addition."""
+    """Output, weights and lse of `_compute`."""
 
-    # At each call torch binds the arguments to this signature: a dozen names would cost 30 microseconds.
+    # With a context of its own argument, torch spares the 20 microseconds of binding arguments to a signature. It is
+    # torch.func that needs the other form, and no fused kernel.
     @staticmethod
-    def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        tensors, edges, is_exact, return_weights, return_lse, mode = unpack(Attend, flat)
-        out, sums, exact = torch.ops.graphattn.csr_forward(*pack(Forward(tensors, edges, is_exact, mode)))
-        of_weights = Weights(tensors, sums, edges, mode)
-        # Results must not be one tensor.
-        weights = torch.ops.graphattn.csr_weights(*pack(of_weights)) if return_weights else sums.new_empty(0)
-        lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else sums.new_empty(0)
-        return out, weights, lse, sums, exact
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        tensors, edges, is_exact, ctx.return_weights, ctx.return_lse, ctx.mode = unpack(Attend, inputs)
-        out, _, _, sums, exact = output
-        ctx.counts = (len(tensors), len(edges.rows), len(edges.columns))
+    def forward(ctx: Any, *flat: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        asked = unpack(Attend, flat)
+        tensors, edges, is_exact, ctx.return_weights, ctx.return_lse, ctx.mode = asked
+        out, weights, lse, sums, exact = _compute(asked)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(sums, exact)
+        lists: list[Tensor] = []
+        if torch.compiler.is_compiling():
+            # A graph must know all tensors that its backward pass reads.
+            ctx.counts = (len(edges.rows), len(edges.columns))
+            lists = [*edges.rows, *edges.columns]
+        else:
+            ctx.lists = (edges.rows, edges.columns)
         saved = (*tensors, exact if is_exact else out, sums, edges.edge_index, edges.loops)
-        ctx.save_for_backward(*saved, *edges.rows, *edges.columns)
+        ctx.save_for_backward(*saved, *lists)
+        return out, weights, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
-        of_tensors, of_rows, of_columns = ctx.counts
-        tensors = Tensors(*islice(saved, of_tensors))
+        tensors = Tensors(*islice(saved, len(Tensors._fields)))
         out, sums, edge_index, loops = islice(saved, 4)
-        edges = EdgeLists(edge_index, loops, list(islice(saved, of_rows)), list(islice(saved, of_columns)))
+        if torch.compiler.is_compiling():
+            rows, columns = (list(islice(saved, count)) for count in ctx.counts)
+        else:
+            rows, columns = ctx.lists
+        edges = EdgeLists(edge_index, loops, rows, columns)
         needs = Needs(*ctx.needs_input_grad[: len(Needs._fields)])
-        grad_out, grad_weights, grad_lse, *_ = grads
+        grad_out, grad_weights, grad_lse = grads
         grad_out = tensors.query.new_zeros(out.shape) if grad_out is None else grad_out
         grad_weights = grad_weights if ctx.return_weights else None
         # Of the two parts of lse, the shift is a constant.
         grad_lse = grad_lse[..., 1] if ctx.return_lse and grad_lse is not None else None
-        # What is compiled has no second derivative anyway.
-        function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
         operands = Backward(grad_out, grad_lse, grad_weights, tensors, out, sums, edges, needs, ctx.mode)
-        found = [x if need else None for x, need in zip(function(*pack(operands)), needs, strict=True)]
+        # What is compiled has no second derivative anyway, and a plain backward pass asks for none.
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            slopes = _run(operands)
+        else:
+            slopes = _Gradients.apply(*flatten(operands))
+        found = [x if need else None for x, need in zip(slopes, needs, strict=True)]
         return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
 
 
 class _Gradients(LastDerivative):
     @staticmethod
     def forward(*flat: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.graphattn.csr_backward(*flat))
+        return tuple(_run(unpack(Backward, flat)))
 
 
 def why_not_fused(call: Call) -> str | None:
@@ -157,8 +222,9 @@ def run_fused(call: Call, edges: EdgeLists, is_exact: bool) -> Result:
     `is_exact` says whether the kernel's backward pass needs the output as it was before it was rounded.
     """
     batch, dims = call.batch_shape, len(call.batch_shape)
-    flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
-    of_edges = lambda x: None if x is None else flat(_same_or_one(x, batch))
+    # Without a view where none is needed: each takes time here and in the backward pass.
+    flat = lambda x: x if dims == 1 else x.flatten(0, dims - 1) if dims else x.unsqueeze(0)
+    of_edges = lambda x: None if x is None else flat(x)
     bias = call.edge_bias
     if isinstance(bias, OffsetBias):
         bias = bias.of_edges(call.pattern, call.accumulate_dtype).unsqueeze(0)
@@ -171,14 +237,11 @@ def run_fused(call: Call, edges: EdgeLists, is_exact: bool) -> Result:
     is_rounded = call.dropout_p > 0 or call.query.dtype != call.accumulate_dtype
     is_trained = needs_grad(call)
     is_exact = is_exact and is_rounded and isinstance(call.normalizer, Softmax) and is_trained
-    apply = _Attend.forward if torch.compiler.is_compiling() and not is_trained else _Attend.apply
     asked = Attend(tensors, edges, is_exact, call.return_weights, bool(call.return_lse), mode)
-    out, weights, lse, *_ = apply(*pack(asked))
-    return Result(
-        out.view(*batch, *out.shape[1:]),
-        weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,
-        lse.view(*batch, *lse.shape[1:]) if call.return_lse else None,
-    )
+    results = _Attend.apply(*flatten(asked)) if is_trained else _compute(asked)[:3]
+    unflat = lambda x: x if dims == 1 else x.unflatten(0, batch) if dims else x.squeeze(0)
+    out, weights, lse = results
+    return Result(unflat(out), None if weights is None else unflat(weights), None if lse is None else unflat(lse))
 
 
 def _read_score(score: Score, call: Call) -> tuple[Tensor | None, Mode]:
@@ -201,14 +264,17 @@ def edges_for(call: Call, name: str, plan: type[EdgePlan]) -> EdgeLists:
         count = pattern.traced_loops if isinstance(pattern, Edges) else None
         loops = None if count is None else pattern.edge_index.new_empty(count, 0)
         return EdgeLists(pattern.edge_index, loops, [], [])
-    planned = {side: list(_kept(pattern, side, name, plan)) for side in sides}
+    # What a graph is traced with has to be plain.
+    form = list if torch.compiler.is_compiling() else lambda plan: plan
+    planned: dict[str, Any] = {side: form(_kept(pattern, side, name, plan)) for side in sides}
     return EdgeLists(None, None, planned["rows"], planned.get("columns", []))
 
 
 def read_plan(edges: EdgeLists, side: str, tensors: Tensors, name: str, plan: type[AnyPlan]) -> AnyPlan:
     """Return the plan of a side, "rows" or "columns"; made here where the operator was given an edge_index."""
     if edges.edge_index is None:
-        return plan(*getattr(edges, side))
+        lists = getattr(edges, side)
+        return lists if isinstance(lists, plan) else plan(*lists)
     known = compared_edges("attention", edges.edge_index, tensors.key.size(1), tensors.query.size(1))
     pattern = known if edges.loops is None else known.renew_self_loops(edges.loops.size(0)).pattern
     return _kept(pattern, side, name, plan)
@@ -221,9 +287,3 @@ def _kept(pattern: Pattern, side: str, name: str, plan: type[AnyPlan]) -> AnyPla
 def tensors_of(csr: CSR) -> tuple[Tensor, Tensor, Tensor]:
     """The operators' form of a CSR: an empty perm stands for none."""
     return csr.ptr, csr.index, csr.index.new_empty(0) if csr.perm is None else csr.perm
-
-
-def _same_or_one(x: Tensor, batch: torch.Size) -> Tensor:
-    """Leading batch dimensions that are all 1, or expanded to the batch's where they are mixed."""
-    leading = x.shape[: len(batch)]
-    return x if leading == batch or leading.numel() == 1 else x.expand(*batch, *x.shape[len(batch) :])

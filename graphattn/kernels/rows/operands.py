@@ -6,6 +6,7 @@ convert between the two forms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -69,14 +70,14 @@ class EdgeLists(NamedTuple):
         loops: [N, 0] where, after that, the self-loops of N nodes are renewed. A shape, so that torch.compile keeps
             one graph for all N.
         rows: a plan of the edges sorted by target; its first three tensors are ptr, index and perm (empty where the
-            caller's order is the sorted one).
+            caller's order is the sorted one). The kernel's own named tuple, or a list where an operator was called.
         columns: a plan of the edges sorted by source, where gradients are needed.
     """
 
     edge_index: Tensor | None
     loops: Tensor | None
-    rows: list[Tensor]
-    columns: list[Tensor]
+    rows: Sequence[Tensor]
+    columns: Sequence[Tensor]
 
     @property
     def num_edges(self) -> int:
@@ -270,7 +271,7 @@ _LAYOUTS = {kind: tuple(get_type_hints(kind).values()) for kind in (Forward, Wei
 _TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
-    list[Tensor]: "Tensor[]",
+    Sequence[Tensor]: "Tensor[]",
     Needs: "bool[]",
     bool: "bool",
     int: "int",
@@ -286,19 +287,24 @@ def schema(kind: type[NamedTuple]) -> str:
     return ", ".join(written)
 
 
-def pack(operands: Forward | Weights | Backward | Attend) -> list[Any]:
-    """Return the arguments that an operator with this schema takes."""
+def flatten(operands: Forward | Weights | Backward | Attend) -> list[Any]:
+    """Return the operands one after another, without their groups."""
     flat: list[Any] = []
     for x in operands:
         if isinstance(x, GROUPS):
             flat += x
         else:
-            flat.append(list(x) if isinstance(x, Needs) else x)
+            flat.append(x)
     return flat
 
 
+def pack(operands: Forward | Weights | Backward) -> list[Any]:
+    """Return the arguments that an operator with this schema takes."""
+    return [list(x) if isinstance(x, tuple) else x for x in flatten(operands)]
+
+
 def unpack(kind: type[Operands], flat: tuple[Any, ...]) -> Operands:
-    """Return the operands whose `pack` is `flat`."""
+    """Return the operands whose `flatten` or `pack` is `flat`."""
     found: list[Any] = []
     at = 0
     for hint in _LAYOUTS[kind]:
@@ -315,9 +321,13 @@ def sums_shape(query: Tensor, normalizer: int) -> tuple[int, ...]:
     return (batches, targets, 2, heads) if normalizer == SOFTMAX else (0,)
 
 
-def gradients(found: dict[str, Tensor], tensors: Tensors, needs: Needs) -> list[Tensor]:
-    """Return what `csr_backward` returns: a gradient in the dtype of its tensor, or an empty tensor."""
+def gradients(found: dict[str, Tensor], tensors: Tensors, needs: Needs) -> list[Tensor | None]:
+    """Return what `csr_backward` finds: gradients in the dtypes of their tensors, None where none is asked for."""
     return [
-        found[name].to(getattr(tensors, name).dtype) if need else tensors.query.new_empty(0)
-        for name, need in needs._asdict().items()
+        _like(found[name], getattr(tensors, name)) if need else None
+        for name, need in zip(Needs._fields, needs, strict=True)
     ]
+
+
+def _like(x: Tensor, tensor: Tensor) -> Tensor:
+    return x if x.dtype == tensor.dtype else x.to(tensor.dtype)

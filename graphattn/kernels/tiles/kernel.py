@@ -76,9 +76,7 @@ class Tiles(Kernel):
         flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
         bias = None if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
         table = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else None
-        if bias is not None:
-            leading = bias.shape[:dims]
-            bias = flat(bias if leading.numel() == 1 else bias.expand(*call.batch_shape, *bias.shape[dims:]))
+        bias = None if bias is None else flat(bias)
         assert isinstance(call.score, DotProduct)
         scale = call.score.factor(call.query.size(-1))
         seed = draw_seed(call.query.device) if call.dropout_p > 0 else None

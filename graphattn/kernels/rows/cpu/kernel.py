@@ -5,6 +5,7 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ....call import Call
-from ....compiled import empty, load, run_tasks, why_not_compiled
+from ....compiled import empty, empty_like, entry, load, run_tasks, scratch, why_not_compiled
 from ....csr import CSR
 from ....dropout import keep_scale, threshold
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
-from ..op import edges_for, library, read_plan, run_fused, tensors_of, why_not_fused
+from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, tensors_of, why_not_fused
 from ..operands import (
     SOFTMAX,
     Arrays,
@@ -40,7 +41,6 @@ from ..operands import (
     Weights,
     gradients,
     sums_shape,
-    unpack,
 )
 
 # See `NumbaCSR.cost`.
@@ -87,14 +87,16 @@ def _compiled(part: str) -> Any:
     return load(f"kernels.rows.cpu.jit.{part}")
 
 
-class TaskPlan(NamedTuple):
-    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`."""
-
+class _Lists(NamedTuple):
     ptr: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index
     perm: Tensor
     tasks: Tensor
     cut: Tensor
+
+
+class TaskPlan(_Lists):
+    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`."""
 
     @classmethod
     def of(cls, csr: CSR) -> TaskPlan:
@@ -102,16 +104,27 @@ class TaskPlan(NamedTuple):
         tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
         return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut))
 
+    @cached_property
+    def arrays(self) -> tuple[SortedEdges, np.ndarray]:
+        """The edges and the tasks as the loops take them."""
+        return SortedEdges(self.ptr.numpy(), self.index.numpy(), self.perm.numpy()), self.tasks.numpy()
+
+    @cached_property
     def slots(self) -> int:
         """How many pieces the cut rows have."""
         return int(self.cut[-1, 2]) if self.cut.numel() else 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copies and files hold the tensors alone.
+        return type(self), tuple(self)
 
 
 def _flat(x: Tensor | None) -> np.ndarray | None:
     """A flat array of the tensor's own memory; half types as the integers that stand for them."""
     if x is None:
         return None
-    x = x.detach()
+    if x.requires_grad:
+        x = x.detach()
     if x.dtype == torch.bfloat16:
         return x.view(torch.int16).numpy().reshape(-1)
     if x.dtype == torch.float16:
@@ -124,6 +137,12 @@ def _arrays_of(kind: Any, *tensors: Tensor | None) -> Any:
     return kind(*map(_flat, tensors))
 
 
+def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
+    """What the types of a loop's operands follow from."""
+    *same, _ = tensors[3:]
+    return tensors.query.dtype, plan.index.dtype, *(None if x is None else x.dtype for x in same)
+
+
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
     """What every loop takes, of tensors without gaps."""
     edges = plan.index.numel()
@@ -134,7 +153,7 @@ def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
     seed = 0 if tensors.seed is None else int(tensors.seed)
     bound = np.uint64(0 if tensors.seed is None else threshold(mode.dropout_p))
     return Loops(
-        SortedEdges(plan.ptr.numpy(), plan.index.numpy(), plan.perm.numpy()),
+        plan.arrays[0],
         Shape.of(tensors, edges),
         _arrays_of(Arrays, tensors.query, tensors.key, tensors.value, tensors.vector),
         EdgeArrays(*of_edges),
@@ -147,84 +166,87 @@ def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
     return read_plan(edges, side, tensors, NumbaCSR.name, TaskPlan)
 
 
-def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     """`csr_forward` on the CPU."""
     compiled = _compiled("forward")
-    tensors, edges, is_exact, mode = unpack(Forward, flat)
+    tensors, edges, is_exact, mode = operands
     plan, tensors = _plan_of(edges, "rows", tensors), tensors.contiguous()
-    call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots()
-    shape, tasks = call.shape, plan.tasks.numpy()
-    out = empty(query, *query.shape[:3], shape.value_width, dtype=None if is_exact else query.dtype)
+    call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots
+    shape, tasks = call.shape, plan.arrays[1]
+    if is_exact or shape.value_width != shape.width:
+        out = empty(query, *query.shape[:3], shape.value_width, dtype=None if is_exact else query.dtype)
+    else:
+        out = empty_like(query)
     sums = empty(query, *sums_shape(query, mode.normalizer))
-    parts = (empty(query, shape.batches * slots * shape.heads * width) for width in (shape.value_width, 1, 1))
-    results = _arrays_of(Outputs, out, sums, *parts)
+    parts = (scratch(query, shape.batches * slots * shape.heads * width) for width in (shape.value_width, 1, 1))
+    results = Outputs(_flat(out), _flat(sums), *parts)
     if is_exact:
         one = type(call.dropout.keep_scale)(1)
         call = call._replace(dropout=call.dropout._replace(keep_scale=one))
-    run_tasks(compiled.forward_tasks, shape.batches * len(tasks), tasks, slots, call, results)
+    arguments, types = (tasks, slots, call, results), (*_types(tensors, plan), out.dtype)
+    loop = entry(compiled.forward_tasks, types, 0, 0, *arguments)
+    run_tasks(loop, shape.batches * len(tasks), *arguments)
     if slots:
         compiled.merge_forward(plan.cut.numpy(), slots, call, results)
     if not is_exact:
-        return out, sums, sums.new_empty(0)
+        return out, sums, None
     return (out * keep_scale(mode.dropout_p)).to(query.dtype), sums, out
 
 
-def weights(*flat: Any) -> Tensor:
+def weights(operands: Weights) -> Tensor:
     """`csr_weights` on the CPU."""
-    tensors, sums, edges, mode = unpack(Weights, flat)
+    tensors, sums, edges, mode = operands
     return _weights(tensors.contiguous(), sums.contiguous(), _plan_of(edges, "rows", tensors), mode)
 
 
 def _weights(tensors: Tensors, sums: Tensor, plan: TaskPlan, mode: Mode) -> Tensor:
-    call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.tasks.numpy()
+    call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.arrays[1]
     found = empty(query, call.shape.batches, call.shape.edges, call.shape.heads)
-    total = call.shape.batches * len(tasks)
-    run_tasks(_compiled("forward").weight_tasks, total, tasks, call, _flat(sums), _flat(found))
+    arguments = (tasks, call, _flat(sums), _flat(found))
+    loop = entry(_compiled("forward").weight_tasks, _types(tensors, plan), 0, 0, *arguments)
+    run_tasks(loop, call.shape.batches * len(tasks), *arguments)
     return found
 
 
-def backward(*flat: Any) -> list[Tensor]:
+def backward(operands: Backward) -> list[Tensor | None]:
     """`csr_backward` on the CPU."""
-    operands = unpack(Backward, flat)
     needs, mode = operands.needs, operands.mode
     plan = _plan_of(operands.edges, "rows", operands.tensors)
     tensors = operands.tensors.contiguous()
-    query, sums, stats = tensors.query, operands.sums.contiguous(), operands.sums
+    query, sums, more = tensors.query, operands.sums.contiguous(), None
     is_softmax = mode.normalizer == SOFTMAX
-    more = None
+    stats = scratch(query, 4 * query.shape[:3].numel() if is_softmax else 0)
     if is_softmax:
-        stats = empty(query, *query.shape[:2], 4, query.size(2))
         more = None if operands.grad_lse is None else -operands.grad_lse.contiguous()
         # Only the sums of cut rows can't be had on the way.
-        if operands.grad_weights is not None and plan.cut.numel():
+        if operands.grad_weights is not None and plan.slots:
             products = _weights(tensors, sums, plan, mode) * operands.grad_weights
             perm = plan.perm.to(torch.int64) if plan.perm.numel() else None
-            of_weights = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
-            more = torch.zeros_like(of_weights, memory_format=torch.contiguous_format) if more is None else more
-            more[:, plan.cut[:, 0]] += of_weights[:, plan.cut[:, 0]]
-    out = operands.out.to(sums.dtype) if plan.cut.numel() else None
-    grad_weights, out, more = (
-        sums.new_empty(0) if x is None else x.contiguous() for x in (operands.grad_weights, out, more)
+            weighed = segment_sum(products, Rows(plan.index, plan.ptr, perm), -2)
+            more = torch.zeros_like(weighed, memory_format=torch.contiguous_format) if more is None else more
+            more[:, plan.cut[:, 0]] += weighed[:, plan.cut[:, 0]]
+    out = operands.out.to(sums.dtype) if plan.slots else None
+    of_weights, of_out, of_more = (
+        scratch(query, 0) if x is None else _flat(x.contiguous()) for x in (operands.grad_weights, out, more)
     )
-    slopes = _arrays_of(Slopes, operands.grad_out.contiguous(), grad_weights, stats)
-    rows = _arrays_of(RowSums, sums, out, more)
-    found: dict[str, Tensor] = {}
+    slopes = Slopes(_flat(operands.grad_out.contiguous()), of_weights, stats)
+    rows = RowSums(_flat(sums), of_out, of_more)
+    call, found = _loops(tensors, plan, mode), dict[str, Tensor]()
     # With softmax, this pass also sets the statistics that the next one needs.
     if is_softmax or needs.query or needs.vector or any(needs.of_edges().values()):
-        found |= _target_gradients(tensors, plan, mode, slopes, rows, needs)
+        found |= _target_gradients(tensors, plan, call, slopes, rows, needs)
     if needs.key or needs.value:
-        found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), mode, slopes)
+        found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), call, slopes)
     return gradients(found, tensors, needs)
 
 
 def _target_gradients(
-    tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes, rows: RowSums, needs: Needs
+    tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slopes, rows: RowSums, needs: Needs
 ) -> dict[str, Tensor]:
     """Gradients of the query, the vector and edge tensors."""
-    compiled, call, query = _compiled("backward"), _loops(tensors, plan, mode), tensors.query
-    (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.tasks.numpy(), plan.slots()
-    found = {"query": empty(query, *query.shape, dtype=query.dtype)}
-    part_query = empty(query, batches * slots * heads * width)
+    compiled, query = _compiled("backward"), tensors.query
+    (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.arrays[1], plan.slots
+    found = {"query": empty_like(query)}
     part_vector = None
     if tensors.vector is not None:
         part_vector = empty(query, batches * len(tasks) if needs.vector else 0, heads, width).zero_()
@@ -239,11 +261,11 @@ def _target_gradients(
         found["edge_bias"].zero_()
     by_edge = batches > 1 and any(need and found[name].size(0) == 1 for name, need in needs.of_edges().items())
     arrays = (of_edges.get(name) for name in needs.of_edges())
-    results = _arrays_of(TargetGradients, found["query"], part_query, part_vector, *arrays)
-    total, multiple = batches * len(tasks), batches if by_edge else 1
-    run_tasks(
-        compiled.target_gradient_tasks, total, by_edge, tasks, slots, call, slopes, rows, results, multiple=multiple
-    )
+    part_query = scratch(query, batches * slots * heads * width)
+    results = TargetGradients(_flat(found["query"]), part_query, *map(_flat, (part_vector, *arrays)))
+    arguments = (by_edge, tasks, slots, call, slopes, rows, results)
+    loop = entry(compiled.target_gradient_tasks, _types(tensors, plan), 0, 0, *arguments)
+    run_tasks(loop, batches * len(tasks), *arguments, multiple=batches if by_edge else 1)
     if slots:
         compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
     if needs.vector and part_vector is not None:
@@ -251,20 +273,20 @@ def _target_gradients(
     return found
 
 
-def _source_gradients(tensors: Tensors, plan: TaskPlan, mode: Mode, slopes: Slopes) -> dict[str, Tensor]:
+def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slopes) -> dict[str, Tensor]:
     """Gradients of key and value."""
-    compiled, call, query = _compiled("backward"), _loops(tensors, plan, mode), tensors.query
-    (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots()
-    sizes, tasks, cut = (kv_heads * width, kv_heads * value_width), plan.tasks.numpy(), plan.cut.numpy()
-    found = [empty(query, *x.shape, dtype=query.dtype) for x in (tensors.key, tensors.value)]
-    results = _arrays_of(SourceGradients, *found, *(empty(query, batches * slots * size) for size in sizes))
-    run_tasks(compiled.source_gradient_tasks, batches * len(tasks), tasks, slots, call, slopes, results)
+    compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.arrays[0])
+    (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots
+    sizes, tasks, cut = (kv_heads * width, kv_heads * value_width), plan.arrays[1], plan.cut.numpy()
+    found = [empty_like(x) for x in (tensors.key, tensors.value)]
+    results = SourceGradients(*map(_flat, found), *(scratch(query, batches * slots * size) for size in sizes))
+    arguments = (tasks, slots, call, slopes, results)
+    loop = entry(compiled.source_gradient_tasks, _types(tensors, plan), 0, 0, *arguments)
+    run_tasks(loop, batches * len(tasks), *arguments)
     if slots:
         compiled.merge_sums(batches, sources, cut, slots, sizes[0], results.key, results.part_key)
         compiled.merge_sums(batches, sources, cut, slots, sizes[1], results.value, results.part_value)
     return {"key": found[0], "value": found[1]}
 
 
-library.impl("csr_forward", forward, "CPU")
-library.impl("csr_weights", weights, "CPU")
-library.impl("csr_backward", backward, "CPU")
+FUNCTIONS["cpu"] = Functions(forward, weights, backward)

@@ -18,7 +18,7 @@ from ....call import Call, accumulate_dtype
 from ....dropout import keep_scale, threshold
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result
-from ..op import edges_for, library, read_plan, run_fused, why_not_fused
+from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
 from ..operands import (
     SOFTMAX,
     Backward,
@@ -33,7 +33,6 @@ from ..operands import (
     Weights,
     gradients,
     sums_shape,
-    unpack,
 )
 from .plan import WIDEST, Block, ItemPlan, block_of, estimate, merge_block, power_of_two
 
@@ -153,22 +152,22 @@ class _Operands:
 
 
 def _on_its_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Run an operator where its first tensor is: Triton launches on the current device, whatever it is given."""
+    """Run an operator where its tensors are: Triton launches on the current device, whatever it is given."""
 
     @functools.wraps(function)
-    def run(*inputs: Any) -> Any:
-        with torch.cuda.device_of(inputs[0]):
-            return function(*inputs)
+    def run(operands: Any) -> Any:
+        with torch.cuda.device_of(operands.tensors.query):
+            return function(operands)
 
     return run
 
 
 @_on_its_device
-def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
+def forward(given: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     """`csr_forward` on the GPU."""
     from .jit.forward import forward_rows, merge_forward
 
-    tensors, edges, is_exact, mode = unpack(Forward, flat)
+    tensors, edges, is_exact, mode = given
     operands = _Operands(tensors, mode, _plan_of(edges, "rows", tensors))
     query, shape, slots = operands.tensors.query, operands.shape, operands.plan.slots()
     out = query.new_empty(*query.shape[:3], shape.value_width)
@@ -179,8 +178,8 @@ def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
     numbers = (slots, shape.targets, shape.sources, *operands.numbers())
     for items, is_short in operands.items():
         results = (out, sums, exact, *([None] * 3 if is_short else parts))
-        given = (*operands.tensors, *operands.lists(), *results)
-        operands.launch(forward_rows, items, is_short, given, numbers, **operands.values())
+        arrays = (*operands.tensors, *operands.lists(), *results)
+        operands.launch(forward_rows, items, is_short, arrays, numbers, **operands.values())
     if slots and shape.batches:
         cut = operands.plan.cut
         pieces, heads_block = merge_block(shape.heads, shape.value_width)
@@ -202,13 +201,13 @@ def forward(*flat: Any) -> tuple[Tensor, Tensor, Tensor]:
             NUMBER=_number(query),
             **operands.values(),
         )
-    return out, sums, sums.new_empty(0) if exact is None else exact
+    return out, sums, exact
 
 
 @_on_its_device
-def weights(*flat: Any) -> Tensor:
+def weights(given: Weights) -> Tensor:
     """`csr_weights` on the GPU."""
-    tensors, sums, edges, mode = unpack(Weights, flat)
+    tensors, sums, edges, mode = given
     return _weights(_Operands(tensors, mode, _plan_of(edges, "rows", tensors)), sums.contiguous())
 
 
@@ -225,9 +224,8 @@ def _weights(operands: _Operands, sums: Tensor) -> Tensor:
 
 
 @_on_its_device
-def backward(*flat: Any) -> list[Tensor]:
+def backward(given: Backward) -> list[Tensor | None]:
     """`csr_backward` on the GPU."""
-    given = unpack(Backward, flat)
     needs, plan = given.needs, _plan_of(given.edges, "rows", given.tensors)
     operands, sums = _Operands(given.tensors, given.mode, plan), given.sums.contiguous()
     grad_weights = None if given.grad_weights is None else given.grad_weights.contiguous()
@@ -332,7 +330,4 @@ def _number(like: Tensor) -> Any:
     return tl.float64 if like.dtype == torch.float64 else tl.float32
 
 
-if HAS_TRITON:
-    library.impl("csr_forward", forward, "CUDA")
-    library.impl("csr_weights", weights, "CUDA")
-    library.impl("csr_backward", backward, "CUDA")
+FUNCTIONS["cuda"] = Functions(forward, weights, backward)
