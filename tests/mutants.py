@@ -106,9 +106,7 @@ MUTANTS = [
         "else operands.grad_lse.contiguous()",
         ROWS,
     ),
-    Mutant(
-        "kernels/rows/cpu/kernel.py", "if operands.grad_weights is not None and plan.cut.numel():", "if False:", ROWS
-    ),
+    Mutant("kernels/rows/cpu/kernel.py", "if operands.grad_weights is not None and plan.slots:", "if False:", ROWS),
     Mutant(
         "kernels/rows/cpu/kernel.py",
         "by_edge = batches > 1 and any(",
@@ -132,7 +130,7 @@ MUTANTS = [
     # What a pattern remembers of a call.
     Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
     Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
-    Mutant("call.py", "return *marks, normalizer, dropout_p,", "return *marks, dropout_p,", "repeated_calls"),
+    Mutant("call.py", "*marks,\n        normalizer,\n", "*marks,\n", "repeated_calls"),
     Mutant("call.py", "or _is_autocast(tensors[0].device.type)", "", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.
