@@ -9,7 +9,8 @@ import torch
 from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
 from covering import pairwise
 
-from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
+from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention, explain_backend
+from graphattn.kernels.rows.op import SCORE_CODES
 from graphattn.normalizers import NORMALIZERS, Entmax
 from graphattn.scores import SCORES, FunctionScore, Score, repeat_heads
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
@@ -76,6 +77,15 @@ def test_a_score_of_a_new_class_runs_before_any_kernel_has_fused_it(name):
     assert [kernel.name for kernel in EDGE_KERNELS if can_run(kernel, score=Distance())] == ["scatter"]
     tensors = random_call(PATTERNS[name], heads=HEADS, kv_heads=2, width=WIDTH)
     assert_matches_dense(tensors, PATTERNS[name], score=Distance())
+
+
+def test_an_activation_runs_before_any_kernel_has_fused_it(monkeypatch):
+    monkeypatch.delitem(SCORE_CODES, "tanh")
+    score, pattern = ALL_SCORES[2], PATTERNS["hub"]
+    tensors = random_call(pattern, heads=HEADS, width=WIDTH)
+    answers = explain_backend(**tensors, pattern=pattern, score=score)
+    assert answers.chosen == "scatter" and "it has no score like" in answers.answers["numba"][0]
+    assert_matches_dense(tensors, pattern, score=score)
 
 
 @pytest.mark.parametrize(

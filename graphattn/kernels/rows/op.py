@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ...call import Call, accumulate_dtype
+from ...call import Call, accumulate_dtype, with_batch
 from ...csr import CSR
 from ...dropout import draw_seed
 from ...normalizers import Identity, Relu, Sigmoid, Softmax
@@ -38,8 +38,10 @@ from .operands import (
     Tensors,
     Weights,
     flatten,
+    join_batch,
     pack,
     schema,
+    split_batch,
     sums_shape,
     unpack,
 )
@@ -147,14 +149,18 @@ OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_back
 def _compute(asked: Attend) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """Output, weights and lse in two parts, None if not requested; then what the backward pass needs in addition."""
     tensors, edges, is_exact, return_weights, return_lse, mode = asked
+    batch, tensors = tensors.query.shape[:-3], tensors.with_one_batch()
     out, sums, exact = _run(Forward(tensors, edges, is_exact, mode))
-    weights = _run(Weights(tensors, sums, edges, mode)) if return_weights else None
+    weights = split_batch(_run(Weights(tensors, sums, edges, mode)), batch) if return_weights else None
     lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else None
-    return out, weights, lse, sums, exact
+    return split_batch(out, batch), weights, None if lse is None else split_batch(lse, batch), sums, exact
 
 
 class _Attend(torch.autograd.Function):
-    """Output, weights and lse of `_compute`."""
+    """Output, weights and lse of `_compute`.
+
+    Batch dimensions are joined and split here: views outside would take time of their own in the backward pass.
+    """
 
     # With a context of its own argument, torch spares the 20 microseconds of binding arguments to a signature. It is
     # torch.func that needs the other form, and no fused kernel.
@@ -165,28 +171,26 @@ class _Attend(torch.autograd.Function):
         out, weights, lse, sums, exact = _compute(asked)
         ctx.set_materialize_grads(False)
         lists: list[Tensor] = []
+        ctx.lists = (edges.rows, edges.columns)
         if torch.compiler.is_compiling():
             # A graph must know all tensors that its backward pass reads.
-            ctx.counts = (len(edges.rows), len(edges.columns))
+            ctx.lists, ctx.counts = None, (len(edges.rows), len(edges.columns))
             lists = [*edges.rows, *edges.columns]
-        else:
-            ctx.lists = (edges.rows, edges.columns)
-        saved = (*tensors, exact if is_exact else out, sums, edges.edge_index, edges.loops)
+        batched = join_batch(out, tensors.query.dim() - 3)
+        saved = (*tensors, exact if is_exact else batched, sums, edges.edge_index, edges.loops)
         ctx.save_for_backward(*saved, *lists)
         return out, weights, lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
-        tensors = Tensors(*islice(saved, len(Tensors._fields)))
+        given: Any = Tensors(*islice(saved, len(Tensors._fields)))
+        tensors, dims = given.with_one_batch(), given.query.dim() - 3
         out, sums, edge_index, loops = islice(saved, 4)
-        if torch.compiler.is_compiling():
-            rows, columns = (list(islice(saved, count)) for count in ctx.counts)
-        else:
-            rows, columns = ctx.lists
+        rows, columns = ctx.lists or (list(islice(saved, count)) for count in ctx.counts)
         edges = EdgeLists(edge_index, loops, rows, columns)
         needs = Needs(*ctx.needs_input_grad[: len(Needs._fields)])
-        grad_out, grad_weights, grad_lse = grads
+        grad_out, grad_weights, grad_lse = (None if x is None else join_batch(x, dims) for x in grads)
         grad_out = tensors.query.new_zeros(out.shape) if grad_out is None else grad_out
         grad_weights = grad_weights if ctx.return_weights else None
         # Of the two parts of lse, the shift is a constant.
@@ -197,7 +201,7 @@ class _Attend(torch.autograd.Function):
             slopes = _run(operands)
         else:
             slopes = _Gradients.apply(*flatten(operands))
-        found = [x if need else None for x, need in zip(slopes, needs, strict=True)]
+        found = [x.reshape(y.shape) if need else None for x, y, need in zip(slopes, given, needs, strict=False)]
         return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
 
 
@@ -209,8 +213,10 @@ class _Gradients(LastDerivative):
 
 def why_not_fused(call: Call) -> str | None:
     """Why no fused kernel can run the call, whatever the device."""
-    if not isinstance(call.score, DotProduct | Additive):
-        return f"it has no score like {call.score}"
+    score = call.score
+    is_known = isinstance(score, DotProduct) or (isinstance(score, Additive) and score.activation in SCORE_CODES)
+    if not is_known:
+        return f"it has no score like {score}"
     if type(call.normalizer) not in NORMALIZER_CODES:
         return f"it has no normalizer like {call.normalizer}"
     return None
@@ -221,27 +227,20 @@ def run_fused(call: Call, edges: EdgeLists, is_exact: bool) -> Result:
 
     `is_exact` says whether the kernel's backward pass needs the output as it was before it was rounded.
     """
-    batch, dims = call.batch_shape, len(call.batch_shape)
-    # Without a view where none is needed: each takes time here and in the backward pass.
-    flat = lambda x: x if dims == 1 else x.flatten(0, dims - 1) if dims else x.unsqueeze(0)
-    of_edges = lambda x: None if x is None else flat(x)
     bias = call.edge_bias
     if isinstance(bias, OffsetBias):
-        bias = bias.of_edges(call.pattern, call.accumulate_dtype).unsqueeze(0)
-    else:
-        bias = of_edges(bias)
+        bias = with_batch(bias.of_edges(call.pattern, call.accumulate_dtype), call.query, 2)
     vector, mode = _read_score(call.score, call)
     seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
-    query, key, value = flat(call.query), flat(call.key), flat(call.value)
-    tensors = Tensors(query, key, value, vector, bias, of_edges(call.edge_key), of_edges(call.edge_value), seed)
+    tensors = Tensors(call.query, call.key, call.value, vector, bias, call.edge_key, call.edge_value, seed)
+    if torch.compiler.is_compiling():
+        # A graph's function takes no tensor twice, as key and value may be one.
+        tensors = Tensors._make(x if x is None else x.view_as(x) for x in tensors)
     is_rounded = call.dropout_p > 0 or call.query.dtype != call.accumulate_dtype
     is_trained = needs_grad(call)
     is_exact = is_exact and is_rounded and isinstance(call.normalizer, Softmax) and is_trained
     asked = Attend(tensors, edges, is_exact, call.return_weights, bool(call.return_lse), mode)
-    results = _Attend.apply(*flatten(asked)) if is_trained else _compute(asked)[:3]
-    unflat = lambda x: x if dims == 1 else x.unflatten(0, batch) if dims else x.squeeze(0)
-    out, weights, lse = results
-    return Result(unflat(out), None if weights is None else unflat(weights), None if lse is None else unflat(lse))
+    return Result(*(_Attend.apply(*flatten(asked)) if is_trained else _compute(asked)[:3]))
 
 
 def _read_score(score: Score, call: Call) -> tuple[Tensor | None, Mode]:

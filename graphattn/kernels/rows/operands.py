@@ -18,6 +18,16 @@ DOT_PRODUCT, TANH, LEAKY_RELU = range(3)
 SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
 
 
+def join_batch(x: Tensor, dims: int) -> Tensor:
+    """Return a tensor with one batch dimension in place of its first `dims`."""
+    return x if dims == 1 else x.flatten(0, dims - 1) if dims else x.unsqueeze(0)
+
+
+def split_batch(x: Tensor, batch: Sequence[int]) -> Tensor:
+    """Return a tensor with these batch dimensions in place of its first one."""
+    return x if len(batch) == 1 else x.unflatten(0, batch) if batch else x.squeeze(0)
+
+
 class Tensors(NamedTuple):
     """A call's tensors, with exactly one batch dimension; edge tensors have it of the batch's size or 1.
 
@@ -40,6 +50,16 @@ class Tensors(NamedTuple):
     edge_key: Tensor | None
     edge_value: Tensor | None
     seed: Tensor | None
+
+    def with_one_batch(self) -> Tensors:
+        """Return them with one batch dimension in place of all."""
+        dims = self.query.dim() - 3
+        if dims == 1:
+            return self
+        query, key, value, vector, *of_edges, seed = self
+        bias, edge_key, edge_value = (None if x is None else join_batch(x, dims) for x in of_edges)
+        query, key, value = (join_batch(x, dims) for x in (query, key, value))
+        return Tensors(query, key, value, vector, bias, edge_key, edge_value, seed)
 
     def contiguous(self) -> Tensors:
         """Return them without gaps."""
