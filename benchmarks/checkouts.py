@@ -2,8 +2,9 @@
 
     python benchmarks/checkouts.py ../other-checkout [--only power] [--rounds 15]
 
-Prints, per case, the median over rounds of this checkout's time divided by the other's. Both processes run the cases
-below through the public interface, so that a checkout may be as old as the interface is.
+Prints, per case, the median over rounds of this checkout's time divided by the other's, and at the end the most memory
+that each process had. Both processes run the cases below through the public interface, so that a checkout may be as old
+as the interface is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 # Each round runs for this many seconds, after some that aren't counted.
 WARM, COUNTED = 0.02, 0.1
+MEMORY = "memory"
 
 
 def cases() -> dict[str, Callable[[], Callable[[], object]]]:
@@ -77,13 +79,25 @@ def cases() -> dict[str, Callable[[], Callable[[], object]]]:
     return found
 
 
+def peak_mib() -> float:
+    """The most memory that this process has had, in MiB; 0 where the system doesn't say."""
+    try:
+        import resource
+    except ImportError:
+        return 0.0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
 def serve() -> None:
-    """Run the cases named on standard input, and answer with the mean seconds of a run."""
+    """Run the cases named on standard input, and answer with the mean seconds of a run, or the peak of memory."""
     answers, sys.stdout = sys.stdout, sys.stderr
     made, runs = cases(), {}
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         name = line.strip()
+        if name == MEMORY:
+            print(peak_mib(), file=answers, flush=True)
+            continue
         if name not in runs:
             runs.clear()
             runs[name] = made[name]()
@@ -105,7 +119,7 @@ def start(checkout: Path) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str], name: str) -> float:
-    """Seconds of a run."""
+    """Seconds of a run, or MiB."""
     assert process.stdin is not None and process.stdout is not None
     print(name, file=process.stdin, flush=True)
     return float(process.stdout.readline())
@@ -135,6 +149,7 @@ def main() -> None:
         ratio = statistics.median(a / b for a, b in pairs)
         mine, theirs = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
         print(f"| {name} | {ratio:.3f} | {mine:.3g} | {theirs:.3g} |", flush=True)
+    print(f"\nPeak memory of the processes: this {ask(this, MEMORY):,.0f} MiB, other {ask(other, MEMORY):,.0f} MiB.")
     for process in (this, other):
         process.kill()
 
