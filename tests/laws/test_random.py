@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import EDGE_KERNELS
 
+from graphattn import attention
 from graphattn.compiled import load
 from graphattn.dropout import GOLDEN, MULTIPLIERS, WORD, edge_hash, keep_edges, keep_scale, threshold
+from graphattn.testing import graph_zoo, random_call
 
 # Frozen: a kernel written in another language must give these numbers, in every release.
 VECTORS = [
@@ -101,3 +104,14 @@ def test_probabilities_of_zero_and_one():
         keep = keep_edges(torch.tensor([3]), dropout_p, batch=0, target=index, source=index, occurrence=0, head=0)
         assert bool((keep == expected).all())
     assert (keep_scale(0.0), keep_scale(0.5), keep_scale(1.0)) == (1.0, 2.0, 0.0)
+
+
+@pytest.mark.parametrize("kernel", EDGE_KERNELS, ids=lambda kernel: kernel.name)
+@pytest.mark.parametrize("dropout_p", [1.0, 1 - 2**-40])
+def test_a_probability_that_rounds_to_one_drops_every_weight(kernel, dropout_p):
+    """Its threshold is 2^32, which no hash of 32 bits reaches; the scale of what would be kept is 2^40."""
+    assert threshold(dropout_p) == 2**32
+    tensors = random_call(graph_zoo()["unsorted edges"])
+    out = attention(**tensors, pattern=graph_zoo()["unsorted edges"], dropout_p=dropout_p, backend=kernel.name)
+    gradients = torch.autograd.grad(out.sum(), list(tensors.values()))
+    assert not any(x.any() for x in (out, *gradients))
