@@ -168,7 +168,6 @@ def prepare(
     key: Tensor,
     value: Tensor,
     pattern: PatternLike,
-    *,
     score: Score | ScoreFunction = DotProduct(),
     normalizer: str | Normalizer | UserNormalizer = "softmax",
     edge_bias: Tensor | OffsetBias | None = None,
@@ -213,33 +212,28 @@ def prepare(
     )
 
 
-def signature(
-    tensors: tuple[Tensor, ...],
-    score: Any,
-    normalizer: Any,
-    of_edges: tuple[Any, ...],
-    dropout_p: Any,
-    return_weights: Any,
-    return_lse: Any,
-    backend: Any,
-    kernels: tuple[Any, ...],
-) -> tuple[Any, ...] | None:
+# The arguments of `attention` in the order of `Call`, not checked yet.
+Arguments = tuple[Any, ...]
+
+
+def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """What the checks of a call and the choice of its kernel depend on, apart from the pattern.
 
     Calls with equal signatures differ in numbers alone, so that what was found for one holds for the other: checking
-    takes longer than the loop over a small graph. None where more is involved: torch.compile, transforms, autocast,
-    subclasses of Tensor, scores and normalizers of the user's own.
+    takes longer than the loop over a small graph. None where more is involved: edges that aren't a pattern yet,
+    torch.compile, transforms, autocast, subclasses of Tensor, scores and normalizers of the user's own.
     """
-    if torch.compiler.is_compiling() or is_transformed():
+    query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse = arguments
+    if not isinstance(pattern, Pattern) or torch.compiler.is_compiling() or is_transformed():
         return None
     if type(score) is DotProduct:
         marks: list[Any] = [score.scale]
     elif type(score) is Additive:
         marks = [score.activation, score.negative_slope]
-        of_edges = (*of_edges, score.vector)
+        of_edges.append(score.vector)
     else:
         return None
-    for x in (*tensors, *of_edges):
+    for x in (query, key, value, *of_edges):
         if x is None:
             marks.append(None)
         elif type(x) in (Tensor, Parameter) and x.layout == torch.strided:
@@ -247,19 +241,19 @@ def signature(
         else:
             return None
     is_known = isinstance(normalizer, str) or type(normalizer) in NORMALIZERS
-    if not is_known or type(dropout_p) not in (float, int) or _is_autocast(tensors[0].device.type):
+    # True equals 1, and a list can't be looked up.
+    is_known = is_known and type(dropout_p) in (float, int) and isinstance(backend, str)
+    if not is_known or _is_autocast(query.device.type):
         return None
-    # Numbers and booleans are equal where they have the same value.
-    return (
-        *marks,
-        normalizer,
-        dropout_p,
-        return_weights is True,
-        return_weights is False,
-        str(return_lse),
-        backend,
-        kernels,
-    )
+    return *marks, normalizer, dropout_p, bool(return_weights), repr(return_lse), backend, kernels
+
+
+def recall(arguments: Arguments, normalizer: Normalizer) -> Call:
+    """Gather arguments whose signature is that of a checked call into a `Call`."""
+    query, key, value, pattern, score, _, *of_edges, dropout_p, return_weights, return_lse = arguments
+    bias, edge_key, edge_value = (with_batch(x, query, dims) for x, dims in zip(of_edges, (2, 3, 3), strict=True))
+    of_call = (query, key, value, pattern, score, normalizer, bias, edge_key, edge_value)
+    return Call(*of_call, float(dropout_p), return_weights, return_lse)
 
 
 def with_batch(x: Any, query: Tensor, dims: int) -> Any:

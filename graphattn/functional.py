@@ -18,8 +18,8 @@ from .call import (
     WithWeights,
     is_transformed,
     prepare,
+    recall,
     signature,
-    with_batch,
 )
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel, Result
@@ -142,32 +142,15 @@ def attention(
         Vaswani et al., "Attention Is All You Need", 2017, for one head on the full pattern.
     """
     of_edges = (edge_bias, edge_key, edge_value)
-    known: tuple[Any, ...] | None = None
+    arguments = (query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse)
+    known = signature(arguments, backend, KERNELS)
     calls: dict[Any, tuple[Kernel, Normalizer]] = {}
-    if isinstance(pattern, Pattern):
-        rest = (dropout_p, return_weights, return_lse, backend, KERNELS)
-        known = signature((query, key, value), score, normalizer, of_edges, *rest)
-        calls = {} if known is None else pattern.keep("calls", dict)
+    if known is not None and isinstance(pattern, Pattern):
+        calls = pattern.keep("calls", dict)
         if known in calls:
             kernel, checked = calls[known]
-            parts = (with_batch(x, query, dims) for x, dims in zip(of_edges, (2, 3, 3), strict=True))
-            given = (query, key, value, pattern, score, checked, *parts, dropout_p, return_weights, return_lse)
-            return _results(kernel.run(Call._make(given)), return_lse)
-    call = prepare(
-        "attention",
-        query,
-        key,
-        value,
-        pattern,
-        score=score,
-        normalizer=normalizer,
-        edge_bias=edge_bias,
-        edge_key=edge_key,
-        edge_value=edge_value,
-        dropout_p=dropout_p,
-        return_weights=return_weights,
-        return_lse=return_lse,
-    )
+            return _results(kernel.run(recall(arguments, checked)), return_lse)
+    call = prepare("attention", *arguments)
     if isinstance(call.pattern, RemotePattern):
         edge_tensors = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
         asked_for = {"return_weights": return_weights, "return_lse": return_lse}

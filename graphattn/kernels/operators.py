@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 Function = Callable[..., Any]
+_PLAIN = {Tensor, Parameter, type(None)}
 
 
 class _Library:
@@ -46,13 +47,13 @@ class _Library:
             self._library.impl(name, _latest(function), key)
 
 
-def is_unobserved(x: Tensor) -> bool:
-    """Whether nothing watches or replaces an operator of this tensor, which may then be run without torch's dispatcher.
+def is_unobserved(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether nothing watches or replaces an operator of these tensors, which may then run without torch's dispatcher.
 
     Neither torch.compile, a mode, a subclass nor the profiler.
     """
     return (
-        type(x) in (Tensor, Parameter)
+        _PLAIN.issuperset(map(type, tensors))
         and not torch.compiler.is_compiling()
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()

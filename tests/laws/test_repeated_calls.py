@@ -68,6 +68,8 @@ def damaged(tensors):
     yield {"normalizer": "softmix"}
     yield {"normalizer": "relu", "return_lse": True}
     yield {"return_lse": "both"}
+    yield {"return_lse": "True"}
+    yield {"backend": ["numba"]}
     yield {"backend": "tile"}
     yield {"backend": "tiles", "edge_value": torch.zeros(6, 2, 4, dtype=torch.float64)}
     yield {"score": Additive(VECTOR)}

@@ -104,6 +104,7 @@ class Functions(NamedTuple):
     csr_backward: Callable[[Backward], list[Tensor | None]]
 
 
+OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_backward"}
 # By type of device.
 FUNCTIONS: dict[str, Functions] = {}
 
@@ -137,13 +138,9 @@ for _key in ("CPU", "CUDA"):
 def _run(operands: Forward | Weights | Backward) -> Any:
     """Run the operator with these operands; directly, where nothing could tell the difference."""
     name = OPERATORS[type(operands)]
-    query = operands.tensors.query
-    if is_unobserved(query):
-        return getattr(FUNCTIONS[query.device.type], name)(operands)
+    if is_unobserved(operands.tensors):
+        return getattr(FUNCTIONS[operands.tensors.query.device.type], name)(operands)
     return getattr(torch.ops.graphattn, name)(*pack(operands))
-
-
-OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_backward"}
 
 
 def _compute(asked: Attend) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
@@ -162,8 +159,8 @@ class _Attend(torch.autograd.Function):
     Batch dimensions are joined and split here: views outside would take time of their own in the backward pass.
     """
 
-    # With a context of its own argument, torch spares the 20 microseconds of binding arguments to a signature. It is
-    # torch.func that needs the other form, and no fused kernel.
+    # In this form, which has the context as an argument, torch doesn't bind the others to a signature at each call. The
+    # newer form is for torch.func, under which no fused kernel runs.
     @staticmethod
     def forward(ctx: Any, *flat: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
         asked = unpack(Attend, flat)
