@@ -70,12 +70,6 @@ MUTANTS = [
     Mutant(f"{CPU}/normalizers.py", "s[t] = s[t] if s[t] != -np.inf else 0", "s[t] = s[t]", ROWS),
     Mutant(
         f"{CPU}/forward.py",
-        "factor = factor if part_sum[part] == part_sum[part] else part_sum[part]",
-        "factor = factor",
-        ROWS,
-    ),
-    Mutant(
-        f"{CPU}/forward.py",
         "sums[2 * (b * targets + i) * heads + h] = top[h] if top[h] > -np.inf else 0",
         "sums[2 * (b * targets + i) * heads + h] = top[h]",
         ROWS,
@@ -130,8 +124,8 @@ MUTANTS = [
     # What a pattern remembers of a call.
     Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
     Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
-    Mutant("call.py", "*marks,\n        normalizer,\n", "*marks,\n", "repeated_calls"),
-    Mutant("call.py", "or _is_autocast(tensors[0].device.type)", "", "repeated_calls"),
+    Mutant("call.py", "return *marks, normalizer, dropout_p,", "return *marks, dropout_p,", "repeated_calls"),
+    Mutant("call.py", "if not is_known or _is_autocast(query.device.type):", "if not is_known:", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.
     Mutant(f"{GPU}/jit/forward.py", "acc *= shrink[:, :, None]", "acc *= 1.0", TRITON),
@@ -139,12 +133,6 @@ MUTANTS = [
         f"{GPU}/jit/tiles.py",
         "mask = mask & (column < WIDTH)[None, None, :]",
         "mask = mask",
-        TRITON,
-    ),
-    Mutant(
-        f"{GPU}/jit/forward.py",
-        "factor = tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift[None, :]))",
-        "factor = tl.exp(part_top - shift[None, :])",
         TRITON,
     ),
     Mutant(f"{GPU}/jit/scores.py", "return (1 - a * a) * vector", "return (1 - a) * vector", TRITON),

@@ -105,6 +105,20 @@ def test_laws_of_samples_of_a_larger_graph(fan_outs, replace):
     check_laws(data, fan_outs, replace, [7, 3, 299, 7])
 
 
+def test_hops_draw_independently():
+    """Which of 64 edges the first hop draws at a row says nothing about what the second one draws at that row."""
+    nodes, degree = 5000, 64
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randint(nodes, (nodes, degree), generator=generator).sort().values.flatten()
+    edge_index = torch.stack([source, torch.arange(nodes).repeat_interleave(degree)])
+    out = sampled(NeighborSampler(Data(edge_index=edge_index, num_nodes=nodes), [1, 1], seed=3), list(range(500)))
+    first, second = out.edge.split(out.num_sampled_edges)
+    rows = len(second)
+    assert rows > 300
+    # One in 64 agrees by chance, about 7; 25 would be rarer than one seed in a hundred thousand.
+    assert int((first[:rows] % degree == second % degree).sum()) < 25
+
+
 def test_an_empty_graph_has_empty_samples():
     check_laws(Data(edge_index=torch.empty(2, 0, dtype=torch.int64), num_nodes=0), [2, -1], False, [])
 

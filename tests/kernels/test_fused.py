@@ -134,6 +134,15 @@ def test_nan_stays_in_its_rows(name, normalizer):
     assert torch.equal(out.isnan().any(-1).any(-1), touched)
 
 
+def test_a_piece_of_nan_alone_reaches_its_row():
+    hub = Edges(torch.stack([torch.arange(600), torch.zeros(600, dtype=torch.int64)]), 600)
+    query, key, value = torch.randn(3, 600, 2, 4).unbind()
+    # The first of the pieces, which have 256 edges each.
+    key[:256] = torch.nan
+    out = attention(query, key, value, hub, backend="numba")
+    assert out[0].isnan().all() and not out[1:].any()
+
+
 @pytest.mark.parametrize(("targets", "edges"), [(0, 0), (5, 0)])
 def test_empty_calls(targets, edges):
     pattern = Edges(torch.zeros(2, edges, dtype=torch.int64), num_sources=3, num_targets=targets)

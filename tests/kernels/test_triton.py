@@ -84,6 +84,16 @@ def test_rows_cut_into_pieces_equal_the_oracle(name, normalizer, monkeypatch):
     assert_matches_dense(tensors, pattern, normalizer=normalizer, backend="triton", dropout_p=0.3)
 
 
+def test_a_piece_of_nan_alone_reaches_its_row(monkeypatch):
+    monkeypatch.setattr(gpu_plan, "PIECE_EDGES", (2, 2))
+    monkeypatch.setattr(gpu_plan, "SHORT_ROW", 1)
+    pattern = Edges(torch.tensor([[0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 0]]), 6)
+    query, key, value = torch.randn(3, 6, 2, 4).unbind()
+    key[:2] = torch.nan
+    out = attention(query, key, value, pattern, backend="triton")
+    assert out[0].isnan().all() and not out[1:].any()
+
+
 @pytest.mark.parametrize(
     ("is_cut", "activation", "dropout_p", "dtype"),
     pairwise([False, True], [None, "leaky_relu"], [0.0, 0.4], [torch.float32, torch.bfloat16]),

@@ -139,8 +139,8 @@ def _arrays_of(kind: Any, *tensors: Tensor | None) -> Any:
 
 def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
     """What the types of a loop's operands follow from."""
-    *same, _ = tensors[3:]
-    return tensors.query.dtype, plan.index.dtype, *(None if x is None else x.dtype for x in same)
+    optional = (tensors.vector, tensors.edge_bias, tensors.edge_key, tensors.edge_value)
+    return tensors.query.dtype, plan.index.dtype, *(None if x is None else x.dtype for x in optional)
 
 
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
@@ -277,13 +277,14 @@ def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slo
     """Gradients of key and value."""
     compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.arrays[0])
     (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots
-    sizes, tasks, cut = (kv_heads * width, kv_heads * value_width), plan.arrays[1], plan.cut.numpy()
+    sizes, tasks = (kv_heads * width, kv_heads * value_width), plan.arrays[1]
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
     results = SourceGradients(*map(_flat, found), *(scratch(query, batches * slots * size) for size in sizes))
     arguments = (tasks, slots, call, slopes, results)
     loop = entry(compiled.source_gradient_tasks, _types(tensors, plan), 0, 0, *arguments)
     run_tasks(loop, batches * len(tasks), *arguments)
     if slots:
+        cut = plan.cut.numpy()
         compiled.merge_sums(batches, sources, cut, slots, sizes[0], results.key, results.part_key)
         compiled.merge_sums(batches, sources, cut, slots, sizes[1], results.value, results.part_value)
     return {"key": found[0], "value": found[1]}

@@ -72,8 +72,14 @@ def drop_heads(typingctx, to, at, s, state, threshold, keep_scale, heads):
     return signature, codegen
 
 
-def _columns(builder: Any, place: Any, edges: Any, heads: Any, body: Any) -> None:
-    """Run body(head, lanes, over) over heads; over(action) runs action(pointer to that head's scores) over edges."""
+def _over_columns(context: Any, builder: Any, signature: Any, arguments: Any, body: Any) -> None:
+    """Run body(pointer to a head's result, lanes, over) over heads, for intrinsics of (s, at, result, edges, heads).
+
+    over(action) runs action(pointer to that head's scores) over edges.
+    """
+    (s, _, result, *_), (scores, at, results, edges, heads) = signature.args, arguments
+    place = pointer_at(context, builder, s, scores, at)
+    to = pointer_at(context, builder, result, results, integer(0))
 
     def chunk(head, lanes):
         def over(action):
@@ -81,7 +87,7 @@ def _columns(builder: Any, place: Any, edges: Any, heads: Any, body: Any) -> Non
                 pointer = place(builder.add(builder.mul(e, heads), head))
                 action(builder.bitcast(pointer, wide(pointer.type.pointee, lanes).as_pointer()))
 
-        body(head, lanes, over)
+        body(to(head), lanes, over)
 
     lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
 
@@ -95,13 +101,9 @@ def shift_columns(typingctx, s, at, top, edges, heads):
     signature = types.void(s, types.int64, top, types.int64, types.int64)
 
     def codegen(context, builder, sig, args):
-        place, to = (
-            pointer_at(context, builder, s, args[0], args[1]),
-            pointer_at(context, builder, top, args[2], integer(0)),
-        )
         align = s.dtype.bitwidth // 8
 
-        def body(head, lanes, over):
+        def body(to, lanes, over):
             kind = wide(float_of(s.dtype), lanes)
             lowest = constant(float_of(s.dtype), lanes, float("-inf"))
             found = cgutils.alloca_once(builder, kind)
@@ -113,7 +115,7 @@ def shift_columns(typingctx, s, at, top, edges, heads):
 
             over(compare)
             largest = builder.load(found)
-            builder.store(largest, builder.bitcast(to(head), kind.as_pointer()), align=align)
+            builder.store(largest, builder.bitcast(to, kind.as_pointer()), align=align)
             is_finite = builder.fcmp_ordered(">", largest, lowest)
             shift = builder.select(is_finite, largest, constant(float_of(s.dtype), lanes, 0.0))
             over(
@@ -122,7 +124,7 @@ def shift_columns(typingctx, s, at, top, edges, heads):
                 )
             )
 
-        _columns(builder, place, args[3], args[4], body)
+        _over_columns(context, builder, sig, args, body)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -134,13 +136,9 @@ def sum_columns(typingctx, s, at, total, edges, heads):
     signature = types.void(s, types.int64, total, types.int64, types.int64)
 
     def codegen(context, builder, sig, args):
-        place, to = (
-            pointer_at(context, builder, s, args[0], args[1]),
-            pointer_at(context, builder, total, args[2], integer(0)),
-        )
         align = s.dtype.bitwidth // 8
 
-        def body(head, lanes, over):
+        def body(to, lanes, over):
             kind = wide(float_of(s.dtype), lanes)
             found = cgutils.alloca_once(builder, kind)
             builder.store(constant(float_of(s.dtype), lanes, 0.0), found)
@@ -149,9 +147,9 @@ def sum_columns(typingctx, s, at, total, edges, heads):
                     add(builder, builder.load(found), builder.load(pointer, align=align)), found
                 )
             )
-            builder.store(builder.load(found), builder.bitcast(to(head), kind.as_pointer()), align=align)
+            builder.store(builder.load(found), builder.bitcast(to, kind.as_pointer()), align=align)
 
-        _columns(builder, place, args[3], args[4], body)
+        _over_columns(context, builder, sig, args, body)
         return context.get_dummy_value()
 
     return signature, codegen

@@ -120,9 +120,8 @@ def merge_forward(cut, slots, call, results):
                 for slot in range(cut[c, 1], cut[c, 2]):
                     part = (b * slots + slot) * heads + h
                     if normalizer == SOFTMAX:
+                        # A piece of NaN alone has no largest score: its factor is 0, and 0 times NaN is NaN.
                         factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else one * 0
-                        # A piece of NaN alone has no largest score, and must not vanish.
-                        factor = factor if part_sum[part] == part_sum[part] else part_sum[part]
                         total += factor * part_sum[part]
                     for d in range(width):
                         acc[d] += factor * part_out[part * width + d]

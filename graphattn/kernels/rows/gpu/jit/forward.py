@@ -158,8 +158,8 @@ def merge_forward(
         if NORMALIZER == SOFTMAX:
             part_top = tl.load(part_top_ptr + at, mask=pairs, other=float("-inf"))
             part_sum = tl.load(part_sum_ptr + at, mask=pairs, other=0.0)
-            # A piece of NaN alone has no largest score, and must not vanish.
-            factor = tl.where(part_sum != part_sum, part_sum, tl.exp(part_top - shift[None, :]))
+            # A piece of NaN alone has no largest score: its factor is 0, and 0 times NaN is NaN.
+            factor = tl.exp(part_top - shift[None, :])
             sums += part_sum * factor
             acc += part * factor[:, :, None]
         else:
