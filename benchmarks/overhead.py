@@ -55,14 +55,13 @@ def functions(nodes: int, edges: int, heads: int, width: int) -> dict[str, Calla
         cpu.run_tasks = lambda *a, name=name, **k: loops[name].append(lambda: run_tasks(*a, **k))
         run()
     cpu.run_tasks = run_tasks
-    rest = (0.0, False, False, "numba", KERNELS)
-    of_call = ((query, key, value), call.score, "softmax", (None, None, None))
+    arguments, kernel = tuple(call), next(kernel for kernel in KERNELS if kernel.name == "numba")
     return {
         "attention": lambda: attention(query, key, value, pattern, backend="numba"),
         "prepare": lambda: prepare("attention", query, key, value, pattern),
         "choose": lambda: choose(call, "auto"),
-        "signature": lambda: pattern.keep("calls", dict).get(signature(*of_call, *rest)),
-        "run": lambda: KERNELS[2].run(call),
+        "signature": lambda: pattern.keep("calls", dict).get(signature(arguments, "numba", KERNELS)),
+        "run": lambda: kernel.run(call),
         "compute": lambda: op._compute(asked),
         "apply": lambda: op._Attend.apply(*of_leaves),
         "operator": lambda: torch.ops.graphattn.csr_forward(*packed),

@@ -24,7 +24,7 @@ if _advise is not None:
 
 
 def scratch(like: Tensor, size: int) -> np.ndarray:
-    """New array of the accumulator's dtype for a compiled function alone; a tensor would take eight times as long."""
+    """New array of the accumulator's dtype for a compiled function alone: if it is small, faster than a tensor."""
     if size <= SMALL:
         return np.empty(size, np.float64 if like.dtype == torch.float64 else np.float32)
     return empty(like, size).numpy()
@@ -39,7 +39,7 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """New tensor of the same shape and dtype, in half the time of `empty` where it is small."""
+    """New tensor of the same shape and dtype; torch makes it faster than one of a given shape."""
     return _in_huge_pages(torch.empty_like(x))
 
 
