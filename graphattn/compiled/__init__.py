@@ -1,6 +1,6 @@
 """What compiled code of every kernel needs: Numba, a cache folder, threads, fresh memory."""
 
-from .load import entry as entry
+from .load import compiled_loop as compiled_loop
 from .load import load as load
 from .load import why_not_compiled as why_not_compiled
 from .memory import empty as empty

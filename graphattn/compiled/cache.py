@@ -80,6 +80,11 @@ class _Cache(NullCache):
         self._folder = folder
         self._name = name
 
+    def has(self, sig: Any, target_context: Any) -> bool:
+        """Whether code for these types was saved, by this process or an earlier one."""
+        target_context.refresh()
+        return self._path(sig, target_context.codegen()).exists()
+
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """Return the code for these types, or None."""
         target_context.refresh()

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import os
 import pkgutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,9 +21,65 @@ import torch
 from ..errors import message, warn_once
 
 PACKAGE = __package__.rpartition(".")[0]
+# What it takes to compile a loop. With so much time spent in it before, both together are at most twice the optimum.
+SECONDS_TO_COMPILE = 3.0
+
+
+class Loop:
+    """Compiled code of a loop over tasks, for one choice of types.
+
+    With a shape, a named tuple among the arguments, the loop is compiled again with the shape's `fixed` numbers as
+    constants, which unrolls what goes over them: when it has run for as long as that takes, or at once if an earlier
+    process did. The results are the same to the last bit.
+    """
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...], shape: Any = None) -> None:
+        number, *types = map(function.typeof_pyval, (0, *arguments))
+        self._function, self._types = function, (number, number, *types)
+        # Only the types of the loop's arguments matter, not the numbers.
+        self._spread = load("compiled.jit.pool").spread.compile((*[number] * 6, function.typeof_pyval(arguments)))
+        self._left, self._fixed = math.inf, self._types
+        if shape is not None:
+            self._left, self._fixed = SECONDS_TO_COMPILE, tuple(_with_constants(kind, shape) for kind in self._types)
+        # Numba's stand-in for a cache, where there is no folder to write to, has no such method.
+        has = getattr(function._cache, "has", lambda *_: False)
+        is_known = shape is not None and has(self._fixed, function.targetctx)
+        self._compile(self._fixed if is_known else self._types)
+
+    def _compile(self, types: tuple[Any, ...]) -> None:
+        self._function.compile(types)
+        code = self._function.overloads[types]
+        self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
+        self._left = math.inf if types is self._fixed else self._left
+
+    def __call__(self, begin: int, end: int, *arguments: Any) -> None:
+        """Run tasks from `begin` to `end` on this thread."""
+        self.spread(0, 1, begin, end, end - begin, arguments)
+
+    def spread(self, pool: int, threads: int, begin: int, end: int, grain: int, arguments: tuple[Any, ...]) -> None:
+        """Run tasks from `begin` to `end` on threads of a pool, see `jit.pool.spread`."""
+        start = time.perf_counter()
+        self._spread(pool, threads, self._address, begin, end, grain, arguments)
+        self._left -= time.perf_counter() - start
+        if self._left < 0:
+            self._compile(self._fixed)
+
+
+def _with_constants(kind: Any, shape: Any) -> Any:
+    """Numba's type `kind`, with the fixed numbers of a shape in place of the types of these numbers."""
+    types: Any = importlib.import_module("numba.types")
+    if not isinstance(kind, types.BaseNamedTuple):
+        return kind
+    if kind.instance_class is type(shape):
+        fixed = {name: types.literal(number) for name, number in shape.fixed.items()}
+        parts = [fixed.get(name, part) for name, part in zip(kind.fields, kind.types, strict=True)]
+    else:
+        parts = [_with_constants(part, shape) for part in kind.types]
+    return kind if parts == list(kind.types) else types.NamedTuple(parts, kind.instance_class)
+
 
 _modules: dict[str, Any] = {}
-_entries: dict[tuple[Any, ...], Callable[..., Any]] = {}
+_loops: dict[tuple[Any, ...], Loop] = {}
 # The answer of `why_not_compiled`, once it is known.
 _reason: list[str | None] = []
 
@@ -40,15 +99,21 @@ def load(module: str) -> Any:
     return _modules[module]
 
 
-def entry(function: Any, key: tuple[Any, ...], *arguments: Any) -> Callable[..., Any]:
-    """Return a function's compiled code for the types of these arguments, for which `key` stands.
+def compiled_loop(
+    function: Any, key: tuple[Any, ...], *arguments: Any, shape: Any = None
+) -> Loop | Callable[..., None]:
+    """Return a loop's compiled code for the types of these arguments, for which `key` stands, and for their shape.
 
     A compiled function itself finds these types at each call: of named tuples, that takes longer than a small loop.
+    Where nothing is compiled, this is the function.
     """
-    known = (function, key)
-    if known not in _entries:
-        _entries[known] = function.compile(tuple(map(function.typeof_pyval, arguments)))
-    return _entries[known]
+    if isinstance(function, FunctionType):
+        return function
+    numbers = () if shape is None else tuple(shape.fixed.values())
+    known = (function, key, numbers)
+    if known not in _loops:
+        _loops[known] = Loop(function, arguments, shape)
+    return _loops[known]
 
 
 # While torch.compile is tracing, the result is a constant.
@@ -76,6 +141,21 @@ def _names_below(folder: str, prefix: str) -> list[str]:
     return names
 
 
+def _keep_from_python(modules: Iterable[Any]) -> None:
+    """Let functions that Python can't call, see INNER in `jit.llvm`, raise there: as they are, they end the process."""
+    from numba.core.registry import CPUDispatcher
+    from numba.extending import is_jitted
+
+    class Inner(CPUDispatcher):
+        def __call__(self, *arguments: Any, **named: Any) -> None:
+            raise TypeError(f"{self.py_func.__name__} is for compiled code alone: make it with OPTIONS to call it here")
+
+    for module in modules:
+        for function in vars(module).values():
+            if is_jitted(function) and function.targetoptions.get("no_cpython_wrapper"):
+                function.__class__ = Inner
+
+
 def _load_all() -> str | None:
     if importlib.util.find_spec("numba") is None:
         return "Numba is not installed (pip install numba)"
@@ -92,6 +172,7 @@ def _load_all() -> str | None:
             reason, fix = "NUMBA_DISABLE_JIT is set", "Unset it."
         else:
             keep_on_disk(modules)
+            _keep_from_python(modules.values())
         _modules.update(modules)
     # A library that is missing, too old or too new: an import can raise anything.
     except Exception as error:

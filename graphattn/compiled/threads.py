@@ -1,15 +1,20 @@
-"""Compiled functions on several threads.
+"""Compiled loops on several threads: those of torch, which are awake in the middle of a model, else our own.
 
-These are plain threads, because compiled functions release Python's lock. Unlike a threading layer of Numba, they can't
-break after a fork or interfere with torch's threads.
+Torch's belong to an OpenMP runtime. It is called here just as torch's own code calls it, so that a loop after a matrix
+product begins at once, on threads that would otherwise still spin for some milliseconds and keep ours from the cores.
+Where it isn't found, or after a fork, which it doesn't survive, plain Python threads run the loops, since these release
+Python's lock.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from types import FunctionType
@@ -18,10 +23,13 @@ from typing import Any
 import torch
 
 from ..errors import message, warn_once
+from .load import Loop
 
 # The least number of tasks per call of a compiled function; fewer than two such runs stay on the calling thread.
 # Passing an argument list takes as long as a task or two.
 MIN_GRAIN = 16
+# Torch's threads don't take arguments through Python: as a part of that number.
+PART_OF_GRAIN = 4
 
 
 class _Helpers:
@@ -63,36 +71,55 @@ def _help(queue: SimpleQueue[tuple[Future[None], Callable[[], None]]]) -> None:
         del future, work
 
 
+def _find_pool() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch is linked to; 0 if there is none."""
+    if sys.platform != "linux":
+        return 0
+    try:
+        # A symbol is looked up in the libraries that this one needs, too.
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
 _helpers = _Helpers()
+_pool = _find_pool()
 
 
-def _forget_helpers() -> None:
-    global _helpers
-    _helpers = _Helpers()
+def _forget_threads() -> None:
+    global _helpers, _pool
+    _helpers, _pool = _Helpers(), 0
 
 
 # A forked child doesn't have its parent's threads.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_helpers)
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def run_tasks(
-    function: Callable[..., None], total: int, *arguments: Any, multiple: int = 1, least: int = MIN_GRAIN
+    loop: Loop | Callable[..., None], total: int, *arguments: Any, multiple: int = 1, least: int = MIN_GRAIN
 ) -> None:
     """Run tasks 0 to `total` on as many threads as torch uses, in runs of multiples of `multiple`, `least` at least."""
+    is_compiled = isinstance(loop, Loop)
+    least = max(least // PART_OF_GRAIN, 1) if is_compiled and _pool else least
     threads = torch.get_num_threads() if total >= 2 * least else 1
-    # Functions that aren't compiled hold Python's lock.
-    if threads <= 1 or isinstance(function, FunctionType):
-        function(0, total, *arguments)
+    grain = max(least, min(4 * least, total // (4 * threads)), total // (32 * threads))
+    grain = max(grain // multiple, 1) * multiple
+    if isinstance(loop, Loop) and threads > 1 and _pool:
+        loop.spread(_pool, threads, 0, total, grain, arguments)
         return
-    grain = max(least // multiple, 1, total // (32 * threads * multiple)) * multiple
+    # Functions that aren't compiled hold Python's lock.
+    if threads <= 1 or isinstance(loop, FunctionType):
+        loop(0, total, *arguments)
+        return
     begins = itertools.count(0, grain)
 
     def work() -> None:
         for begin in begins:
             if begin >= total:
                 return
-            function(begin, min(begin + grain, total), *arguments)
+            loop(begin, min(begin + grain, total), *arguments)
 
     helpers = _helpers.hand_over(work, threads - 1)
     work()

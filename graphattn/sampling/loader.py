@@ -19,7 +19,7 @@ from torch_geometric.loader import NodeLoader
 from torch_geometric.loader.base import DataLoaderIterator
 from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
 
-from ..compiled import load, run_tasks
+from ..compiled import compiled_loop, load, run_tasks
 from ..csr import CSR
 from ..errors import check_int, message, shape_of
 from ..patterns import Edges, metis_parts
@@ -37,6 +37,8 @@ NOT_OFFERED = {
     "transform_sampler_output": None,
     "weight_attr": None,
 }
+# The least number of rows that are worth a thread's turn.
+ROWS_AT_ONCE = 64
 USE_PYG = "Use torch_geometric.loader.{}, which needs pyg-lib."
 
 
@@ -148,10 +150,13 @@ class NeighborSampler(BaseSampler):
             hop = found[begin:]
             row_ptr = loops.count_rows(hop, fan_out, self.replace, ptr)
             source, target, edge = (np.empty(row_ptr[-1], np.int64) for _ in range(3))
-            drawn = (self.replace, key, ptr, index, perm, source, edge)
-            run_tasks(loops.draw_rows, len(hop), begin, hop, row_ptr, *drawn)
+            drawn = (begin, hop, row_ptr, self.replace, key, ptr, index, perm, source, edge)
+            ordered = (begin, row_ptr, source, edge, target)
+            draw = compiled_loop(loops.draw_rows, (ptr.dtype, index.dtype, perm.dtype), *drawn)
+            order = compiled_loop(loops.order_rows, (), *ordered)
+            run_tasks(draw, len(hop), *drawn, least=ROWS_AT_ONCE)
             found = loops.number_nodes(found, source)
-            run_tasks(loops.order_rows, len(hop), begin, row_ptr, source, edge, target)
+            run_tasks(order, len(hop), *ordered, least=ROWS_AT_ONCE)
             begin += len(hop)
             counts.append(len(found) - begin)
             parts.append((source, target, edge, np.diff(row_ptr)))

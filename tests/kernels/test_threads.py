@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from graphattn.kernels.rows.cpu import kernel
 from graphattn.testing import random_call
 
 ROOT = Path(__file__).resolve().parents[2]
+# The package has a function of this name, too.
+load = importlib.import_module("graphattn.compiled.load")
 
 
 def large_call():
@@ -40,12 +43,31 @@ def hubs_of_a_batch():
     return pattern, random_call(pattern, batch=(8,), dtype=torch.float32, edge_tensors=True)
 
 
+@pytest.fixture(params=["torch's threads", "our own threads"])
+def counts_of_threads(request, monkeypatch):
+    """Runs loops on either kind of threads; a list of how many each call asks for, its own one left out."""
+    asked, hand_over, spread = [], threads._Helpers.hand_over, load.Loop.spread
+    if request.param == "our own threads":
+        monkeypatch.setattr(threads, "_pool", 0)
+        record = lambda helpers, work, count: asked.append(count) or hand_over(helpers, work, count)
+        monkeypatch.setattr(threads._Helpers, "hand_over", record)
+        return asked
+    if not threads._pool:
+        pytest.skip("torch's OpenMP runtime is called on Linux alone")
+
+    def recorded(loop, pool, count, *rest):
+        if count > 1:
+            asked.append(count - 1)
+        return spread(loop, pool, count, *rest)
+
+    monkeypatch.setattr(load.Loop, "spread", recorded)
+    return asked
+
+
 @pytest.mark.parametrize("make", [large_call, hubs_of_a_batch])
-def test_any_number_of_threads_gives_the_same_bits(make, monkeypatch):
+def test_any_number_of_threads_gives_the_same_bits(make, counts_of_threads):
     pattern, tensors = make()
-    before, asked, hand_over = torch.get_num_threads(), [], threads._Helpers.hand_over
-    record = lambda helpers, work, count: asked.append(count) or hand_over(helpers, work, count)
-    monkeypatch.setattr(threads._Helpers, "hand_over", record)
+    before = torch.get_num_threads()
     try:
         results = []
         for number in (1, 2, 3):
@@ -55,7 +77,7 @@ def test_any_number_of_threads_gives_the_same_bits(make, monkeypatch):
     finally:
         torch.set_num_threads(before)
     # Forward and two passes backward, each on as many threads as there are: the caller's is one of them.
-    assert asked == [1, 1, 1, 2, 2, 2]
+    assert counts_of_threads == [1, 1, 1, 2, 2, 2]
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
@@ -94,9 +116,22 @@ def test_python_threads_may_call_at_once():
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
 
 
+def test_threads_that_wait_elsewhere_start_again():
+    """Torch's threads belong to the Python thread that calls them: each of these has its own."""
+    pattern, tensors = large_call()
+    expected, found = run(pattern, tensors), []
+    for _ in range(2):
+        thread = threading.Thread(target=lambda: found.append(run(pattern, tensors)))
+        thread.start()
+        thread.join()
+    for result in found:
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(result, expected, strict=True))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-def test_a_forked_child_computes_after_its_parent_did():
-    code = """
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_forked_child_computes_after_its_parent_did(threads):
+    code = f"""
 import os, torch
 from graphattn import Window, attention
 torch.set_num_threads(2)
@@ -106,9 +141,9 @@ expected = attention(x, x, x, window, backend="numba")
 expected.sum().backward()
 child = os.fork()
 if child == 0:
-    # As in a DataLoader's worker: torch's own pool doesn't survive a fork.
-    torch.set_num_threads(1)
-    same = torch.equal(attention(x, x, x, window, backend="numba"), expected)
+    # As in a DataLoader's worker. Torch's own operators on several threads hang after a fork: NumPy compares.
+    torch.set_num_threads({threads})
+    same = (attention(x, x, x, window, backend="numba").detach().numpy() == expected.detach().numpy()).all()
     os._exit(0 if same else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 print(torch.equal(attention(x, x, x, window, backend="numba"), expected))
@@ -144,6 +179,7 @@ def test_a_process_that_cannot_start_threads_computes_in_the_callers(monkeypatch
     def refuse(thread):
         raise RuntimeError("can't start new thread")
 
+    monkeypatch.setattr(threads, "_pool", 0)
     monkeypatch.setattr(threads.Thread, "start", refuse)
     monkeypatch.setattr(threads, "_helpers", threads._Helpers())
     monkeypatch.setattr(errors, "_warned", set())
@@ -176,6 +212,24 @@ def test_an_error_in_a_task_reaches_the_caller():
         run_tasks(functools.partial(lambda begin, end: None), 10_000)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("pool", ["torch's", "none"])
+def test_a_compiled_loop_that_runs_out_of_memory_says_so(pool):
+    numba, numpy = pytest.importorskip("numba"), pytest.importorskip("numpy")
+
+    @numba.njit(nogil=True)
+    def loop(begin, end, x):
+        for task in range(begin, end):
+            x[task] += 1
+            if task == 70:
+                raise MemoryError
+
+    done = numpy.zeros(100)
+    with pytest.raises(MemoryError, match=r"^graphattn: a compiled loop failed"):
+        load.Loop(loop, (done,)).spread(threads._pool if pool == "torch's" else 0, 2, 0, 100, 10, (done,))
+    # No task ran twice, and the other thread's runs went on.
+    assert done.max() == 1 and done[:70].all() and not done[71:80].any()
 
 
 @pytest.mark.parametrize("called_before", [True, False])

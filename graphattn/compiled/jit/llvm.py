@@ -10,11 +10,14 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 # Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
 FAST = {"contract", "reassoc", "nsz"}
-OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy"}
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "no_cfunc_wrapper": True}
+# Of functions that only compiled code calls, because what Python calls a function by takes long to compile.
+INNER: dict[str, Any] = {**OPTIONS, "no_cpython_wrapper": True}
 
 
 def float_of(dtype: types.Type) -> ir.Type:
@@ -93,6 +96,29 @@ def nothing(result: types.Type, arguments: tuple) -> tuple:
         return context.get_dummy_value() if result == types.void else ir.Constant(float_of(result), 0.0)
 
     return result(*arguments), codegen
+
+
+@intrinsic
+def with_constants(typingctx, operands):
+    """Return a named tuple with a named tuple `shape` inside, whose numbers are now constants where their types are."""
+    at = operands.fields.index("shape")
+    kinds = list(operands.types)
+    numbers, shape = kinds[at].types, kinds[at].instance_class
+    kinds[at] = types.NamedUniTuple(types.int64, len(numbers), shape)
+
+    def codegen(context, builder, sig, args):
+        members = [builder.extract_value(args[0], i) for i in range(len(kinds))]
+        given = [builder.extract_value(members[at], i) for i in range(len(numbers))]
+        known = [
+            integer(kind.literal_value) if isinstance(kind, types.IntegerLiteral) else number
+            for kind, number in zip(numbers, given, strict=True)
+        ]
+        members[at] = context.make_tuple(builder, kinds[at], known)
+        return impl_ret_borrowed(
+            context, builder, sig.return_type, context.make_tuple(builder, sig.return_type, members)
+        )
+
+    return types.NamedTuple(kinds, operands.instance_class)(operands), codegen
 
 
 def splat(builder: Any, x: Any, lanes: int) -> Any:

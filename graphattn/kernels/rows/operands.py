@@ -170,6 +170,11 @@ class Shape(NamedTuple):
     value_width: int
     edges: int
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Those that loops may be compiled for."""
+        return {name: getattr(self, name) for name in ("heads", "kv_heads", "width", "value_width")}
+
     @staticmethod
     def of(tensors: Tensors, edges: int) -> Shape:
         """Read the sizes off the tensors."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from ...compiled.jit.llvm import OPTIONS
+from ...compiled.jit.llvm import INNER, OPTIONS
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def mix(word):
     """The finalizer of SplitMix64."""
     word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -31,7 +31,7 @@ def hash_seeds(seed, nodes):
     return np.int64(key)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def below(state, bound):
     """An integer in [0, bound) from a state: 53 bits, uniform to within bound / 2^53."""
     return np.int64(np.float64(mix(state) >> np.uint64(11)) * 2.0**-53 * np.float64(bound))
@@ -50,7 +50,7 @@ def count_rows(nodes, fan_out, with_replacement, ptr):
     return row_ptr
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def draw_rows(begin, end, first, nodes, row_ptr, with_replacement, key, ptr, index, perm, source, edge):
     """Draw the edges of rows `begin` to `end`: their sources in the graph and their ids, in the order of its CSR.
 
@@ -127,7 +127,7 @@ def number_nodes(nodes, source):
     return found[:count].copy()
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def order_rows(begin, end, first, row_ptr, source, edge, target):
     """Sort each row by source, then by edge, and write the row's own position for each of its edges."""
     for row in range(begin, end):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ....call import Call
-from ....compiled import empty, empty_like, entry, load, run_tasks, scratch, why_not_compiled
+from ....compiled import compiled_loop, empty, empty_like, load, run_tasks, scratch, why_not_compiled
 from ....csr import CSR
 from ....dropout import keep_scale, threshold
 from ....segments import Rows, segment_sum
@@ -184,7 +184,7 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
         one = type(call.dropout.keep_scale)(1)
         call = call._replace(dropout=call.dropout._replace(keep_scale=one))
     arguments, types = (tasks, slots, call, results), (*_types(tensors, plan), out.dtype)
-    loop = entry(compiled.forward_tasks, types, 0, 0, *arguments)
+    loop = compiled_loop(compiled.forward_tasks, types, *arguments, shape=shape)
     run_tasks(loop, shape.batches * len(tasks), *arguments)
     if slots:
         compiled.merge_forward(plan.cut.numpy(), slots, call, results)
@@ -203,7 +203,7 @@ def _weights(tensors: Tensors, sums: Tensor, plan: TaskPlan, mode: Mode) -> Tens
     call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.arrays[1]
     found = empty(query, call.shape.batches, call.shape.edges, call.shape.heads)
     arguments = (tasks, call, _flat(sums), _flat(found))
-    loop = entry(_compiled("forward").weight_tasks, _types(tensors, plan), 0, 0, *arguments)
+    loop = compiled_loop(_compiled("forward").weight_tasks, _types(tensors, plan), *arguments, shape=call.shape)
     run_tasks(loop, call.shape.batches * len(tasks), *arguments)
     return found
 
@@ -264,7 +264,7 @@ def _target_gradients(
     part_query = scratch(query, batches * slots * heads * width)
     results = TargetGradients(_flat(found["query"]), part_query, *map(_flat, (part_vector, *arrays)))
     arguments = (by_edge, tasks, slots, call, slopes, rows, results)
-    loop = entry(compiled.target_gradient_tasks, _types(tensors, plan), 0, 0, *arguments)
+    loop = compiled_loop(compiled.target_gradient_tasks, _types(tensors, plan), *arguments, shape=call.shape)
     run_tasks(loop, batches * len(tasks), *arguments, multiple=batches if by_edge else 1)
     if slots:
         compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
@@ -281,7 +281,7 @@ def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slo
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
     results = SourceGradients(*map(_flat, found), *(scratch(query, batches * slots * size) for size in sizes))
     arguments = (tasks, slots, call, slopes, results)
-    loop = entry(compiled.source_gradient_tasks, _types(tensors, plan), 0, 0, *arguments)
+    loop = compiled_loop(compiled.source_gradient_tasks, _types(tensors, plan), *arguments, shape=call.shape)
     run_tasks(loop, batches * len(tasks), *arguments)
     if slots:
         cut = plan.cut.numpy()

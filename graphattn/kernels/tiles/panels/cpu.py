@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....call import Call, accumulate_dtype
-from ....compiled import empty, load, run_tasks, why_not_compiled
+from ....compiled import compiled_loop, empty, load, run_tasks, why_not_compiled
 from ....normalizers import Softmax
 from ...base import FORWARD_SHARE
 from .plan import PANEL, PANEL_TENSORS, SECONDS
@@ -57,13 +57,9 @@ def forward(
     tasks = query.size(0) * query.size(2) * len(plan[0])
     results = (_flat(out), _flat(lse), return_lse)
     least = _least(_seconds(data, numbers))
-    run_tasks(
-        _loops().forward_tasks,
-        tasks,
-        *_operands(data, plan, numbers, scale),
-        *results,
-        least=least,
-    )
+    arguments = (*_operands(data, plan, numbers, scale), *results)
+    loop = compiled_loop(_loops().forward_tasks, (query.dtype,), *arguments)
+    run_tasks(loop, tasks, *arguments, least=least)
     return out, query.new_empty(0), lse
 
 
@@ -93,7 +89,8 @@ def backward(
         tasks = query.size(0) * key.size(2) * (end - begin)
         chunks = plan[5][begin:end].numpy()
         arguments = (panels, shape, parts, arrays, strides, chunks, plan[6].numpy(), *results)
-        run_tasks(_loops().backward_tasks, tasks, *arguments, least=least)
+        loop = compiled_loop(_loops().backward_tasks, (query.dtype,), *arguments)
+        run_tasks(loop, tasks, *arguments, least=least)
         begin = end
     return [
         grad if need else grad_out.new_empty(0) for grad, need in zip([*grads, *[grad_out] * 2], needs, strict=True)

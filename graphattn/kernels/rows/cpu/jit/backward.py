@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS, accumulate, exponential, prefetch, store_row
+from .....compiled.jit.llvm import INNER, OPTIONS, accumulate, exponential, prefetch, store_row, with_constants
 from ...operands import SOFTMAX
 from .columns import add_heads, clear, finish_rows, shift_rows, sum_products, write_stats
 from .dropout import SOURCES, TARGETS, drop_edges
@@ -22,7 +22,7 @@ from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 # fmt: off
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b, task, side):
     """Take a task's gradients by weights through dropout, and add those by the weights that the call returned."""
     ptr, index, perm = edge_lists
@@ -37,7 +37,7 @@ def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b
             add_heads(g, (e - first) * heads, grad_weights, (b * edges + edge_at(perm, e)) * heads, heads)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows, results):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
@@ -48,6 +48,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
     what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
     dropout's scale, and `more`.
     """
+    call = with_constants(call)
     ptr, index, perm = call.edges
     batches, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
     q, k, v, vector = call.rows
@@ -156,9 +157,10 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                 store_row(part_query, (b * slots + slot) * acc.size, one, acc, 0, acc.size)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
     """Gradients of key and value; rows are sources."""
+    call = with_constants(call)
     ptr, index, perm = call.edges
     _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
     q, k, v, vector = call.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS
+from .....compiled.jit.llvm import INNER, OPTIONS
 from .columns import drop_heads
 from .edges import count_parallel
 
@@ -27,7 +27,7 @@ def mix(word):
     return word ^ (word >> np.uint64(16))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def fold(index):
     """Indices of 2^32 and more fold their upper half in."""
     word = np.uint64(index)
@@ -49,7 +49,7 @@ def hash_source(state, source, occurrence):
     return mix(state ^ (word & np.uint64(0xFFFFFFFF)))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def drop_edges(g, f, b, begin, end, first, stop, ptr, index, side, seed, threshold, keep_scale, heads):
     """Set f to dropout's factors of a task's edges, and multiply g by them; `side` says what its rows are.
 

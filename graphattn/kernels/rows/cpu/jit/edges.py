@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS, prefetch
+from .....compiled.jit.llvm import INNER, OPTIONS, prefetch
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
@@ -56,13 +56,13 @@ def plan_tasks(ptr):
     return tasks[:count].copy(), cut[:cuts].copy()
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def size_of(x):
     """How many numbers an array has, 0 if it is None."""
     return 0 if x is None else x.size
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def cache_aligned(size, like):
     """Empty array that begins at a cache line: sums that straddle two lines are read back slowly."""
     room = np.empty(size + 64 // like.itemsize, like.dtype)
@@ -70,13 +70,13 @@ def cache_aligned(size, like):
     return room[skip : skip + size]
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def edge_at(perm, position):
     """Caller's edge at a position; an empty perm says that the caller's order is the sorted one."""
     return np.int64(perm[position]) if perm.size else np.int64(position)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def count_parallel(index, first, position):
     """How many edges of the same pair lie before `position` in the row that begins at `first`."""
     count = np.int64(0)
@@ -85,13 +85,13 @@ def count_parallel(index, first, position):
     return count
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def edges_ahead(x, numbers):
     """How many edges ahead to ask for rows, where a loop reads so many numbers of x's kind per edge."""
     return min(max(AHEAD_BYTES // (numbers * x.itemsize), 4), 32)
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def ask_for_key(call, b, position):
     """Ask for the key of the edge at a position, and for its part of the edge."""
     _, index, perm = call.edges
@@ -103,7 +103,7 @@ def ask_for_key(call, b, position):
         prefetch(ek, (b * ek_stride + np.int64(perm[position])) * kv_heads * width, kv_heads * width)
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def ask_for_value(call, b, position):
     """Ask for the value of the edge at a position, and for its part of the edge."""
     _, index, perm = call.edges

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS, store_row
+from .....compiled.jit.llvm import INNER, OPTIONS, store_row, with_constants
 from ...operands import SOFTMAX
 from .columns import drop_heads, finish_rows, shift_columns, shift_rows, sum_columns
 from .dropout import hash_source, hash_target
@@ -27,7 +27,7 @@ from .scores import score_edge
 # fmt: off
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def forward_tasks(begin, end, tasks, slots, call, results):
     """Outputs and `sums` of whole rows, unscaled sums of the pieces of cut ones.
 
@@ -35,6 +35,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
     is the largest or 0 in a row without any, and the sum of their exponentials. One number for both, lse, would round
     away how they differ where scores are large.
     """
+    call = with_constants(call)
     ptr, index, perm = call.edges
     _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
     v, ev, ev_stride = call.rows.value, call.of_edges.value, call.of_edges.value_stride
@@ -133,9 +134,10 @@ def merge_forward(cut, slots, call, results):
                 store_row(out, (row + h) * width, factor, acc, 0, width)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def weight_tasks(begin, end, tasks, call, sums, weights):
     """Weights of all edges, before dropout, in the caller's order."""
+    call = with_constants(call)
     ptr, index, perm = call.edges
     _, targets, _, heads, kv_heads, width, _, edge_count = call.shape
     normalizer, count, group = call.mode.normalizer, tasks.shape[0], heads // kv_heads

@@ -9,17 +9,17 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS, exponential
+from .....compiled.jit.llvm import INNER, exponential
 from ...operands import IDENTITY, RELU, SIGMOID, SOFTMAX
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def invert(total):
     """1 / total, or 0 for a row without edges."""
     return 0.0 if total == 0 else 1.0 / total
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def apply_normalizer(s, normalizer):
     """Turn scores into weights in place; those of softmax come shifted, and leave without their row's factor."""
     if normalizer == SOFTMAX:
@@ -38,7 +38,7 @@ def apply_normalizer(s, normalizer):
             s[t] = s[t] if s[t] != -np.inf else 0
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def apply_with_gradient(s, g, normalizer):
     """Turn scores into weights, and gradients by the weights into gradients by the scores, in place.
 

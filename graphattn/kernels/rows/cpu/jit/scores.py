@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS
+from .....compiled.jit.llvm import INNER
 from .columns import add_heads
 from .heads import activate_row, axpy_heads, dot_heads
 
@@ -16,7 +16,7 @@ from .heads import activate_row, axpy_heads, dot_heads
 # fmt: off
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, width, kind, slope):
     """Set a[h * width + d] to what an additive score of one edge activates, u to its derivative times the vector.
 
@@ -34,7 +34,7 @@ def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, wi
 
 
 # Numba drops a branch on what an argument lacks, not one on what a tuple lacks: hence two functions.
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def score_heads(
     s, at, a, q, query, k, key, ek, of_edge, vector, head, kv_head, heads, group, width, kind, slope, scale
 ):
@@ -46,7 +46,7 @@ def score_heads(
         dot_heads(s, at, scale, vector, 0, a, 0, None, 0, head, heads, 1, width)
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def score_edge(s, at, a, call, b, i, j, edge, head, kv_head):
     """Score all heads of one edge of a batch element into s[at:], with its bias; a is scratch for additive scores."""
     _, targets, sources, heads, kv_heads, width, _, _ = call.shape
@@ -59,7 +59,7 @@ def score_edge(s, at, a, call, b, i, j, edge, head, kv_head):
     add_heads(s, at, bias, (b * bias_stride + edge) * heads, heads)
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head, heads, group, width):
     """Add an edge's slopes g[at:] times the derivatives of its scores by the query to acc."""
     if vector is None:
@@ -68,7 +68,7 @@ def add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head
         axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
 
 
-@njit(**OPTIONS, forceinline=True)
+@njit(**INNER, forceinline=True)
 def add_slope_by_key(acc, of_acc, g, at, q, query, vector, u, head, kv_head, heads, group, width):
     """Add an edge's slopes g[at:] times the derivatives of its scores by the key to acc[of_acc:], unless it is None."""
     if vector is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import OPTIONS
+from .....compiled.jit.llvm import INNER, OPTIONS
 from .block import (
     PANEL,
     ROWS,
@@ -33,7 +33,7 @@ ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BITS, BOX_1, BOX_2 = range(7)
 NEVER = 2**30
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def aligned(n, like):
     """New array of n numbers that begins with a cache line."""
     x = np.empty(n + 64 // like.itemsize, like.dtype)
@@ -41,7 +41,7 @@ def aligned(n, like):
     return x[start : start + n]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def steps_of(n):
     """Offsets of n rows of scores."""
     return np.arange(n) * PANEL
@@ -60,7 +60,7 @@ def write_bits(panels, first, count, bits):
                         bits[column] |= np.int64(1) << m
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def read_spans(panel, spans, lo, hi, lanes):
     """Set the columns of a panel's groups; return how many groups there are."""
     begin, n = panel[ROW], panel[ROW_COUNT]
@@ -78,7 +78,7 @@ def read_spans(panel, spans, lo, hi, lanes):
     return groups
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def set_offsets(to, begin, end, index, part, strides, b, h):
     """Set to[i] to where head h of row index[part[0] + i] begins; rows beyond the part's count repeat its last."""
     first, count = part
@@ -89,7 +89,7 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
         to[i] = to[count - 1]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def clear(is_there, grad, fresh, chunk, strides, b, h, width):
     """Set head h to zero in the rows to which no earlier chunk has added."""
     if is_there:
@@ -98,7 +98,7 @@ def clear(is_there, grad, fresh, chunk, strides, b, h, width):
             grad[at : at + width] = 0
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def transpose_rows(to, x, rows, groups, width, factor, lanes):
     """Set to[d, m] = factor * x[m, d]."""
     for j in range(groups):
@@ -106,7 +106,7 @@ def transpose_rows(to, x, rows, groups, width, factor, lanes):
             transpose_square(to, d * PANEL + j * lanes, x, rows, j * lanes, d, factor)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def multiply_columns(s, steps, x, rows, transposed, width, groups, lo, hi, lanes, hides, top, bits):
     """Set s[c, m] = sum over d of x[c, d] * transposed[d, m], in the columns of each group.
 
@@ -134,7 +134,7 @@ def multiply_columns(s, steps, x, rows, transposed, width, groups, lo, hi, lanes
                     set_one(s, steps, c, lane, ROWS, top, bits, x, rows, 0, 1, transposed, steps, lane, 0, width)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes):
     """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]."""
     for m in range(0, n, ROWS):
@@ -149,7 +149,7 @@ def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes
             scale_one(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def add_columns(grad, rows, count, s, steps, x, x_rows, n, width, groups, lo, hi, lanes):
     """Add sum over m of s[c, m] * x[m, d] to grad[c, d]."""
     first, last = 0, 0
@@ -169,7 +169,7 @@ def add_columns(grad, rows, count, s, steps, x, x_rows, n, width, groups, lo, hi
             add_one(grad, rows, c, d, count - c, s, steps, s, steps, 0, 1, x, x_rows, d, begin, end)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def invert(x, n):
     """Set x to 1 / x, or 0 where it is 0."""
     one = x.dtype.type(1)
@@ -177,7 +177,7 @@ def invert(x, n):
         x[m] = one / x[m] if x[m] != 0 else one * 0
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_lse):
     """Forward pass: task (b * H + h) * P + p is panel p of head h in batch b."""
     panels, rows, columns, spans, bits, widest = plan
@@ -218,7 +218,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         multiply_rows(out, out_rows, n, total, scores, ones, value, value_rows, value_width, spans[:, first:], lanes)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh, grad_lse, has_lse, grads, has_grads):
     """Backward pass: task (b * H_kv + h) * K + k is chunk k of key head h in batch b, for all its query heads."""
     panels, rows, columns, spans, bits, widest = plan

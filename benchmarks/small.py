@@ -1,0 +1,223 @@
+"""Whole steps on small graphs, PyG's layers against the same ones accelerated, and what an edge costs by degree.
+
+    make bench
+
+Writes results/small.json, results/small.md and results/small.png. Cora is read from $GRAPHATTN_DATASETS, or downloaded
+by PyG's loader.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+from collections.abc import Callable
+
+import matplotlib
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from harness import RESULTS, Line, in_ms, race, ratio, versions, write
+from systems import random_edges, with_backward, without_gradients
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GATConv, TransformerConv
+
+import graphattn
+from graphattn import Edges, attention
+from graphattn.datasets import load_graph
+from graphattn.sampling import NeighborLoader
+
+Step = Callable[[], object]
+Model = torch.nn.Module
+WIDTH, HEADS, EDGE_DIM = 64, 4, 16
+DEGREES = (1, 2, 3, 4, 8, 16, 64)
+
+
+class GAT(Model):
+    """The network of Velickovic et al., 2018, for Cora: 8 heads of 8, then one head per class, dropout of 0.6."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first = GATConv(features, 8, heads=8, dropout=0.6)
+        self.second = GATConv(64, classes, heads=1, concat=False, dropout=0.6)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Scores of the classes."""
+        x = F.elu(self.first(F.dropout(x, 0.6, self.training), edge_index))
+        return self.second(F.dropout(x, 0.6, self.training), edge_index)
+
+
+class Network(Model):
+    """Layers of TransformerConv, 4 heads of 16, with edge features or without."""
+
+    def __init__(self, layers: int, edge_dim: int | None = None) -> None:
+        super().__init__()
+        options = dict(heads=HEADS, edge_dim=edge_dim)
+        self.layers = torch.nn.ModuleList(TransformerConv(WIDTH, WIDTH // HEADS, **options) for _ in range(layers))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+        """Features of the nodes."""
+        for layer in self.layers:
+            x = torch.relu(layer(x, edge_index, edge_attr))
+        return x
+
+
+def train(model: Model, loss: Callable[[Model], Tensor]) -> Step:
+    """One step of training with Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.005, weight_decay=5e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+
+    return step
+
+
+def cora() -> tuple[Model, Callable[[Model], Step]]:
+    """The paper's network on Cora."""
+    data = load_graph("Cora")[0]
+    y, seeds = data.y[data.train_mask], data.train_mask
+
+    def loss(model: Model) -> Tensor:
+        return F.cross_entropy(model(data.x, data.edge_index)[seeds], y)
+
+    return GAT(data.num_features, int(data.y.max()) + 1), lambda model: train(model, loss)
+
+
+def molecule(atoms: int) -> Data:
+    """A chain with a few rings closed, as molecules are: nearly as many bonds as atoms, in both directions."""
+    bonds = torch.arange(atoms - 1)
+    one_way = torch.stack([bonds, bonds + 1])
+    edge_index = torch.cat([one_way, one_way.flip(0)], dim=1)
+    edges = edge_index.size(1)
+    return Data(x=torch.randn(atoms, WIDTH), edge_index=edge_index, edge_attr=torch.randn(edges, EDGE_DIM))
+
+
+def molecules() -> tuple[Model, Callable[[Model], Step]]:
+    """256 molecules of 10 to 40 atoms in a batch."""
+    batch = Batch.from_data_list([molecule(int(atoms)) for atoms in torch.randint(10, 41, (256,))])
+
+    def loss(model: Model) -> Tensor:
+        # As from a DataLoader, the edges are a tensor that no earlier step has seen.
+        return model(batch.x, batch.edge_index.clone(), batch.edge_attr).square().mean()
+
+    return Network(3, EDGE_DIM), lambda model: train(model, loss)
+
+
+def sampled() -> tuple[Model, Callable[[Model], Step]]:
+    """Neighborhoods of 1,024 seeds, 10 neighbors of each in two hops; sampling is included."""
+    nodes = 100_000
+    data = Data(x=torch.randn(nodes, WIDTH), edge_index=random_edges(nodes, 2_000_000), num_nodes=nodes)
+    loader = NeighborLoader(data, [10, 10], batch_size=1024, shuffle=True)
+
+    def steps(model: Model) -> Step:
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+        def loss(model: Model) -> Tensor:
+            batch = next(batches)
+            return model(batch.x, batch.edge_index)[: batch.batch_size].square().mean()
+
+        return train(model, loss)
+
+    return Network(2), steps
+
+
+def one_graph() -> tuple[Model, Callable[[Model], Step]]:
+    """One graph of 30 nodes, without gradients."""
+    graph = molecule(30)
+
+    def steps(model: Model) -> Step:
+        model.eval()
+
+        @torch.inference_mode()
+        def answer() -> Tensor:
+            return model(graph.x, graph.edge_index, graph.edge_attr)
+
+        return answer
+
+    return Network(3, EDGE_DIM), steps
+
+
+# What is timed, how, the least speedup and the intended one.
+CASES = {
+    "Cora, the paper's 2-layer GAT, one epoch": (cora, 2.5, 4),
+    "256 molecules of 10 to 40 atoms, 3 layers of TransformerConv with edge features, one step": (molecules, 4, 8),
+    "NeighborLoader, 1,024 seeds, [10, 10], 2 layers of TransformerConv, one step": (sampled, 3, 5),
+    "one graph of 30 nodes, 3 layers of TransformerConv with edge features, inference": (one_graph, 2, 3),
+}
+
+
+def speed(work: str, make: Callable, at_least: float, aim: float) -> Line:
+    """PyG's step and ours, in turns."""
+    torch.manual_seed(0)
+    model, steps = make()
+    ours = copy.deepcopy(model)
+    graphattn.accelerate(ours)
+    taken = race({"PyG": steps(model), "graphattn": steps(ours)}, 10)
+    detail = f"PyG {in_ms(taken['PyG'])}, graphattn {in_ms(taken['graphattn'])}"
+    return Line(work, "PyG", "x", at_least, aim, ratio(taken, "PyG", "graphattn"), detail)
+
+
+def per_edge(degree: int, has_edge_tensors: bool, edges: int = 400_000) -> dict[str, float]:
+    """Nanoseconds per edge, forward and backward, at a constant number of edges, 4 heads of 16."""
+    nodes = edges // degree
+    target = torch.arange(nodes).repeat_interleave(degree)
+    # Sources are nearby, so that bandwidth isn't what is measured.
+    source = (target + torch.randint(-50, 51, (edges,))).clamp(0, nodes - 1)
+    pattern = Edges(torch.stack([source, target]), nodes)
+    rows = [torch.randn(nodes, HEADS, WIDTH // HEADS, requires_grad=True) for _ in range(3)]
+    of_edges = [torch.randn(edges, HEADS, WIDTH // HEADS, requires_grad=True) for _ in range(2 * has_edge_tensors)]
+    options = dict(zip(("edge_key", "edge_value"), of_edges, strict=False))
+    call = lambda: attention(*rows, pattern, backend="numba", **options)
+    taken = race({"forward": without_gradients(call), "both": with_backward(call, [*rows, *of_edges])}, 3)
+    forward = statistics.median(taken["forward"])
+    backward = statistics.median(b - a for a, b in zip(taken["forward"], taken["both"], strict=True))
+    return {"forward": forward / edges * 1e9, "backward": backward / edges * 1e9}
+
+
+def sweep() -> tuple[list[Line], dict[str, list[float]]]:
+    """What an edge costs over degrees."""
+    found: dict[str, list[float]] = {}
+    for has_edge_tensors in (False, True):
+        suffix = ", edge tensors" if has_edge_tensors else ""
+        for degree in DEGREES:
+            for what, number in per_edge(degree, has_edge_tensors).items():
+                found.setdefault(what + suffix, []).append(number)
+    lines = []
+    for what, numbers in found.items():
+        low, high = numbers[DEGREES.index(2)], numbers[DEGREES.index(16)]
+        detail = ", ".join(f"{degree}: {number:.0f} ns" for degree, number in zip(DEGREES, numbers, strict=True))
+        work = f"400k edges, H4 D16, time per edge, {what}: degree 2"
+        lines.append(Line(work, "degree 16", "x", 1.6, None, low / high, detail, more_is_better=False))
+    return lines, found
+
+
+def picture(found: dict[str, list[float]]) -> None:
+    """Nanoseconds per edge over the degree, a line per pass."""
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for what, numbers in found.items():
+        style = "--" if "edge tensors" in what else "-"
+        color = "tab:blue" if what.startswith("forward") else "tab:red"
+        axes.plot(DEGREES, numbers, style, marker="o", color=color, label=what)
+    axes.set(xscale="log", xlabel="edges per target", ylabel="ns per edge", ylim=(0, None))
+    axes.set_xticks(DEGREES, [str(degree) for degree in DEGREES], minor=False)
+    axes.minorticks_off()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(RESULTS / "small.png", dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure all cases."""
+    matplotlib.use("Agg")
+    lines = [speed(work, *case) for work, case in CASES.items()]
+    more, found = sweep()
+    print(write("small", "Small graphs, accelerated", versions(), lines + more, {"nanoseconds per edge": found}))
+    picture(found)
+
+
+if __name__ == "__main__":
+    main()
