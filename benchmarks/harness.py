@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from graphattn.compiled import settle
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,14 +26,16 @@ def race(
 ) -> dict[str, list[float]]:
     """Seconds per run of each system in each round: in each round all take their turn, one after another.
 
-    A turn begins with runs that aren't counted, until 20 ms have passed: they fill the caches, and outlast the threads
-    of the previous system, which spin for some milliseconds. (For a run of half a second neither matters.) Then runs
-    are counted until 40 ms have passed, and their mean is the round's time. At least three rounds, then as many as fit
-    into `seconds`, up to `most`. The clock may be `time.process_time`, which doesn't count while other processes have
-    the core; it adds up the time of several threads.
+    Loops are compiled for their shapes first, as in any work of more than some seconds. A turn begins with runs that
+    aren't counted, until 20 ms have passed: they fill the caches, and outlast the threads of the previous system, which
+    spin for some milliseconds. (For a run of half a second neither matters.) Then runs are counted until 40 ms have
+    passed, and their mean is the round's time. At least three rounds, then as many as fit into `seconds`, up to `most`.
+    The clock may be `time.process_time`, which doesn't count while other processes have the core; it adds up the time
+    of several threads.
     """
     taken: dict[str, list[float]] = {name: [] for name in systems}
     is_long = {name: _repeat(system, 0, clock) > 0.5 for name, system in systems.items()}
+    settle()
     begin = clock()
     for turn in range(most):
         for name, system in systems.items():

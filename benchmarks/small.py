@@ -21,7 +21,8 @@ from harness import RESULTS, Line, in_ms, race, ratio, versions, write
 from systems import random_edges, with_backward, without_gradients
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, TransformerConv
+from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.nn.dense.linear import Linear
 
 import graphattn
 from graphattn import Edges, attention
@@ -149,14 +150,34 @@ CASES = {
 }
 
 
+class Rest(torch.nn.Module):
+    """Stands for an attention layer: its projections, without what they are for."""
+
+    def __init__(self, layer: Model) -> None:
+        super().__init__()
+        self.linears = torch.nn.ModuleList(x for x in layer.children() if isinstance(x, Linear))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None) -> Tensor:
+        """The sum of the projections of nodes, with the mean of those of edges."""
+        total: Tensor | int = 0
+        for linear in self.linears:
+            is_of_edges = edge_attr is not None and linear.in_channels == edge_attr.size(-1)
+            total = total + (linear(edge_attr).mean(0) if is_of_edges else linear(x))
+        return total
+
+
 def speed(work: str, make: Callable, at_least: float, aim: float) -> Line:
-    """PyG's step and ours, in turns."""
+    """PyG's step and ours, in turns; and what remains of it without attention."""
     torch.manual_seed(0)
     model, steps = make()
-    ours = copy.deepcopy(model)
+    ours, rest = copy.deepcopy(model), copy.deepcopy(model)
     graphattn.accelerate(ours)
-    taken = race({"PyG": steps(model), "graphattn": steps(ours)}, 10)
-    detail = f"PyG {in_ms(taken['PyG'])}, graphattn {in_ms(taken['graphattn'])}"
+    for parent in list(rest.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, MessagePassing):
+                setattr(parent, name, Rest(layer))
+    taken = race({"PyG": steps(model), "graphattn": steps(ours), "without attention": steps(rest)}, 12)
+    detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
     return Line(work, "PyG", "x", at_least, aim, ratio(taken, "PyG", "graphattn"), detail)
 
 

@@ -140,7 +140,8 @@ def small_graphs() -> list[Line]:
         rate = useful(pattern, heads, channels // heads, statistics.median(taken["graphattn"]), what)
         detail = f"padded {in_ms(taken['padded'])}, graphattn {in_ms(taken['graphattn'])}, attention alone {rate}"
         peer = "to_dense_batch + MultiheadAttention"
-        lines.append(Line(work, peer, "x", 1.3, 2, ratio(taken, "padded", "graphattn"), detail))
+        wanted = (2.2, 3) if what == "forward" else (1.6, 2)
+        lines.append(Line(work, peer, "x", *wanted, ratio(taken, "padded", "graphattn"), detail))
     return lines
 
 

@@ -62,6 +62,11 @@ class Loop:
         self._spread(pool, threads, self._address, begin, end, grain, arguments)
         self._left -= time.perf_counter() - start
         if self._left < 0:
+            self.settle()
+
+    def settle(self) -> None:
+        """Compile the loop for its shape now, unless it is."""
+        if self._left < math.inf:
             self._compile(self._fixed)
 
 
@@ -114,6 +119,12 @@ def compiled_loop(
     if known not in _loops:
         _loops[known] = Loop(function, arguments, shape)
     return _loops[known]
+
+
+def settle() -> None:
+    """Compile all loops that have run for their shapes, as they will be when they have run for some seconds."""
+    for loop in list(_loops.values()):
+        loop.settle()
 
 
 # While torch.compile is tracing, the result is a constant.

@@ -31,7 +31,7 @@ def test_operators_pass_opcheck(name, dtype):
     vector = torch.randn(2, 4) if mode.score != operands.DOT_PRODUCT else None
     seed = torch.tensor([5]) if mode.dropout_p > 0 else None
     tensors = Tensors(query, key, value, vector, *(x[None] for x in of_edges), seed)
-    planned = EdgeLists(None, None, list(TaskPlan.of(pattern.csr())), list(TaskPlan.of(pattern.csc())))
+    planned = EdgeLists(None, None, list(TaskPlan.of(pattern.csr())), list(TaskPlan.of(pattern.csc(), pattern.csr())))
     # The form in which torch.compile passes edges that nobody has read yet.
     unread = EdgeLists(pattern.edge_index, None, [], [])
     operators = torch.ops.graphattn

@@ -60,8 +60,8 @@ class EdgePlan(Protocol):
     """What a kernel makes of a CSR: a named tuple of tensors that begins with the CSR's own three."""
 
     @classmethod
-    def of(cls, csr: CSR) -> Self:
-        """Plan the edges of a CSR."""
+    def of(cls, csr: CSR, transposed: CSR | None = None) -> Self:
+        """Plan the edges of a CSR; given with the pattern's rows, those of its columns."""
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
@@ -277,7 +277,8 @@ def read_plan(edges: EdgeLists, side: str, tensors: Tensors, name: str, plan: ty
 
 
 def _kept(pattern: Pattern, side: str, name: str, plan: type[AnyPlan]) -> AnyPlan:
-    return pattern.keep(f"{name} {side}", lambda: plan.of(pattern.csr() if side == "rows" else pattern.csc()))
+    build = lambda: plan.of(pattern.csr()) if side == "rows" else plan.of(pattern.csc(), pattern.csr())
+    return pattern.keep(f"{name} {side}", build)
 
 
 def tensors_of(csr: CSR) -> tuple[Tensor, Tensor, Tensor]:

@@ -242,21 +242,22 @@ class Outputs(NamedTuple):
 # Where a call could have an array but this one hasn't, the backward loops take an empty one rather than None: whatever
 # differs in type is compiled apart.
 class Slopes(NamedTuple):
-    """What both backward loops read.
+    """What both backward loops read, and what the first one leaves for the second.
 
     Attributes:
         out: gradient by the output.
         weights: gradient by the returned weights, or empty.
-        stats: [B, T, 4, H], statistics of rows that the first loop leaves for the second, see `target_gradient_tasks`.
+        edges: [B, E, 2, H], of each edge, in the order of rows, its weights, after dropout, and its gradients by the
+            scores; empty if there is no second loop.
     """
 
     out: Any
     weights: Any
-    stats: Any
+    edges: Any
 
 
 class RowSums(NamedTuple):
-    """What the first backward loop makes statistics of.
+    """What the first backward loop reads of rows.
 
     Attributes:
         sums: what the forward pass kept.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -78,12 +79,14 @@ class Graph:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
         """Attend: [T, H, C], in the dtype of PyG's own result."""
-        tensors = (query, key, value)
-        dtype = functools.reduce(torch.promote_types, (x.dtype for x in (*tensors, *score.tensors().values())))
+        tensors = (query, key, value, *score.tensors().values())
+        dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors})
         options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
-        query, key, value = (x.to(dtype) for x in tensors)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         options |= dict(score=score.to(dtype), return_weights=self.return_weights)
-        with torch.autocast(query.device.type, enabled=False):
+        device = query.device.type
+        is_autocast = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
             result = attention(query, key, value, self.pattern, **options)
         if not self.return_weights:
             return result

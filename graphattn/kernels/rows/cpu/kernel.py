@@ -93,16 +93,26 @@ class _Lists(NamedTuple):
     perm: Tensor
     tasks: Tensor
     cut: Tensor
+    places: Tensor
 
 
 class TaskPlan(_Lists):
-    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`."""
+    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`.
+
+    `places` of a plan of columns says where each of its edges lies in the rows, unless perm does: it is empty where
+    rows are in the caller's order.
+    """
 
     @classmethod
-    def of(cls, csr: CSR) -> TaskPlan:
+    def of(cls, csr: CSR, transposed: CSR | None = None) -> TaskPlan:
         """Cut the rows of a CSR into tasks."""
         tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
-        return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut))
+        places = csr.index.new_empty(0)
+        if transposed is not None and transposed.perm is not None:
+            places = torch.empty_like(transposed.perm)
+            places[transposed.perm.to(torch.int64)] = torch.arange(len(places), dtype=places.dtype)
+            places = places if csr.perm is None else places[csr.perm.to(torch.int64)]
+        return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut), places)
 
     @cached_property
     def arrays(self) -> tuple[SortedEdges, np.ndarray]:
@@ -140,7 +150,8 @@ def _arrays_of(kind: Any, *tensors: Tensor | None) -> Any:
 def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
     """What the types of a loop's operands follow from."""
     optional = (tensors.vector, tensors.edge_bias, tensors.edge_key, tensors.edge_value)
-    return tensors.query.dtype, plan.index.dtype, *(None if x is None else x.dtype for x in optional)
+    lists = (plan.index, plan.perm, plan.places)
+    return tensors.query.dtype, *(x.dtype for x in lists), *(None if x is None else x.dtype for x in optional)
 
 
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
@@ -215,7 +226,6 @@ def backward(operands: Backward) -> list[Tensor | None]:
     tensors = operands.tensors.contiguous()
     query, sums, more = tensors.query, operands.sums.contiguous(), None
     is_softmax = mode.normalizer == SOFTMAX
-    stats = scratch(query, 4 * query.shape[:3].numel() if is_softmax else 0)
     if is_softmax:
         more = None if operands.grad_lse is None else -operands.grad_lse.contiguous()
         # Only the sums of cut rows can't be had on the way.
@@ -229,13 +239,12 @@ def backward(operands: Backward) -> list[Tensor | None]:
     of_weights, of_out, of_more = (
         scratch(query, 0) if x is None else _flat(x.contiguous()) for x in (operands.grad_weights, out, more)
     )
-    slopes = Slopes(_flat(operands.grad_out.contiguous()), of_weights, stats)
+    call, has_columns = _loops(tensors, plan, mode), needs.key or needs.value
+    of_edges = scratch(query, 2 * call.shape.batches * call.shape.edges * call.shape.heads if has_columns else 0)
+    slopes = Slopes(_flat(operands.grad_out.contiguous()), of_weights, of_edges)
     rows = RowSums(_flat(sums), of_out, of_more)
-    call, found = _loops(tensors, plan, mode), dict[str, Tensor]()
-    # With softmax, this pass also sets the statistics that the next one needs.
-    if is_softmax or needs.query or needs.vector or any(needs.of_edges().values()):
-        found |= _target_gradients(tensors, plan, call, slopes, rows, needs)
-    if needs.key or needs.value:
+    found = _target_gradients(tensors, plan, call, slopes, rows, needs)
+    if has_columns:
         found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), call, slopes)
     return gradients(found, tensors, needs)
 
@@ -280,7 +289,8 @@ def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slo
     sizes, tasks = (kv_heads * width, kv_heads * value_width), plan.arrays[1]
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
     results = SourceGradients(*map(_flat, found), *(scratch(query, batches * slots * size) for size in sizes))
-    arguments = (tasks, slots, call, slopes, results)
+    places = plan.places if plan.places.numel() else plan.perm
+    arguments = (tasks, slots, places.numpy(), call, slopes, results)
     loop = compiled_loop(compiled.source_gradient_tasks, _types(tensors, plan), *arguments, shape=call.shape)
     run_tasks(loop, batches * len(tasks), *arguments)
     if slots:

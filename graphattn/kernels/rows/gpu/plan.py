@@ -137,8 +137,8 @@ class ItemPlan(NamedTuple):
     cut: Tensor
 
     @classmethod
-    def of(cls, csr: CSR) -> ItemPlan:
-        """Cut the rows of a CSR into items."""
+    def of(cls, csr: CSR, transposed: CSR | None = None) -> ItemPlan:
+        """Cut the rows of a CSR into items, whatever the rows of the transposed one."""
         return cls(*tensors_of(csr), _occurrences(csr), *_items(csr))
 
     def slots(self) -> int:

@@ -1,7 +1,8 @@
 """The gradients of attention over compressed rows in loops that Numba compiles: see `forward`.
 
 Two passes, each over its own tasks: one whose rows are targets, for the query and the edge tensors, and one whose rows
-are sources, for key and value. They differ in which side is gathered; a branch on that in one loop would cost more.
+are sources, for key and value. The first one leaves what the second needs of each edge and head, two numbers: to read
+them takes less time than to compute two products again, and no more bytes than the statistics of a row.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from numba import njit
 
 from .....compiled.jit.llvm import INNER, OPTIONS, accumulate, exponential, prefetch, store_row, with_constants
 from ...operands import SOFTMAX
-from .columns import add_heads, clear, finish_rows, shift_rows, sum_products, write_stats
-from .dropout import SOURCES, TARGETS, drop_edges
+from .columns import add_heads, clear, finish_rows, interleave, shift_rows, sum_products, write_stats
+from .dropout import drop_edges
 from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead, size_of
 from .heads import axpy_heads, dot_heads
 from .normalizers import apply_with_gradient
@@ -23,15 +24,13 @@ from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
 
 
 @njit(**INNER)
-def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b, task, side):
+def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b, task):
     """Take a task's gradients by weights through dropout, and add those by the weights that the call returned."""
     ptr, index, perm = edge_lists
     heads, edges, (seed, threshold, keep_scale) = shape.heads, shape.edges, dropout
     begin, end, first, stop, _ = task
     if threshold > 0:
-        drop_edges(
-            g, factors, b, begin, end, first, stop, ptr, index, side, seed, threshold, keep_scale, heads
-        )
+        drop_edges(g, factors, b, begin, end, first, stop, ptr, index, seed, threshold, keep_scale, heads)
     if grad_weights.size:
         for e in range(first, stop):
             add_heads(g, (e - first) * heads, grad_weights, (b * edges + edge_at(perm, e)) * heads, heads)
@@ -42,50 +41,47 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
-    tensors. Softmax also sets `stats`, four numbers a row and head, of which the last is room that keeps rows of them
-    in as few cache lines as can be: the shift of its scores, the inverse of the sum of their exponentials, and delta,
-    the sum of weights times their gradients, plus `more`. It is the sum of the very weights that are used here, so that
-    what cancels does so to the last bit. A cut row has no such sum in one place, but it is grad_out * out, before
-    dropout's scale, and `more`.
+    tensors. Of a row, softmax needs `stats`, three numbers per head: the shift of its scores, the inverse of the sum of
+    their exponentials, and delta, the sum of weights times their gradients, plus `more`. It is the sum of the very
+    weights that are used here, so that what cancels does so to the last bit. A cut row has no such sum in one place,
+    but it is grad_out * out, before dropout's scale, and `more`.
     """
     call = with_constants(call)
     ptr, index, perm = call.edges
-    batches, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
+    batches, targets, sources, heads, kv_heads, width, value_width, edges = call.shape
     q, k, v, vector = call.rows
     _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
     _, threshold, keep_scale = call.dropout
-    grad_out, grad_weights, stats = slopes
+    grad_out, grad_weights, of_edges = slopes
     sums, out, more = rows
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
     has_vector, has_bias = size_of(part_vector) > 0, size_of(grad_bias) > 0
     has_key, has_value = size_of(grad_edge_key) > 0, size_of(grad_edge_value) > 0
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = cache_aligned(heads * width, stats), cache_aligned(heads * width, stats)
+    a, u = cache_aligned(heads * width, sums), cache_aligned(heads * width, sums)
     size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slants, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
-    total, acc = np.empty(heads, stats.dtype), cache_aligned(heads * width, stats)
+    scratch, slants, factors = np.empty(size, sums.dtype), np.empty(size, sums.dtype), np.empty(size, sums.dtype)
+    stats, acc = np.empty(3 * (TASK_EDGES + 1) * heads, sums.dtype), cache_aligned(heads * width, sums)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, key_row + value_row)
     for t in range(begin, end):
         b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
-        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        first, stop, slot, begin_row = tasks[task, 2], tasks[task, 3], tasks[task, 4], tasks[task, 0]
         s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
         for i in range(tasks[task, 0], tasks[task, 1]):
             row = (b * targets + i) * heads
+            of_row = 3 * (i - begin_row) * heads
             if normalizer == SOFTMAX:
-                # Pieces of a cut row write the same numbers.
-                write_stats(stats, 4 * row, sums, 2 * row, heads)
+                write_stats(stats, of_row, sums, 2 * row, heads)
                 if slot >= 0:
                     dot_heads(
-                        total, 0, keep_scale, grad_out, row * value_width, out, row * value_width, None, 0, head,
-                        heads, 1, value_width
+                        stats, of_row + 2 * heads, keep_scale, grad_out, row * value_width, out, row * value_width,
+                        None, 0, head, heads, 1, value_width
                     )
                     if more.size:
-                        add_heads(total, 0, more, row, heads)
-                    for h in range(heads):
-                        stats[4 * row + 2 * heads + h] = total[h]
+                        add_heads(stats, of_row + 2 * heads, more, row, heads)
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 ask_for_key(call, b, min(e + ahead, last))
                 ask_for_value(call, b, min(e + ahead, last))
@@ -98,19 +94,19 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                 )
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-                shift_rows(s, (low - first) * heads, stats, 4 * row, 0, None, 0, high - low, heads)
-        finish_weight_slopes(g, factors, call.edges, call.shape, call.dropout, grad_weights, b, tasks[task], TARGETS)
+                shift_rows(s, (low - first) * heads, stats, of_row, high - low, heads)
+        finish_weight_slopes(g, factors, call.edges, call.shape, call.dropout, grad_weights, b, tasks[task])
         if normalizer == SOFTMAX:
             exponential(s)
             for i in range(tasks[task, 0], tasks[task, 1]):
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 row, at = (b * targets + i) * heads, (low - first) * heads
-                factor = 4 * row + heads
+                factor = 3 * (i - begin_row) * heads + heads
                 if slot < 0:
                     sum_products(s, g, at, stats, factor, stats, factor + heads, high - low, heads)
                     if more.size:
                         add_heads(stats, factor + heads, more, row, heads)
-                finish_rows(s, g, at, stats, factor, 0, None, 0, high - low, heads)
+                finish_rows(s, g, at, stats, factor, high - low, heads)
         else:
             apply_with_gradient(s, g, normalizer)
         if threshold > 0:
@@ -123,6 +119,8 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
         if vector is None:
             for d in range(g.size):
                 g[d] *= scale
+        if of_edges.size:
+            interleave(of_edges, 2 * (b * edges + first) * heads, s, g, stop - first, heads)
         for i in range(tasks[task, 0], tasks[task, 1]):
             for d in range(acc.size):
                 acc[d] = 0
@@ -158,85 +156,56 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
 
 
 @njit(**INNER)
-def source_gradient_tasks(begin, end, tasks, slots, call, slopes, results):
-    """Gradients of key and value; rows are sources."""
+def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, results):
+    """Gradients of key and value; rows are sources, and `places` says where their edges lie in rows of targets."""
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
-    q, k, v, vector = call.rows
-    _, _, ek, ek_stride, ev, ev_stride = call.of_edges
-    kind, normalizer, scale, slope, _ = call.mode
-    threshold = call.dropout.threshold
-    grad_out, grad_weights, stats = slopes
+    _, targets, sources, heads, kv_heads, width, value_width, edges = call.shape
+    q, k, _, vector = call.rows
+    _, _, ek, ek_stride, _, _ = call.of_edges
+    kind, _, scale, slope, _ = call.mode
+    grad_out, _, of_edges = slopes
     grad_key, grad_value, part_key, part_value = results
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
-    a, u = cache_aligned(heads * width, stats), cache_aligned(heads * width, stats)
-    size = 2 * (TASK_EDGES + 1) * heads
-    scratch, slants, factors = np.empty(size, stats.dtype), np.empty(size, stats.dtype), np.empty(size, stats.dtype)
+    u = cache_aligned(heads * width, of_edges)
     key_row, value_row = kv_heads * width, kv_heads * value_width
-    key_acc, value_acc = cache_aligned(key_row, stats), cache_aligned(value_row, stats)
+    key_acc, value_acc = cache_aligned(key_row, of_edges), cache_aligned(value_row, of_edges)
     query_row, out_row = heads * width, heads * value_width
     ahead = edges_ahead(q, query_row + out_row)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
-        s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
-        for j in range(tasks[task, 0], tasks[task, 1]):
-            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
-                soon = b * targets + np.int64(index[min(e + ahead, last)])
-                prefetch(q, soon * query_row, query_row)
-                prefetch(grad_out, soon * out_row, out_row)
-                if perm.size:
-                    later = np.int64(perm[min(e + ahead, last)])
-                    prefetch(ek, (b * ek_stride + later) * key_row, key_row)
-                    prefetch(ev, (b * ev_stride + later) * value_row, value_row)
-                if normalizer == SOFTMAX:
-                    prefetch(stats, soon * 4 * heads, 3 * heads)
-                edge = edge_at(perm, e)
-                i = np.int64(index[e])
-                row, at = (b * targets + i) * heads, (e - first) * heads
-                score_edge(s, at, a, call, b, i, j, edge, head, kv_head)
-                dot_heads(
-                    g, at, one, grad_out, row * value_width, v, (b * sources + j) * value_row, ev,
-                    (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
-                )
-        finish_weight_slopes(g, factors, call.edges, call.shape, call.dropout, grad_weights, b, tasks[task], SOURCES)
-        if normalizer == SOFTMAX:
-            row, stride = b * targets * 4 * heads, 4 * heads
-            shift_rows(s, 0, stats, row, stride, index, first, stop - first, heads)
-            exponential(s)
-            finish_rows(s, g, 0, stats, row + heads, stride, index, first, stop - first, heads)
-        else:
-            apply_with_gradient(s, g, normalizer)
-        if threshold > 0:
-            for d in range(s.size):
-                s[d] *= factors[d]
-        if vector is None:
-            for d in range(g.size):
-                g[d] *= scale
         for j in range(tasks[task, 0], tasks[task, 1]):
             for d in range(key_acc.size):
                 key_acc[d] = 0
             for d in range(value_acc.size):
                 value_acc[d] = 0
-            key = (b * sources + j) * kv_heads * width
+            key = (b * sources + j) * key_row
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
-                row = (b * targets + np.int64(index[e])) * heads
-                edge = edge_at(perm, e)
-                of_edge = (b * ek_stride + edge) * kv_heads * width
-                at = (e - first) * heads
+                soon = min(e + ahead, last)
+                target = b * targets + np.int64(index[soon])
+                prefetch(q, target * query_row, query_row)
+                prefetch(grad_out, target * out_row, out_row)
+                if places.size:
+                    prefetch(of_edges, (b * edges + edge_at(places, soon)) * 2 * heads, 2 * heads)
+                if vector is not None:
+                    prefetch(ek, (b * ek_stride + edge_at(perm, soon)) * key_row, key_row)
+                row, at = b * targets + np.int64(index[e]), (b * edges + edge_at(places, e)) * 2 * heads
+                of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
                 activate(
-                    None, u, q, row * width, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    None, u, q, row * query_row, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
                 )
-                add_slope_by_key(key_acc, 0, g, at, q, row * width, vector, u, head, kv_head, heads, group, width)
+                add_slope_by_key(
+                    key_acc, 0, of_edges, at + heads, q, row * query_row, vector, u, head, kv_head, heads, group, width
+                )
                 axpy_heads(
-                    value_acc, 0, kv_head, s, at, grad_out, row * value_width, None, 0, head,
+                    value_acc, 0, kv_head, of_edges, at, grad_out, row * out_row, None, 0, head,
                     heads, group, value_width
                 )
             if slot < 0:
-                store_row(grad_key, (b * sources + j) * key_row, one, key_acc, 0, key_row)
+                store_row(grad_key, key, one, key_acc, 0, key_row)
                 store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
             else:
                 store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)

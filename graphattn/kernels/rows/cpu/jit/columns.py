@@ -246,67 +246,88 @@ def sum_products(typingctx, s, g, at, factor, of_factor, total, of_total, edges,
     return signature, codegen
 
 
-def _over_rows(
-    context: Any, builder: Any, index: types.Type, of_index: Any, first: Any, edges: Any, heads: Any, body: Any
-) -> None:
-    """Run body(head, lanes, place, row) over edges and heads; `row` is index[first + e], or zero without an index."""
-    rows = None if index == types.none else pointer_at(context, builder, index, of_index, first)
+def _over_edges(builder: Any, edges: Any, heads: Any, begin: Any, body: Any) -> None:
+    """Run body(place, lanes, *begin(head, lanes)) over edges and heads, where `begin` is the same for all edges."""
 
     def chunk(head, lanes):
+        known = begin(head, lanes)
         with loop(builder, integer(0), edges, 1) as (e, _):
-            row = integer(0) if rows is None else builder.sext(builder.load(rows(e)), ir.IntType(64))
-            body(head, lanes, builder.add(builder.mul(e, heads), head), row)
+            body(builder.add(builder.mul(e, heads), head), lanes, *known)
 
     lanes_loop(builder, heads, chunk, (16, 8, 4, 1))
 
 
 @intrinsic
-def shift_rows(typingctx, s, at, stats, of_stats, stride, index, first, edges, heads):
-    """Subtract stats[of_stats + index[first + e] * stride + h] from s[at + e * heads + h]; see `_over_rows`."""
+def interleave(typingctx, to, at, s, g, edges, heads):
+    """Write two numbers per edge and head to to[at:], of each edge those of s for all heads, then those of g."""
     i64 = types.int64
-    signature = types.void(s, i64, stats, i64, i64, index, i64, i64, i64)
+    signature = types.void(to, i64, s, g, i64, i64)
 
     def codegen(context, builder, sig, args):
-        to = pointer_at(context, builder, s, args[0], args[1])
-        of = pointer_at(context, builder, stats, args[2], args[3])
+        place = pointer_at(context, builder, to, args[0], args[1])
+        given = [(x, pointer_at(context, builder, x, args[i], integer(0))) for i, x in ((2, s), (3, g))]
+        edges, heads = args[4:]
 
-        def body(head, lanes, place, row):
-            shift = of(builder.add(builder.mul(row, args[4]), head))
-            x, y = load_lanes(builder, s.dtype, to(place), lanes), load_lanes(builder, stats.dtype, shift, lanes)
-            store_lanes(builder, s.dtype, to(place), subtract(builder, x, y))
+        def body(at, lanes, head):
+            # An edge's numbers lie at twice the distance.
+            begin = builder.sub(builder.add(at, at), head)
+            for (x, of), to_x in zip(given, (begin, builder.add(begin, heads)), strict=True):
+                store_lanes(builder, to.dtype, place(to_x), load_lanes(builder, x.dtype, of(at), lanes))
 
-        _over_rows(context, builder, index, args[5], args[6], args[7], args[8], body)
+        _over_edges(builder, edges, heads, lambda head, lanes: [head], body)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def finish_rows(typingctx, s, g, at, stats, of_stats, stride, index, first, edges, heads):
-    """Multiply exponentials s by their row's factor, and turn gradients g by weights into those by scores.
+def shift_rows(typingctx, s, at, stats, of_stats, edges, heads):
+    """Subtract stats[of_stats + h] from s[at + e * heads + h], over edges."""
+    i64 = types.int64
+    signature = types.void(s, i64, stats, i64, i64, i64)
 
-    They become s * factor and then s * (g - delta). A row's heads have their factors at the place in `stats` of which
-    `shift_rows` speaks, and their deltas behind them. g may be None.
+    def codegen(context, builder, sig, args):
+        to = pointer_at(context, builder, s, args[0], args[1])
+        of = pointer_at(context, builder, stats, args[2], args[3])
+
+        def body(place, lanes, shift):
+            x = load_lanes(builder, s.dtype, to(place), lanes)
+            store_lanes(builder, s.dtype, to(place), subtract(builder, x, shift))
+
+        shifts = lambda head, lanes: [load_lanes(builder, stats.dtype, of(head), lanes)]
+        _over_edges(builder, args[4], args[5], shifts, body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def finish_rows(typingctx, s, g, at, stats, of_stats, edges, heads):
+    """Multiply a row's exponentials s by its factor, and turn gradients g by weights into those by scores.
+
+    They become s * factor and then s * (g - delta). The heads' factors begin at stats[of_stats], and their deltas
+    follow. g may be None.
     """
     i64 = types.int64
-    signature = types.void(s, g, i64, stats, i64, i64, index, i64, i64, i64)
+    signature = types.void(s, g, i64, stats, i64, i64, i64)
 
     def codegen(context, builder, sig, args):
         of_s = pointer_at(context, builder, s, args[0], args[2])
         of_g = None if g == types.none else pointer_at(context, builder, g, args[1], args[2])
-        of, heads = pointer_at(context, builder, stats, args[3], args[4]), args[9]
+        of, heads = pointer_at(context, builder, stats, args[3], args[4]), args[6]
 
-        def body(head, lanes, place, row):
-            begin = builder.add(builder.mul(row, args[5]), head)
-            x = load_lanes(builder, s.dtype, of_s(place), lanes)
-            weight = multiply(builder, x, load_lanes(builder, stats.dtype, of(begin), lanes))
+        def begin(head, lanes):
+            places = (head,) if of_g is None else (head, builder.add(head, heads))
+            return [load_lanes(builder, stats.dtype, of(place), lanes) for place in places]
+
+        def body(place, lanes, factor, delta=None):
+            weight = multiply(builder, load_lanes(builder, s.dtype, of_s(place), lanes), factor)
             store_lanes(builder, s.dtype, of_s(place), weight)
             if of_g is not None:
-                delta = load_lanes(builder, stats.dtype, of(builder.add(begin, heads)), lanes)
                 slope = subtract(builder, load_lanes(builder, g.dtype, of_g(place), lanes), delta)
                 store_lanes(builder, g.dtype, of_g(place), multiply(builder, weight, slope))
 
-        _over_rows(context, builder, index, args[6], args[7], args[8], heads, body)
+        _over_edges(builder, args[5], heads, begin, body)
         return context.get_dummy_value()
 
     return signature, codegen

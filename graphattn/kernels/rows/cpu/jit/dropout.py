@@ -9,9 +9,6 @@ from .....compiled.jit.llvm import INNER, OPTIONS
 from .columns import drop_heads
 from .edges import count_parallel
 
-# Which side of the edges a loop has as its rows. Numba would compile apart what is called with True and with False.
-TARGETS, SOURCES = 0, 1
-
 # Arguments on a line each would hide the loops.
 # fmt: off
 
@@ -50,19 +47,15 @@ def hash_source(state, source, occurrence):
 
 
 @njit(**INNER)
-def drop_edges(g, f, b, begin, end, first, stop, ptr, index, side, seed, threshold, keep_scale, heads):
-    """Set f to dropout's factors of a task's edges, and multiply g by them; `side` says what its rows are.
+def drop_edges(g, f, b, begin, end, first, stop, ptr, index, seed, threshold, keep_scale, heads):
+    """Set f to dropout's factors of a task's edges, and multiply g by them.
 
     This is no part of the loops over edges: so much code in them would slow down those that never run it.
     """
     for row in range(begin, end):
-        state = hash_target(seed, b, row) if side == TARGETS else np.uint64(0)
+        state = hash_target(seed, b, row)
         for e in range(max(ptr[row], first), min(ptr[row + 1], stop)):
-            occurrence = count_parallel(index, ptr[row], e)
-            if side == SOURCES:
-                kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)
-            else:
-                kept = hash_source(state, index[e], occurrence)
+            kept = hash_source(state, index[e], count_parallel(index, ptr[row], e))
             drop_heads(f, (e - first) * heads, None, kept, threshold, keep_scale, heads)
     for d in range(g.size):
         g[d] = g[d] * f[d] if f[d] != 0 else 0

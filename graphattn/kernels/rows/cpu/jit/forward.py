@@ -156,14 +156,14 @@ def weight_tasks(begin, end, tasks, call, sums, weights):
             if normalizer == SOFTMAX:
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 row = 2 * (b * targets + i) * heads
-                shift_rows(s, (low - first) * heads, sums, row, 0, None, 0, high - low, heads)
+                shift_rows(s, (low - first) * heads, sums, row, high - low, heads)
         apply_normalizer(s, normalizer)
         if normalizer == SOFTMAX:
             for i in range(tasks[task, 0], tasks[task, 1]):
                 low, high = max(ptr[i], first), min(ptr[i + 1], stop)
                 for h in range(heads):
                     factor[h] = invert(sums[2 * (b * targets + i) * heads + heads + h])
-                finish_rows(s, None, (low - first) * heads, factor, 0, 0, None, 0, high - low, heads)
+                finish_rows(s, None, (low - first) * heads, factor, 0, high - low, heads)
         for e in range(first, stop):
             edge = edge_at(perm, e)
             for h in range(heads):
