@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
+CACHE_LINE = 64
 # Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
 FAST = {"contract", "reassoc", "nsz"}
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "no_cfunc_wrapper": True}
@@ -61,6 +62,15 @@ def store_lanes(builder: Any, dtype: types.Type, pointer: Any, x: Any) -> None:
         bits = builder.select(is_nan, builder.or_(bits, constant(i32, lanes, 0x400000)), rounded)
         x = builder.trunc(builder.lshr(bits, constant(i32, lanes, 16)), wide(i16, lanes))
     builder.store(x, builder.bitcast(pointer, x.type.as_pointer()), align=dtype.bitwidth // 8)
+
+
+def stream_lanes(builder: Any, dtype: types.Type, pointer: Any, x: Any) -> None:
+    """Store numbers past the caches, to whole cache lines: memory that is not read soon is not read first, either."""
+    if dtype in (types.int16, types.uint16):
+        store_lanes(builder, dtype, pointer, x)
+        return
+    stored = builder.store(x, builder.bitcast(pointer, x.type.as_pointer()), align=CACHE_LINE)
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 def pointer_at(context: Any, builder: Any, kind: types.Type, array: Any, offset: Any) -> Any:

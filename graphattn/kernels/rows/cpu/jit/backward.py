@@ -14,10 +14,10 @@ from .....compiled.jit.llvm import INNER, OPTIONS, accumulate, exponential, pref
 from ...operands import SOFTMAX
 from .columns import add_heads, clear, finish_rows, interleave, shift_rows, sum_products, write_stats
 from .dropout import drop_edges
-from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead, size_of
-from .heads import axpy_heads, dot_heads
+from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead, size_of, streams
+from .heads import axpy_heads, dot_heads, scale_heads
 from .normalizers import apply_with_gradient
-from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge
+from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge, set_slope_by_key
 
 # Arguments on a line each would hide the loops.
 # fmt: off
@@ -58,13 +58,14 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
     grad_query, part_query, part_vector, grad_bias, grad_edge_key, grad_edge_value = results
     has_vector, has_bias = size_of(part_vector) > 0, size_of(grad_bias) > 0
     has_key, has_value = size_of(grad_edge_key) > 0, size_of(grad_edge_value) > 0
+    streams_key, streams_value = streams(grad_edge_key, width), streams(grad_edge_value, value_width)
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     a, u = cache_aligned(heads * width, sums), cache_aligned(heads * width, sums)
     size = 2 * (TASK_EDGES + 1) * heads
     scratch, slants, factors = np.empty(size, sums.dtype), np.empty(size, sums.dtype), np.empty(size, sums.dtype)
     stats, acc = np.empty(3 * (TASK_EDGES + 1) * heads, sums.dtype), cache_aligned(heads * width, sums)
-    key_row, value_row = kv_heads * width, kv_heads * value_width
+    query_row, key_row, value_row = heads * width, kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(k, key_row + value_row)
     for t in range(begin, end):
         b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
@@ -122,8 +123,7 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
         if of_edges.size:
             interleave(of_edges, 2 * (b * edges + first) * heads, s, g, stop - first, heads)
         for i in range(tasks[task, 0], tasks[task, 1]):
-            for d in range(acc.size):
-                acc[d] = 0
+            clear(acc, 0, query_row)
             row = (b * targets + i) * heads
             query = row * width
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
@@ -134,15 +134,21 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                 if has_vector:
                     axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
                 add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head, heads, group, width)
-                # The batch adds to the same gradients where its edge tensors are the same.
-                if has_key:
+                # The batch adds to the same gradients where its edge tensors are the same, as do heads with one key.
+                if has_key and group == 1 and (b == 0 or ek_stride > 0):
+                    set_slope_by_key(grad_edge_key, of_edge, g, at, q, query, vector, u, heads, width, streams_key)
+                elif has_key:
                     if b == 0 or ek_stride > 0:
                         clear(grad_edge_key, of_edge, key_row)
                     add_slope_by_key(
                         grad_edge_key, of_edge, g, at, q, query, vector, u, head, kv_head, heads, group, width
                     )
-                if has_value:
-                    of_value = (b * ev_stride + edge) * value_row
+                of_value = (b * ev_stride + edge) * value_row
+                if has_value and group == 1 and (b == 0 or ev_stride > 0):
+                    scale_heads(
+                        grad_edge_value, of_value, s, at, grad_out, row * value_width, heads, value_width, streams_value
+                    )
+                elif has_value:
                     if b == 0 or ev_stride > 0:
                         clear(grad_edge_value, of_value, value_row)
                     axpy_heads(
@@ -150,9 +156,9 @@ def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows,
                         heads, group, value_width
                     )
             if slot < 0:
-                store_row(grad_query, query, one, acc, 0, acc.size)
+                store_row(grad_query, query, one, acc, 0, query_row)
             else:
-                store_row(part_query, (b * slots + slot) * acc.size, one, acc, 0, acc.size)
+                store_row(part_query, (b * slots + slot) * query_row, one, acc, 0, query_row)
 
 
 @njit(**INNER)
@@ -178,10 +184,8 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
         task = t - b * count
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
         for j in range(tasks[task, 0], tasks[task, 1]):
-            for d in range(key_acc.size):
-                key_acc[d] = 0
-            for d in range(value_acc.size):
-                value_acc[d] = 0
+            clear(key_acc, 0, key_row)
+            clear(value_acc, 0, value_row)
             key = (b * sources + j) * key_row
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 soon = min(e + ahead, last)

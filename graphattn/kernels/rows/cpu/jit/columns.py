@@ -73,13 +73,13 @@ def drop_heads(typingctx, to, at, s, state, threshold, keep_scale, heads):
 
 
 def _over_columns(context: Any, builder: Any, signature: Any, arguments: Any, body: Any) -> None:
-    """Run body(pointer to a head's result, lanes, over) over heads, for intrinsics of (s, at, result, edges, heads).
+    """Run body(pointer to a head's result, lanes, over) over heads, for intrinsics of (s, at, to, of_to, edges, heads).
 
     over(action) runs action(pointer to that head's scores) over edges.
     """
-    (s, _, result, *_), (scores, at, results, edges, heads) = signature.args, arguments
+    (s, _, result, *_), (scores, at, results, of_results, edges, heads) = signature.args, arguments[:6]
     place = pointer_at(context, builder, s, scores, at)
-    to = pointer_at(context, builder, result, results, integer(0))
+    to = pointer_at(context, builder, result, results, of_results)
 
     def chunk(head, lanes):
         def over(action):
@@ -93,12 +93,13 @@ def _over_columns(context: Any, builder: Any, signature: Any, arguments: Any, bo
 
 
 @intrinsic
-def shift_columns(typingctx, s, at, top, edges, heads):
-    """Set top[h] to the largest of the scores s[at + e * heads + h] over edges, and subtract it unless it is -inf.
+def shift_columns(typingctx, s, at, top, of_top, edges, heads, none):
+    """Subtract from the scores s[at + e * heads + h] the largest over edges, and write that to top[of_top + h].
 
-    NaN is never the largest.
+    NaN is never the largest. Where nothing is larger than -inf, nothing is subtracted, and `none` is written.
     """
-    signature = types.void(s, types.int64, top, types.int64, types.int64)
+    i64 = types.int64
+    signature = types.void(s, i64, top, i64, i64, i64, s.dtype)
 
     def codegen(context, builder, sig, args):
         align = s.dtype.bitwidth // 8
@@ -115,8 +116,9 @@ def shift_columns(typingctx, s, at, top, edges, heads):
 
             over(compare)
             largest = builder.load(found)
-            builder.store(largest, builder.bitcast(to, kind.as_pointer()), align=align)
             is_finite = builder.fcmp_ordered(">", largest, lowest)
+            written = builder.select(is_finite, largest, splat(builder, args[6], lanes))
+            builder.store(written, builder.bitcast(to, kind.as_pointer()), align=align)
             shift = builder.select(is_finite, largest, constant(float_of(s.dtype), lanes, 0.0))
             over(
                 lambda pointer: builder.store(
@@ -131,9 +133,10 @@ def shift_columns(typingctx, s, at, top, edges, heads):
 
 
 @intrinsic
-def sum_columns(typingctx, s, at, total, edges, heads):
-    """Set total[h] to the sum of s[at + e * heads + h] over edges."""
-    signature = types.void(s, types.int64, total, types.int64, types.int64)
+def sum_columns(typingctx, s, at, total, of_total, edges, heads):
+    """Set total[of_total + h] to the sum of s[at + e * heads + h] over edges."""
+    i64 = types.int64
+    signature = types.void(s, i64, total, i64, i64, i64)
 
     def codegen(context, builder, sig, args):
         align = s.dtype.bitwidth // 8
@@ -150,6 +153,29 @@ def sum_columns(typingctx, s, at, total, edges, heads):
             builder.store(builder.load(found), builder.bitcast(to, kind.as_pointer()), align=align)
 
         _over_columns(context, builder, sig, args, body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def invert_heads(typingctx, to, total, of_total, keep_scale, heads):
+    """Set to[h] to keep_scale / total[of_total + h], 0 for a total of 0: that of a row without edges."""
+    i64 = types.int64
+    signature = types.void(to, total, i64, to.dtype, i64)
+
+    def codegen(context, builder, sig, args):
+        place = pointer_at(context, builder, to, args[0], integer(0))
+        of = pointer_at(context, builder, total, args[1], args[2])
+
+        def body(head, lanes):
+            zero, one = (constant(float_of(to.dtype), lanes, number) for number in (0.0, 1.0))
+            x = load_lanes(builder, total.dtype, of(head), lanes)
+            inverse = multiply(builder, splat(builder, args[3], lanes), divide(builder, one, x))
+            is_empty = builder.fcmp_ordered("==", x, zero)
+            store_lanes(builder, to.dtype, place(head), builder.select(is_empty, zero, inverse))
+
+        lanes_loop(builder, args[4], body, (16, 8, 4, 1))
         return context.get_dummy_value()
 
     return signature, codegen

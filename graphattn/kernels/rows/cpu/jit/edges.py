@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import INNER, OPTIONS, prefetch
+from .....compiled.jit.llvm import CACHE_LINE, INNER, OPTIONS, prefetch
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
 # Rows of the next edges that are asked for ahead of their use, in bytes; measured, and flat from half to twice.
 AHEAD_BYTES = 8192
+
+# Arrays of so many bytes, as large as the caches, leave them before anything reads them.
+STREAM_BYTES = 2**24
 
 # Arguments on a line each would hide the loops.
 # fmt: off
@@ -63,10 +66,19 @@ def size_of(x):
 
 
 @njit(**INNER)
+def streams(x, width):
+    """Whether what is written to an array, in whole rows of this width, had better not go through the caches."""
+    if x is None:
+        return False
+    is_large = x.itemsize >= 4 and x.size * x.itemsize >= STREAM_BYTES
+    return is_large and width * x.itemsize % CACHE_LINE == 0 and x.ctypes.data % CACHE_LINE == 0
+
+
+@njit(**INNER)
 def cache_aligned(size, like):
     """Empty array that begins at a cache line: sums that straddle two lines are read back slowly."""
-    room = np.empty(size + 64 // like.itemsize, like.dtype)
-    skip = -room.ctypes.data % 64 // like.itemsize
+    room = np.empty(size + CACHE_LINE // like.itemsize, like.dtype)
+    skip = -room.ctypes.data % CACHE_LINE // like.itemsize
     return room[skip : skip + size]
 
 

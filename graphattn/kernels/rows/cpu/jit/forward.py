@@ -15,7 +15,7 @@ from numba import njit
 
 from .....compiled.jit.llvm import INNER, OPTIONS, store_row, with_constants
 from ...operands import SOFTMAX
-from .columns import drop_heads, finish_rows, shift_columns, shift_rows, sum_columns
+from .columns import clear, drop_heads, finish_rows, invert_heads, shift_columns, shift_rows, sum_columns
 from .dropout import hash_source, hash_target
 from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, count_parallel, edge_at, edges_ahead
 from .edges import plan_tasks as plan_tasks
@@ -45,7 +45,9 @@ def forward_tasks(begin, end, tasks, slots, call, results):
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, keep_scale - keep_scale + 1
     a = cache_aligned(heads * width, sums)
     scratch = np.empty(2 * (TASK_EDGES + 1) * heads, sums.dtype)
-    total, top = np.empty(heads, sums.dtype), np.empty(heads, sums.dtype)
+    factor, zero = np.empty(heads, sums.dtype), one - one
+    for h in range(heads):
+        factor[h] = keep_scale
     acc = cache_aligned(heads * value_width, sums)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     ahead = edges_ahead(v, max(key_row, value_row))
@@ -61,18 +63,21 @@ def forward_tasks(begin, end, tasks, slots, call, results):
                 edge = edge_at(perm, e)
                 score_edge(s, (e - first) * heads, a, call, b, i, np.int64(index[e]), edge, head, kv_head)
             if normalizer == SOFTMAX:
-                shift_columns(s, (low - first) * heads, top, high - low, heads)
-                for h in range(heads):
-                    if slot < 0:
-                        sums[2 * (b * targets + i) * heads + h] = top[h] if top[h] > -np.inf else 0
-                    else:
-                        part_top[(b * slots + slot) * heads + h] = top[h]
+                at = (low - first) * heads
+                if slot < 0:
+                    shift_columns(s, at, sums, 2 * (b * targets + i) * heads, high - low, heads, zero)
+                else:
+                    shift_columns(s, at, part_top, (b * slots + slot) * heads, high - low, heads, -np.inf * one)
         apply_normalizer(s, normalizer)
         for i in range(row_begin, row_end):
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
-            for d in range(acc.size):
-                acc[d] = 0
-            sum_columns(s, (low - first) * heads, total, high - low, heads)
+            clear(acc, 0, heads * value_width)
+            row, part = (b * targets + i) * heads, (b * slots + slot) * heads
+            if slot >= 0:
+                sum_columns(s, (low - first) * heads, part_sum, part, high - low, heads)
+            elif normalizer == SOFTMAX:
+                sum_columns(s, (low - first) * heads, sums, 2 * row + heads, high - low, heads)
+                invert_heads(factor, sums, 2 * row + heads, keep_scale, heads)
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(low, high):
                 ask_for_value(call, b, min(e + ahead, last))
@@ -86,18 +91,11 @@ def forward_tasks(begin, end, tasks, slots, call, results):
                     acc, 0, head, s, at, v, value, ev, (b * ev_stride + edge) * value_row, kv_head,
                     heads, group, value_width
                 )
-            row = (b * targets + i) * heads
+            if slot >= 0:
+                store_row(part_out, part * value_width, one, acc, 0, heads * value_width)
+                continue
             for h in range(heads):
-                if slot >= 0:
-                    part = (b * slots + slot) * heads + h
-                    part_sum[part] = total[h]
-                    store_row(part_out, part * value_width, one, acc, h * value_width, value_width)
-                    continue
-                factor = keep_scale
-                if normalizer == SOFTMAX:
-                    factor *= invert(total[h])
-                    sums[2 * row + heads + h] = total[h]
-                store_row(out, (row + h) * value_width, factor, acc, h * value_width, value_width)
+                store_row(out, (row + h) * value_width, factor[h], acc, h * value_width, value_width)
 
 
 @njit(**OPTIONS)

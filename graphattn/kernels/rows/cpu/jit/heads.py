@@ -29,6 +29,7 @@ from .....compiled.jit.llvm import (
     pointer_at,
     splat,
     store_lanes,
+    stream_lanes,
     wide,
 )
 from .activations import ACTIVATIONS
@@ -222,6 +223,44 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
             lanes_loop(builder, width, body)
 
         _grouped(builder, heads, width, group, (four, eight, flat, one))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def scale_heads(typingctx, y, of_y, s, at, x, of_x, heads, width, streams):
+    """Set y[of_y + h * width + d] to s[at + h] * x[of_x + h * width + d], for d < width; nothing where y is None.
+
+    With `streams`, which says that each head of y is a number of whole cache lines, the caches are left alone.
+    """
+    i64 = types.int64
+    signature = types.void(y, i64, s, i64, x, i64, i64, i64, types.boolean)
+    if y == types.none:
+        return nothing(types.void, signature.args)
+
+    def codegen(context, builder, sig, args):
+        to, factors, of = (
+            pointer_at(context, builder, kind, args[i], args[i + 1]) for kind, i in ((y, 0), (s, 2), (x, 4))
+        )
+        heads, width, streams = args[6:]
+
+        def write(store, sizes):
+            with loop(builder, integer(0), heads, 1) as (head, _):
+                begin, factor = builder.mul(head, width), builder.load(factors(head))
+
+                def body(d, lanes):
+                    place = builder.add(begin, d)
+                    new = load_lanes(builder, x.dtype, of(place), lanes)
+                    store(builder, y.dtype, to(place), multiply(builder, splat(builder, factor, lanes), new))
+
+                lanes_loop(builder, width, body, sizes)
+
+        with builder.if_else(streams) as (past_caches, through_caches):
+            with past_caches:
+                write(stream_lanes, (16,))
+            with through_caches:
+                write(store_lanes, (16, 8, 4, 1))
         return context.get_dummy_value()
 
     return signature, codegen

@@ -10,7 +10,7 @@ from numba import njit
 
 from .....compiled.jit.llvm import INNER
 from .columns import add_heads
-from .heads import activate_row, axpy_heads, dot_heads
+from .heads import activate_row, axpy_heads, dot_heads, scale_heads
 
 # Arguments on a line each would hide the loops.
 # fmt: off
@@ -66,6 +66,15 @@ def add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head
         axpy_heads(acc, 0, head, g, at, k, key, ek, of_edge, kv_head, heads, group, width)
     else:
         axpy_heads(acc, 0, head, g, at, u, 0, None, 0, head, heads, 1, width)
+
+
+@njit(**INNER, forceinline=True)
+def set_slope_by_key(to, of_to, g, at, q, query, vector, u, heads, width, streams):
+    """Set to[of_to:] to an edge's slopes g[at:] times the derivatives of its scores by the key, one key per head."""
+    if vector is None:
+        scale_heads(to, of_to, g, at, q, query, heads, width, streams)
+    else:
+        scale_heads(to, of_to, g, at, u, 0, heads, width, streams)
 
 
 @njit(**INNER, forceinline=True)
