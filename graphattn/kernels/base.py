@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -49,6 +50,16 @@ class Kernel(ABC):
     @abstractmethod
     def run(self, call: Call) -> Result:
         """Compute the call."""
+
+
+def join_batch(x: Tensor, dims: int) -> Tensor:
+    """Return a tensor with one batch dimension in place of its first `dims`."""
+    return x if dims == 1 else x.flatten(0, dims - 1) if dims else x.unsqueeze(0)
+
+
+def split_batch(x: Tensor, batch: Sequence[int]) -> Tensor:
+    """Return a tensor with these batch dimensions in place of its first one."""
+    return x if len(batch) == 1 else x.unflatten(0, batch) if batch else x.squeeze(0)
 
 
 def in_parts(lse: Tensor) -> Tensor:

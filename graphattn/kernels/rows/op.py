@@ -24,7 +24,7 @@ from ...offset_bias import OffsetBias
 from ...patterns import Edges, Pattern
 from ...patterns.lookup import compared_edges
 from ...scores import Additive, DotProduct, Score
-from ..base import LastDerivative, Result, needs_grad
+from ..base import LastDerivative, Result, join_batch, needs_grad, split_batch
 from ..operators import is_unobserved
 from ..operators import library as library
 from . import operands as codes
@@ -38,10 +38,8 @@ from .operands import (
     Tensors,
     Weights,
     flatten,
-    join_batch,
     pack,
     schema,
-    split_batch,
     sums_shape,
     unpack,
 )

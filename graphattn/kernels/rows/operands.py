@@ -12,20 +12,11 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 from torch import Tensor
 
 from ...csr import CSR
+from ..base import join_batch
 
 # The codes of scores and normalizers, as the compiled loops compare them.
 DOT_PRODUCT, TANH, LEAKY_RELU = range(3)
 SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
-
-
-def join_batch(x: Tensor, dims: int) -> Tensor:
-    """Return a tensor with one batch dimension in place of its first `dims`."""
-    return x if dims == 1 else x.flatten(0, dims - 1) if dims else x.unsqueeze(0)
-
-
-def split_batch(x: Tensor, batch: Sequence[int]) -> Tensor:
-    """Return a tensor with these batch dimensions in place of its first one."""
-    return x if len(batch) == 1 else x.unflatten(0, batch) if batch else x.squeeze(0)
 
 
 class Tensors(NamedTuple):

@@ -16,8 +16,8 @@ from ...call import Call
 from ...dropout import draw_seed
 from ...offset_bias import OffsetBias
 from ...scores import DotProduct
-from ..base import Kernel, LastDerivative, Result, needs_grad, share
-from .op import SLOPES
+from ..base import Kernel, LastDerivative, Result, join_batch, needs_grad, share, split_batch
+from .op import SLOPES, run
 from .panels.cpu import are_vectors, in_vectors, is_for_panels
 from .panels.plan import MOST_COLUMNS, panel_seconds, panel_sizes, write_panels
 from .plan import tile_seconds, tile_shapes, why_not_cut, write_plan
@@ -72,68 +72,65 @@ class Tiles(Kernel):
             query, key, value = (x if are_vectors(x) else in_vectors(x) for x in (query, key, value))
         else:
             plan, numbers = pattern.keep("tiles", lambda: write_plan(pattern))
-        dims = len(call.batch_shape)
-        flat = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:])
         bias = None if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
         table = call.edge_bias.table if isinstance(call.edge_bias, OffsetBias) else None
-        bias = None if bias is None else flat(bias)
         assert isinstance(call.score, DotProduct)
-        scale = call.score.factor(call.query.size(-1))
         seed = draw_seed(call.query.device) if call.dropout_p > 0 else None
-        apply: Any = _Attend.forward if torch.compiler.is_compiling() and not needs_grad(call) else _Attend.apply
-        out, weights, lse = apply(
-            flat(query),
-            flat(key),
-            flat(value),
-            bias,
-            table,
-            seed,
-            list(plan),
-            list(numbers),
-            call.normalizer.name,
-            scale,
-            call.dropout_p,
-            call.return_weights,
-            bool(call.return_lse),
-        )
-        batch = call.batch_shape
-        out = out[..., :value_width].to(dtype)
-        return Result(
-            out.view(*batch, *out.shape[1:]),
-            weights.view(*batch, *weights.shape[1:]) if call.return_weights else None,
-            lse.view(*batch, *lse.shape[1:]) if call.return_lse else None,
-        )
+        mode = (list(numbers), call.normalizer.name, call.score.factor(call.query.size(-1)), call.dropout_p)
+        inputs = (query, key, value, bias, table, seed, list(plan), *mode, call.return_weights, bool(call.return_lse))
+        out, weights, lse = (_Attend.apply if needs_grad(call) else _compute)(*inputs)
+        if out.size(-1) != value_width or out.dtype != dtype:
+            out = out[..., :value_width].to(dtype)
+        return Result(out, weights if call.return_weights else None, lse if call.return_lse else None)
+
+
+def _compute(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, weights and lse; those not requested are empty."""
+    query, key, value, bias, *rest, return_weights, return_lse = inputs
+    batch = query.shape[:-3]
+    joined = [None if x is None else join_batch(x, len(batch)) for x in (query, key, value, bias)]
+    out, weights, lse = run("tiles_forward", *joined, *rest, return_weights, return_lse)
+    weights, lse = (
+        split_batch(x, batch) if asked else x for x, asked in ((weights, return_weights), (lse, return_lse))
+    )
+    return split_batch(out, batch), weights, lse
 
 
 class _Attend(torch.autograd.Function):
-    """Output, weights and lse; those not requested are empty."""
+    """See `_compute`. Batch dimensions are joined inside: views outside would take time of their own, backward."""
 
+    # In this form, which has the context as an argument, torch doesn't bind the others to a signature at each call.
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.ops.graphattn.tiles_forward(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
         *tensors, plan, numbers, normalizer, scale, dropout_p, weights, lse = inputs
+        results = _compute(*inputs)
         ctx.mode, ctx.asked = (numbers, normalizer, scale, dropout_p), (weights, lse)
-        ctx.shape = output[0].shape
+        ctx.shape = results[0].shape
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *plan)
+        # A graph of torch.compile must know all tensors that its backward pass reads.
+        ctx.plan, saved = (None, plan) if torch.compiler.is_compiling() else (plan, [])
+        ctx.save_for_backward(*tensors, *saved)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        tensors, plan = ctx.saved_tensors[:6], list(ctx.saved_tensors[6:])
+        given, plan = ctx.saved_tensors[:6], ctx.plan or list(ctx.saved_tensors[6:])
         needs = list(ctx.needs_input_grad[:5])
         grad_out, *others = grads
-        grad_out = tensors[0].new_zeros(ctx.shape) if grad_out is None else grad_out
+        grad_out = given[0].new_zeros(ctx.shape) if grad_out is None else grad_out
         others = [grad if asked else None for grad, asked in zip(others, ctx.asked, strict=True)]
-        # Compiled code has no second derivative anyway.
-        function = _Gradients.forward if torch.compiler.is_compiling() else _Gradients.apply
-        gradients = function(grad_out, *others, *tensors, plan, *ctx.mode, needs)
-        return *(gradient if need else None for gradient, need in zip(gradients, needs, strict=True)), *[None] * 8
+        dims = given[0].dim() - 3
+        *tensors, table, seed = given
+        joined = [None if x is None else join_batch(x, dims) for x in (grad_out, *others, *tensors)]
+        inputs = (*joined, table, seed, plan, *ctx.mode, needs)
+        # What is compiled has no second derivative anyway, and a plain backward pass asks for none.
+        is_last = torch.compiler.is_compiling() or not torch.is_grad_enabled()
+        slopes = run("tiles_backward", *inputs) if is_last else _Gradients.apply(*inputs)
+        found = [x.reshape(y.shape) if need else None for x, y, need in zip(slopes, given[:5], needs, strict=True)]
+        return *found, *[None] * 8
 
 
 class _Gradients(LastDerivative):
     @staticmethod
     def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.graphattn.tiles_backward(*inputs))
+        return tuple(run("tiles_backward", *inputs))
