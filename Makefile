@@ -70,6 +70,7 @@ bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/overhead.py

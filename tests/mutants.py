@@ -68,12 +68,7 @@ MUTANTS = [
     ),
     Mutant(f"{CPU}/normalizers.py", "s[t] = s[t] if not s[t] <= 0 else 0", "s[t] = s[t] if s[t] > 0 else 0", ROWS),
     Mutant(f"{CPU}/normalizers.py", "s[t] = s[t] if s[t] != -np.inf else 0", "s[t] = s[t]", ROWS),
-    Mutant(
-        f"{CPU}/forward.py",
-        "sums[2 * (b * targets + i) * heads + h] = top[h] if top[h] > -np.inf else 0",
-        "sums[2 * (b * targets + i) * heads + h] = top[h]",
-        ROWS,
-    ),
+    Mutant(f"{CPU}/columns.py", "builder.select(is_finite, largest, splat(builder, args[6], lanes))", "largest", ROWS),
     Mutant(f"{CPU}/heads.py", "[2 * i + lane // 8 for lane", "[2 * i + lane % 2 for lane", ROWS),
     Mutant(
         f"{CPU}/heads.py",
@@ -88,10 +83,12 @@ MUTANTS = [
         "scores_and_normalizers " + ROWS,
     ),
     Mutant(f"{CPU}/backward.py", "if b == 0 or ev_stride > 0:", "if True:", ROWS),
+    Mutant(f"{CPU}/backward.py", "if has_key and group == 1 and (b == 0 or ek_stride > 0):", "if has_key:", ROWS),
+    Mutant(f"{CPU}/columns.py", "builder.sub(builder.add(at, at), head)", "builder.add(at, at)", ROWS),
     Mutant(
-        f"{CPU}/dropout.py",
-        "kept = hash_source(hash_target(seed, b, index[e]), row, occurrence)",
-        "kept = hash_source(hash_target(seed, b, row), index[e], occurrence)",
+        "kernels/rows/cpu/kernel.py",
+        "places = plan.places if plan.places.numel() else plan.perm",
+        "places = plan.perm",
         ROWS,
     ),
     Mutant(
@@ -109,11 +106,14 @@ MUTANTS = [
     ),
     Mutant(
         "compiled/threads.py",
-        "function(begin, min(begin + grain, total), *arguments)",
-        "function(begin + 1, min(begin + grain, total), *arguments)",
+        "loop(begin, min(begin + grain, total), *arguments)",
+        "loop(begin + 1, min(begin + grain, total), *arguments)",
         "threads",
     ),
-    Mutant("compiled/threads.py", "* multiple)) * multiple", "* multiple))", "threads"),
+    Mutant("compiled/threads.py", "1) * multiple", "1)", "threads"),
+    Mutant("compiled/jit/pool.py", "held = [begin, end,", "held = [integer(0), end,", "threads"),
+    Mutant("compiled/load.py", "self._left -= time.perf_counter() - start", "pass", "fixed_shapes"),
+    Mutant("compiled/load.py", "numbers = () if shape is None else tuple(shape.fixed.values())", "numbers = ()", ROWS),
     # The operators.
     Mutant(
         "kernels/rows/op.py",

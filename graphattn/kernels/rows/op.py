@@ -253,15 +253,17 @@ def edges_for(call: Call, name: str, plan: type[EdgePlan]) -> EdgeLists:
     """Edges of a call as `run_fused` takes them, planned and kept by the pattern under a kernel's name."""
     pattern = call.pattern
     sides = ["rows", "columns"] if needs_grad(call) else ["rows"]
+    if not torch.compiler.is_compiling():
+        plans: list[Any] = [_kept(pattern, side, name, plan) for side in sides]
+        return EdgeLists(None, None, plans[0], plans[-1] if len(plans) > 1 else [])
     is_planned = all(pattern.has_kept(f"{name} {side}") for side in sides)
-    if torch.compiler.is_compiling() and not is_planned and pattern.has_kept("edge_index"):
+    if not is_planned and pattern.has_kept("edge_index"):
         count = pattern.traced_loops if isinstance(pattern, Edges) else None
         loops = None if count is None else pattern.edge_index.new_empty(count, 0)
         return EdgeLists(pattern.edge_index, loops, [], [])
     # What a graph is traced with has to be plain.
-    form = list if torch.compiler.is_compiling() else lambda plan: plan
-    planned: dict[str, Any] = {side: form(_kept(pattern, side, name, plan)) for side in sides}
-    return EdgeLists(None, None, planned["rows"], planned.get("columns", []))
+    plain = [list(_kept(pattern, side, name, plan)) for side in sides]
+    return EdgeLists(None, None, plain[0], plain[-1] if len(plain) > 1 else [])
 
 
 def read_plan(edges: EdgeLists, side: str, tensors: Tensors, name: str, plan: type[AnyPlan]) -> AnyPlan:

@@ -29,7 +29,9 @@ from ...patterns.lookup import known_edges, remember_edges
 from ...scores import Score
 from .edges import check_edge_attr
 
-HOOKS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
+KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
+HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
+REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 
 # PyG class -> our replacement.
 FUSED: dict[type[Any], type[Fused]] = {}
@@ -81,9 +83,11 @@ class Graph:
         """Attend: [T, H, C], in the dtype of PyG's own result."""
         tensors = (query, key, value, *score.tensors().values())
         dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors})
-        options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        options |= dict(score=score.to(dtype), return_weights=self.return_weights)
+        of_edges = [x for x in options.values() if isinstance(x, Tensor)]
+        if any(x.dtype != dtype for x in (*tensors, *of_edges)):
+            options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
+            query, key, value, score = query.to(dtype), key.to(dtype), value.to(dtype), score.to(dtype)
+        options |= dict(score=score, return_weights=self.return_weights)
         device = query.device.type
         is_autocast = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
@@ -218,8 +222,7 @@ class Fused(MessagePassing):
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
 
     def _is_watched(self) -> bool:
-        hooks = (getattr(self, f"_{kind}_forward{when}_hooks") for kind in HOOKS for when in ("_pre", ""))
-        return any(hooks) or (bool(self.explain) and not self.mask_removes_edges)
+        return any(getattr(self, hooks) for hooks in HOOKS) or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
         self, x: Any, edge_index: Any, edge_attr: Any, num_targets: int, loops: int | None, return_weights: bool
@@ -270,24 +273,38 @@ class Fused(MessagePassing):
 
 def own_class(layer: torch.nn.Module) -> type[Any]:
     """A layer's class, without the subclasses that torch generates for parametrizations and sharded parameters."""
-    return next(cls for cls in type(layer).__mro__ if not cls.__module__.startswith("torch."))
+    return _own(type(layer))
+
+
+def _own(kind: type[Any]) -> type[Any]:
+    return next(cls for cls in kind.__mro__ if not cls.__module__.startswith("torch."))
+
+
+def _why_not_class(kind: type[Any]) -> str | None:
+    known: Any = getattr(kind, "theirs", None)
+    if FUSED.get(known) is kind:
+        return None
+    theirs = next((cls for cls in FUSED if issubclass(kind, cls)), None)
+    if theirs is None:
+        return f"{kind.__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+    own = _own(kind)
+    if own is not theirs and own is not FUSED[theirs]:
+        return f"{own.__name__} is a subclass of {theirs.__name__}, and may behave differently"
+    return None
 
 
 def why_not_fused(layer: Any) -> str | None:
     """Why a layer's messages can't be fused, whatever its input; None if they can."""
-    theirs = next((cls for cls in FUSED if isinstance(layer, cls)), None)
-    if theirs is None:
-        return f"{type(layer).__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
-    own = own_class(layer)
-    if own is not theirs and own is not FUSED[theirs]:
-        return f"{own.__name__} is a subclass of {theirs.__name__}, and may behave differently"
+    reason = _why_not_class(type(layer))
+    if reason is not None:
+        return reason
     if not isinstance(layer.aggr_module, SumAggregation):
         return f"aggr={layer.aggr!r} is not 'add'"
     if layer.flow != "source_to_target":
         return f"flow={layer.flow!r} is not 'source_to_target'"
     if layer.decomposed_layers != 1:
         return f"decomposed_layers={layer.decomposed_layers} is not 1"
-    replaced = [name for name in ("message", "aggregate", "update", "edge_update") if name in vars(layer)]
+    replaced = [name for name in REPLACEABLE if name in vars(layer)]
     if replaced:
         return f"its {replaced[0]} was replaced"
     return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"

@@ -5,7 +5,7 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +78,8 @@ class NumbaCSR(Kernel):
         """Compute the call."""
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
-        has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
+        rows = edges.rows if isinstance(edges.rows, TaskPlan) or not edges.rows else TaskPlan(*edges.rows)
+        has_cut_rows = not isinstance(rows, TaskPlan) or rows.slots > 0
         return run_fused(call, edges, has_cut_rows)
 
 
@@ -154,22 +155,31 @@ def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
     return tensors.query.dtype, *(x.dtype for x in lists), *(None if x is None else x.dtype for x in optional)
 
 
+@lru_cache(1024)
+def _numbers(mode: Mode, dropout: bool, is_double: bool) -> tuple[Mode, np.uint64, Any]:
+    """A mode with numbers of the accumulator's type, the threshold of dropout's hash, and its factor on kept weights.
+
+    To make NumPy's numbers takes longer than to look them up.
+    """
+    number: Any = np.float64 if is_double else np.float32
+    bound = np.uint64(threshold(mode.dropout_p) if dropout else 0)
+    return mode._replace(scale=number(mode.scale), slope=number(mode.slope)), bound, number(keep_scale(mode.dropout_p))
+
+
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
     """What every loop takes, of tensors without gaps."""
     edges = plan.index.numel()
-    number: Any = np.float64 if tensors.query.dtype == torch.float64 else np.float32
+    typed, bound, kept = _numbers(mode, tensors.seed is not None, tensors.query.dtype == torch.float64)
     of_edges: list[Any] = []
     for x in (tensors.edge_bias, tensors.edge_key, tensors.edge_value):
         of_edges += [_flat(x), 0 if x is None or x.size(0) == 1 else edges]
-    seed = 0 if tensors.seed is None else int(tensors.seed)
-    bound = np.uint64(0 if tensors.seed is None else threshold(mode.dropout_p))
     return Loops(
         plan.arrays[0],
         Shape.of(tensors, edges),
         _arrays_of(Arrays, tensors.query, tensors.key, tensors.value, tensors.vector),
         EdgeArrays(*of_edges),
-        mode._replace(scale=number(mode.scale), slope=number(mode.slope)),
-        Dropout(seed, bound, number(keep_scale(mode.dropout_p))),
+        typed,
+        Dropout(0 if tensors.seed is None else int(tensors.seed), bound, kept),
     )
 
 
