@@ -213,6 +213,7 @@ def per_edge(degree: int, has_edge_tensors: bool, edges: int = 12_800) -> dict[s
     So few edges that all fits into the caches: otherwise what low degrees cost is that they read and write more rows.
     """
     nodes = edges // degree
+    edges = nodes * degree
     target = torch.arange(nodes).repeat_interleave(degree)
     # Sources are nearby, so that bandwidth isn't what is measured.
     source = (target + torch.randint(-50, 51, (edges,))).clamp(0, nodes - 1)

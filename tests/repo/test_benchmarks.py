@@ -19,6 +19,8 @@ def harness(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import harness
 
+    # Loops that other tests have run are not worth compiling again.
+    monkeypatch.setattr(harness, "settle", lambda: None)
     return harness
 
 
@@ -61,9 +63,10 @@ def test_one_size_of_one_system_is_one_line_of_json(system):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["edges"] == 2000 and found["seconds"] > 0
-    out_and_gradients = 4 * 100 * 4 * 16 * 4
+    # Backward, two numbers per edge and head go from one pass to the other.
+    out_and_gradients, between_passes = 4 * 100 * 4 * 16 * 4, 2000 * 4 * 2 * 4
     assert found["peak bytes"] >= out_and_gradients
-    assert system == "pyg" or found["peak bytes"] < 1.5 * out_and_gradients
+    assert system == "pyg" or found["peak bytes"] < 1.5 * out_and_gradients + between_passes
 
 
 def test_stages_of_a_large_step_and_gains_of_orders_are_measured(monkeypatch, capsys):
