@@ -77,7 +77,7 @@ def versions() -> dict[str, object]:
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
     return {
-        "cpu": model,
+        "cpu": f"{model} ({torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("torch", "torch-geometric", "numba", "triton", "numpy")},

@@ -44,7 +44,7 @@ from ..operands import (
 )
 
 # See `NumbaCSR.cost`.
-SECONDS = (6.5e-4, 1.3e-8, 1.7e-9, 1.85e-8, 6.8e-11)
+SECONDS = (3e-4, 7.2e-9, 9.4e-10, 1.02e-8, 3.7e-11)
 
 
 class NumbaCSR(Kernel):
