@@ -78,8 +78,7 @@ class NumbaCSR(Kernel):
         """Compute the call."""
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
-        rows = edges.rows if isinstance(edges.rows, TaskPlan) or not edges.rows else TaskPlan(*edges.rows)
-        has_cut_rows = not isinstance(rows, TaskPlan) or rows.slots > 0
+        has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
         return run_fused(call, edges, has_cut_rows)
 
 
