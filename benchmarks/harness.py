@@ -34,8 +34,7 @@ def race(
     of several threads.
     """
     taken: dict[str, list[float]] = {name: [] for name in systems}
-    is_long = {name: _repeat(system, 0, clock) > 0.5 for name, system in systems.items()}
-    settle()
+    is_long = settle(lambda: {name: _repeat(system, 0, clock) > 0.5 for name, system in systems.items()})
     begin = clock()
     for turn in range(most):
         for name, system in systems.items():

@@ -112,7 +112,7 @@ MUTANTS = [
     ),
     Mutant("compiled/threads.py", "1) * multiple", "1)", "threads"),
     Mutant("compiled/jit/pool.py", "held = [begin, end,", "held = [integer(0), end,", "threads"),
-    Mutant("compiled/load.py", "self._left -= time.perf_counter() - start", "pass", "fixed_shapes"),
+    Mutant("compiled/load.py", "self.seconds_left -= time.perf_counter() - start", "pass", "fixed_shapes"),
     Mutant("compiled/load.py", "numbers = () if shape is None else tuple(shape.fixed.values())", "numbers = ()", ROWS),
     # The operators.
     Mutant(

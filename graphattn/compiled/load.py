@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import message, warn_once
 
+T = TypeVar("T")
 PACKAGE = __package__.rpartition(".")[0]
 # What it takes to compile a loop. With so much time spent in it before, both together are at most twice the optimum.
 SECONDS_TO_COMPILE = 3.0
@@ -38,9 +39,12 @@ class Loop:
         self._function, self._types = function, (number, number, *types)
         # Only the types of the loop's arguments matter, not the numbers.
         self._spread = load("compiled.jit.pool").spread.compile((*[number] * 6, function.typeof_pyval(arguments)))
-        self._left, self._fixed = math.inf, self._types
+        self.seconds_left, self._fixed = math.inf, self._types
         if shape is not None:
-            self._left, self._fixed = SECONDS_TO_COMPILE, tuple(_with_constants(kind, shape) for kind in self._types)
+            self.seconds_left, self._fixed = (
+                SECONDS_TO_COMPILE,
+                tuple(_with_constants(kind, shape) for kind in self._types),
+            )
         # Numba's stand-in for a cache, where there is no folder to write to, has no such method.
         has = getattr(function._cache, "has", lambda *_: False)
         is_known = shape is not None and has(self._fixed, function.targetctx)
@@ -50,7 +54,7 @@ class Loop:
         self._function.compile(types)
         code = self._function.overloads[types]
         self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
-        self._left = math.inf if types is self._fixed else self._left
+        self.seconds_left = math.inf if types is self._fixed else self.seconds_left
 
     def __call__(self, begin: int, end: int, *arguments: Any) -> None:
         """Run tasks from `begin` to `end` on this thread."""
@@ -60,13 +64,13 @@ class Loop:
         """Run tasks from `begin` to `end` on threads of a pool, see `jit.pool.spread`."""
         start = time.perf_counter()
         self._spread(pool, threads, self._address, begin, end, grain, arguments)
-        self._left -= time.perf_counter() - start
-        if self._left < 0:
+        self.seconds_left -= time.perf_counter() - start
+        if self.seconds_left < 0:
             self.settle()
 
     def settle(self) -> None:
         """Compile the loop for its shape now, unless it is."""
-        if self._left < math.inf:
+        if self.seconds_left < math.inf:
             self._compile(self._fixed)
 
 
@@ -121,10 +125,14 @@ def compiled_loop(
     return _loops[known]
 
 
-def settle() -> None:
-    """Compile all loops that have run for their shapes, as they will be when they have run for some seconds."""
-    for loop in list(_loops.values()):
-        loop.settle()
+def settle(work: Callable[[], T]) -> T:
+    """Do some work, then compile the loops that it ran for their shapes, as if they had run for some seconds."""
+    before = {known: loop.seconds_left for known, loop in _loops.items()}
+    result = work()
+    for known, loop in list(_loops.items()):
+        if before.get(known) != loop.seconds_left:
+            loop.settle()
+    return result
 
 
 # While torch.compile is tracing, the result is a constant.
