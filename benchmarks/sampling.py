@@ -16,9 +16,8 @@ import warnings
 import torch
 import torch.nn.functional as F
 import torch_geometric.typing
-from cpu import draw
-from gather import gather_loop
-from harness import Line, in_ms, machine, race, ratio, write
+from gather import machine_and_gather
+from harness import Line, in_ms, race, ratio, write
 from systems import random_edges
 from torch_geometric.data import Data
 from torch_geometric.sampler import NeighborSampler as PyGNeighborSampler
@@ -117,9 +116,7 @@ def name_of_work() -> str:
 
 def main() -> None:
     """Measure both."""
-    _, pattern, inputs = draw(NODES, EDGES // 2, 4, 32)
-    loop = race({"gather": gather_loop(inputs[1], inputs[2], pattern)}, 2)
-    about = machine(2 * EDGES // 2 * 128 * 4 / statistics.median(loop["gather"]))
+    about = machine_and_gather()
     x, y = torch.randn(NODES, WIDTH), torch.randint(CLASSES, (NODES,))
     data = Data(x=x, edge_index=random_edges(NODES, EDGES), y=y)
     write("sampling", "Sampled neighborhoods", about, [epoch(data), speed(data)], {})

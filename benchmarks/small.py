@@ -18,9 +18,8 @@ import matplotlib
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from cpu import draw
-from gather import gather_loop
-from harness import RESULTS, Line, in_ms, machine, race, ratio, write
+from gather import machine_and_gather
+from harness import RESULTS, Line, in_ms, race, ratio, write
 from systems import random_edges, with_backward, without_gradients
 from torch import Tensor
 from torch_geometric.data import Batch, Data
@@ -267,9 +266,7 @@ def picture(found: dict[str, list[float]]) -> None:
 def main() -> None:
     """Measure all cases."""
     matplotlib.use("Agg")
-    _, pattern, inputs = draw(100_000, 1_000_000, 4, 32)
-    loop = race({"gather": gather_loop(inputs[1], inputs[2], pattern)}, 2)
-    about = machine(2 * 1_000_000 * 128 * 4 / statistics.median(loop["gather"]))
+    about = machine_and_gather()
     lines = [*(speed(work, *case) for work, case in CASES.items()), latencies()]
     more, found = sweep()
     print(write("small", "Small graphs, accelerated", about, lines + more, {"nanoseconds per edge": found}))

@@ -14,14 +14,14 @@ from collections.abc import Callable
 import matplotlib
 import matplotlib.pyplot as plt
 import torch
-from gather import gather_loop
-from harness import RESULTS, Line, in_ms, machine, race, ratio, write
-from systems import pyg_attention, random_edges, with_backward, without_gradients
+from gather import machine_and_gather
+from harness import RESULTS, Line, in_ms, race, ratio, write
+from systems import pyg_attention, with_backward, without_gradients
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch_geometric.utils import to_dense_batch
 
-from graphattn import Edges, Full, Grid, Pattern, Window, attention, explain_backend
+from graphattn import Full, Grid, Pattern, Window, attention, explain_backend
 from graphattn.memory import peak_memory
 from graphattn.nn import GraphAttention
 
@@ -206,9 +206,7 @@ def picture(found: list[dict]) -> None:
 def main() -> None:
     """Measure everything."""
     matplotlib.use("Agg")
-    key, value = (torch.randn(100_000, 4, 32) for _ in range(2))
-    loop = race({"gather": gather_loop(key, value, Edges(random_edges(100_000, 1_000_000), 100_000))}, 2)
-    about = machine(2 * 1_000_000 * 128 * 4 / statistics.median(loop["gather"]))
+    about = machine_and_gather()
     matrix = torch.randn(2048, 2048)
     product = race({"product": lambda: matrix @ matrix}, 2)
     about["matrix product GFLOP/s"] = round(2 * 2048**3 / statistics.median(product["product"]) / 1e9)

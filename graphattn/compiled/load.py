@@ -41,10 +41,8 @@ class Loop:
         self._spread = load("compiled.jit.pool").spread.compile((*[number] * 6, function.typeof_pyval(arguments)))
         self.seconds_left, self._fixed = math.inf, self._types
         if shape is not None:
-            self.seconds_left, self._fixed = (
-                SECONDS_TO_COMPILE,
-                tuple(_with_constants(kind, shape) for kind in self._types),
-            )
+            self.seconds_left = SECONDS_TO_COMPILE
+            self._fixed = tuple(_with_constants(kind, shape) for kind in self._types)
         # Numba's stand-in for a cache, where there is no folder to write to, has no such method.
         has = getattr(function._cache, "has", lambda *_: False)
         is_known = shape is not None and has(self._fixed, function.targetctx)

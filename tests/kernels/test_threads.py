@@ -12,6 +12,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -216,7 +217,7 @@ def test_an_error_in_a_task_reaches_the_caller():
 
 @pytest.mark.parametrize("pool", ["torch's", "none"])
 def test_a_compiled_loop_that_runs_out_of_memory_says_so(pool):
-    numba, numpy = pytest.importorskip("numba"), pytest.importorskip("numpy")
+    numba = pytest.importorskip("numba", reason="compiles a loop of its own")
 
     @numba.njit(nogil=True)
     def loop(begin, end, x):
@@ -225,7 +226,7 @@ def test_a_compiled_loop_that_runs_out_of_memory_says_so(pool):
             if task == 70:
                 raise MemoryError
 
-    done = numpy.zeros(100)
+    done = np.zeros(100)
     with pytest.raises(MemoryError, match=r"^graphattn: a compiled loop failed"):
         load.Loop(loop, (done,)).spread(threads._pool if pool == "torch's" else 0, 2, 0, 100, 10, (done,))
     # No task ran twice, and the other thread's runs went on.

@@ -304,12 +304,13 @@ def _read(
 def run(name: str, *inputs: Any) -> Any:
     """Run an operator; directly, where nothing could tell the difference."""
     if is_unobserved(x for x in inputs if x is None or isinstance(x, Tensor)):
-        return (_forward if name == "tiles_forward" else _backward)(*inputs)
+        return OPERATORS[name](*inputs)
     return getattr(torch.ops.graphattn, name)(*inputs)
 
 
-library.impl("tiles_forward", _forward, "CompositeExplicitAutograd")
-library.impl("tiles_backward", _backward, "CompositeExplicitAutograd")
+OPERATORS: dict[str, Callable[..., Any]] = {"tiles_forward": _forward, "tiles_backward": _backward}
+for _name, _function in OPERATORS.items():
+    library.impl(_name, _function, "CompositeExplicitAutograd")
 
 
 @library.fake("tiles_forward")
