@@ -298,3 +298,17 @@ def test_gradients_of_half_types_do_not_start_from_the_rounded_output(dtype):
         found.append([gradient.double() for gradient in gradients])
     for ours, truth in zip(*found, strict=True):
         assert float((ours - truth).norm() / truth.norm()) < torch.finfo(dtype).eps
+
+
+# What is as large as the caches is written past them, where a head is whole vectors.
+@pytest.mark.parametrize(("width", "dtype"), [(16, torch.float32), (8, torch.float64), (24, torch.float64)])
+def test_gradients_of_large_edge_tensors(width, dtype):
+    edges = 2**24 // (width * dtype.itemsize) + 1
+    pattern = Edges(torch.randint(500, (2, edges), generator=torch.Generator().manual_seed(0)), 500)
+    tensors = random_call(pattern, heads=1, width=width, dtype=dtype, edge_tensors=True)
+    found = []
+    for backend in ("numba", "scatter"):
+        out = attention(**tensors, pattern=pattern, backend=backend)
+        found.append(torch.autograd.grad(out.square().sum(), [tensors["edge_key"], tensors["edge_value"]]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)

@@ -14,6 +14,8 @@ from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 CACHE_LINE = 64
+# Numbers that `stream_lanes` stores at a time: a whole number of cache lines of float32 and of float64.
+STREAM_LANES = 16
 # Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
 FAST = {"contract", "reassoc", "nsz"}
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": FAST, "error_model": "numpy", "no_cfunc_wrapper": True}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import CACHE_LINE, INNER, OPTIONS, prefetch
+from .....compiled.jit.llvm import CACHE_LINE, INNER, OPTIONS, STREAM_LANES, prefetch
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
@@ -67,11 +67,11 @@ def size_of(x):
 
 @njit(**INNER)
 def streams(x, width):
-    """Whether what is written to an array, in whole rows of this width, had better not go through the caches."""
+    """Whether what is written to an array, in rows of this width, had better not go through the caches, and can."""
     if x is None:
         return False
     is_large = x.itemsize >= 4 and x.size * x.itemsize >= STREAM_BYTES
-    return is_large and width * x.itemsize % CACHE_LINE == 0 and x.ctypes.data % CACHE_LINE == 0
+    return is_large and width % STREAM_LANES == 0 and x.ctypes.data % CACHE_LINE == 0
 
 
 @njit(**INNER)

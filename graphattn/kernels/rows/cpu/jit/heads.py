@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .....compiled.jit.llvm import (
+    STREAM_LANES,
     add,
     constant,
     float_of,
@@ -232,7 +233,7 @@ def axpy_heads(typingctx, y, of_y, y_head, s, at, x, of_x, z, of_z, x_head, head
 def scale_heads(typingctx, y, of_y, s, at, x, of_x, heads, width, streams):
     """Set y[of_y + h * width + d] to s[at + h] * x[of_x + h * width + d], for d < width; nothing where y is None.
 
-    With `streams`, which says that each head of y is a number of whole cache lines, the caches are left alone.
+    With `streams`, see `edges.streams`, the caches are left alone: y is aligned, and the width whole STREAM_LANES.
     """
     i64 = types.int64
     signature = types.void(y, i64, s, i64, x, i64, i64, i64, types.boolean)
@@ -258,7 +259,7 @@ def scale_heads(typingctx, y, of_y, s, at, x, of_x, heads, width, streams):
 
         with builder.if_else(streams) as (past_caches, through_caches):
             with past_caches:
-                write(stream_lanes, (16,))
+                write(stream_lanes, (STREAM_LANES,))
             with through_caches:
                 write(store_lanes, (16, 8, 4, 1))
         return context.get_dummy_value()
