@@ -291,3 +291,14 @@ def test_an_offset_table_that_requires_no_gradient_is_read():
         attention(**tensors, pattern=pattern, edge_bias=OffsetBias(table), backend=b) for b in ("tiles", "scatter")
     ]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+@pytest.mark.parametrize("width", [5, 16])
+def test_the_output_may_be_written_to(batch, width):
+    window = Window(30, radius=2)
+    tensors = random_call(window, batch=batch, width=width, dtype=torch.float32)
+    expected = torch.autograd.grad((attention(**tensors, pattern=window) + 1).square().sum(), tensors["query"])
+    out = attention(**tensors, pattern=window, backend="tiles")
+    out += 1
+    torch.testing.assert_close(torch.autograd.grad(out.square().sum(), tensors["query"]), expected)

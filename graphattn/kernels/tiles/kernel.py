@@ -81,23 +81,21 @@ class Tiles(Kernel):
         out, weights, lse = (_Attend.apply if needs_grad(call) else _compute)(*inputs)
         if out.size(-1) != value_width or out.dtype != dtype:
             out = out[..., :value_width].to(dtype)
-        return Result(out, weights if call.return_weights else None, lse if call.return_lse else None)
+        # Outside of autograd's function, whose views can't be written to: the backward pass doesn't need the output.
+        batch, asked = call.batch_shape, ((weights, call.return_weights), (lse, call.return_lse))
+        return Result(split_batch(out, batch), *(split_batch(x, batch) if needed else None for x, needed in asked))
 
 
 def _compute(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, weights and lse; those not requested are empty."""
-    query, key, value, bias, *rest, return_weights, return_lse = inputs
-    batch = query.shape[:-3]
-    joined = [None if x is None else join_batch(x, len(batch)) for x in (query, key, value, bias)]
-    out, weights, lse = run("tiles_forward", *joined, *rest, return_weights, return_lse)
-    weights, lse = (
-        split_batch(x, batch) if asked else x for x, asked in ((weights, return_weights), (lse, return_lse))
-    )
-    return split_batch(out, batch), weights, lse
+    """Output, weights and lse, with one batch dimension; those not requested are empty."""
+    query, key, value, bias, *rest = inputs
+    joined = [None if x is None else join_batch(x, query.dim() - 3) for x in (query, key, value, bias)]
+    results: tuple[Tensor, Tensor, Tensor] = run("tiles_forward", *joined, *rest)
+    return results
 
 
 class _Attend(torch.autograd.Function):
-    """See `_compute`. Batch dimensions are joined inside: views outside would take time of their own, backward."""
+    """See `_compute`. Batch dimensions of inputs are joined inside: views would take time of their own, backward."""
 
     # In this form, which has the context as an argument, torch doesn't bind the others to a signature at each call.
     @staticmethod
@@ -121,8 +119,8 @@ class _Attend(torch.autograd.Function):
         others = [grad if asked else None for grad, asked in zip(others, ctx.asked, strict=True)]
         dims = given[0].dim() - 3
         *tensors, table, seed = given
-        joined = [None if x is None else join_batch(x, dims) for x in (grad_out, *others, *tensors)]
-        inputs = (*joined, table, seed, plan, *ctx.mode, needs)
+        joined = [None if x is None else join_batch(x, dims) for x in tensors]
+        inputs = (grad_out, *others, *joined, table, seed, plan, *ctx.mode, needs)
         # What is compiled has no second derivative anyway, and a plain backward pass asks for none.
         is_last = torch.compiler.is_compiling() or not torch.is_grad_enabled()
         slopes = run("tiles_backward", *inputs) if is_last else _Gradients.apply(*inputs)
