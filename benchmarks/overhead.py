@@ -79,7 +79,7 @@ STEPS = {
     "attention() without gradients": ("attention", None),
     "- recognizing a call that was checked before": ("signature", None),
     "- operands, views, results": ("run", "compute"),
-    "- arrays for the compiled code": ("kernel", "loop"),
+    "- operands of the compiled code": ("kernel", "loop"),
     "- the loop, its threads included": ("loop", None),
     "the first call of its kind also: checks": ("prepare", None),
     "the first call of its kind also: choosing a kernel": ("choose", None),
@@ -88,7 +88,7 @@ STEPS = {
     "- autograd's function": ("apply", "compute"),
     "its backward pass": ("with backward", "attention, trained"),
     "- autograd's engine, saved tensors": ("with backward", "attention, trained", "backward kernel"),
-    "- arrays for the compiled code (backward)": ("backward kernel", "backward loops"),
+    "- operands of the compiled code (backward)": ("backward kernel", "backward loops"),
     "- the loops (backward)": ("backward loops", None),
 }
 

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..errors import message, warn_once
+from .block import packer, type_of
 
 T = TypeVar("T")
 PACKAGE = __package__.rpartition(".")[0]
@@ -34,18 +35,22 @@ class Loop:
     process did. The results are the same to the last bit.
     """
 
-    def __init__(self, function: Any, arguments: tuple[Any, ...], shape: Any = None) -> None:
-        number, *types = map(function.typeof_pyval, (0, *arguments))
-        self._function, self._types = function, (number, number, *types)
-        # Only the types of the loop's arguments matter, not the numbers.
-        self._spread = load("compiled.jit.pool").spread.compile((*[number] * 6, function.typeof_pyval(arguments)))
+    def __init__(self, function: Any, operands: tuple[Any, ...], shape: Any = None) -> None:
+        types: Any = importlib.import_module("numba.types")
+        kind = type_of(operands)
+        self._function, self._types = function, (types.int64, types.int64, *kind)
+        spread, known = load("compiled.jit.pool").spread, (*[types.int64] * 6, type_of(b""), types.TypeRef(kind))
+        spread.compile(known)
+        # Called directly: to find the types of its arguments again would take longer than a small loop.
+        self._spread, self._pack = spread.overloads[known].entry_point, packer(operands, kind)
         self.seconds_left, self._fixed = math.inf, self._types
         if shape is not None:
-            self.seconds_left = SECONDS_TO_COMPILE
-            self._fixed = tuple(_with_constants(kind, shape) for kind in self._types)
+            fixed = tuple(_with_constants(kind, shape) for kind in self._types)
+            if fixed != self._types:
+                self.seconds_left, self._fixed = SECONDS_TO_COMPILE, fixed
         # Numba's stand-in for a cache, where there is no folder to write to, has no such method.
         has = getattr(function._cache, "has", lambda *_: False)
-        is_known = shape is not None and has(self._fixed, function.targetctx)
+        is_known = self._fixed is not self._types and has(self._fixed, function.targetctx)
         self._compile(self._fixed if is_known else self._types)
 
     def _compile(self, types: tuple[Any, ...]) -> None:
@@ -54,14 +59,15 @@ class Loop:
         self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
         self.seconds_left = math.inf if types is self._fixed else self.seconds_left
 
-    def __call__(self, begin: int, end: int, *arguments: Any) -> None:
+    def __call__(self, begin: int, end: int, *operands: Any) -> None:
         """Run tasks from `begin` to `end` on this thread."""
-        self.spread(0, 1, begin, end, end - begin, arguments)
+        self.spread(0, 1, begin, end, end - begin, operands)
 
-    def spread(self, pool: int, threads: int, begin: int, end: int, grain: int, arguments: tuple[Any, ...]) -> None:
+    def spread(self, pool: int, threads: int, begin: int, end: int, grain: int, operands: tuple[Any, ...]) -> None:
         """Run tasks from `begin` to `end` on threads of a pool, see `jit.pool.spread`."""
+        block = self._pack(operands)
         start = time.perf_counter()
-        self._spread(pool, threads, self._address, begin, end, grain, arguments)
+        self._spread(pool, threads, self._address, begin, end, grain, block, None)
         self.seconds_left -= time.perf_counter() - start
         if self.seconds_left < 0:
             self.settle()
@@ -106,20 +112,18 @@ def load(module: str) -> Any:
     return _modules[module]
 
 
-def compiled_loop(
-    function: Any, key: tuple[Any, ...], *arguments: Any, shape: Any = None
-) -> Loop | Callable[..., None]:
-    """Return a loop's compiled code for the types of these arguments, for which `key` stands, and for their shape.
+def compiled_loop(function: Any, key: tuple[Any, ...], *operands: Any, shape: Any = None) -> Loop | Callable[..., None]:
+    """Return a loop's compiled code for the types of these operands, for which `key` stands, and for their shape.
 
-    A compiled function itself finds these types at each call: of named tuples, that takes longer than a small loop.
-    Where nothing is compiled, this is the function.
+    Operands are tensors, arrays, numbers and None, in tuples of any depth, see `block`. Where nothing is compiled, this
+    is the function.
     """
     if isinstance(function, FunctionType):
         return function
     numbers = () if shape is None else tuple(shape.fixed.values())
     known = (function, key, numbers)
     if known not in _loops:
-        _loops[known] = Loop(function, arguments, shape)
+        _loops[known] = Loop(function, operands, shape)
     return _loops[known]
 
 

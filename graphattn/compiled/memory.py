@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,19 +15,21 @@ from ..call import accumulate_dtype
 MADV_HUGEPAGE = 14
 PAGE_BYTES = 4096
 HUGE_BYTES = 2**22
-# Numbers; larger arrays begin at a cache line, as torch's do.
-SMALL = 2**12
 
 _advise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 if _advise is not None:
     _advise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
 
 
-def scratch(like: Tensor, size: int) -> np.ndarray:
-    """New array of the accumulator's dtype for a compiled function alone: if it is small, faster than a tensor."""
-    if size <= SMALL:
-        return np.empty(size, np.float64 if like.dtype == torch.float64 else np.float32)
-    return empty(like, size).numpy()
+@cache
+def nothing(dtype: torch.dtype) -> Tensor:
+    """An empty tensor of the accumulator's dtype, always the same: to make one takes longer than to look it up."""
+    return torch.empty(0, dtype=accumulate_dtype(dtype))
+
+
+def scratch(like: Tensor, size: int) -> Tensor:
+    """New tensor [size] of the accumulator's dtype for a compiled function alone."""
+    return empty(like, size) if size else nothing(like.dtype)
 
 
 def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -77,8 +77,10 @@ def test_any_number_of_threads_gives_the_same_bits(make, counts_of_threads):
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(before)
-    # Forward and two passes backward, each on as many threads as there are: the caller's is one of them.
-    assert counts_of_threads == [1, 1, 1, 2, 2, 2]
+    # Forward and two passes backward, each on as many threads as there are: the caller's is one of them. Joining the
+    # pieces of cut rows may have some as well.
+    passes = len(counts_of_threads) // 2
+    assert passes >= 3 and counts_of_threads == [1] * passes + [2] * passes
     for other in results[1:]:
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
@@ -104,7 +106,7 @@ def test_runs_of_tasks_may_end_in_any_order(make, monkeypatch):
         found = run(pattern, tensors)
     finally:
         torch.set_num_threads(before)
-    assert len(counts) == 3 and min(counts) > 1
+    assert sum(count > 1 for count in counts) == 3
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 

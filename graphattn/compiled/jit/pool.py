@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from .llvm import OPTIONS, integer
 
@@ -47,21 +49,46 @@ def _work(context: Any, module: Any, kind: Any, arguments: tuple[types.Type, ...
     return work
 
 
+def _read(context: Any, builder: Any, kind: Any, words: Any, place: Any) -> Any:
+    """Build an operand of Numba's type `kind` from the words at `place`, which is moved on; see `compiled.block`."""
+    if isinstance(kind, types.BaseTuple):
+        return context.make_tuple(builder, kind, [_read(context, builder, x, words, place) for x in kind])
+    if kind == types.none:
+        return context.get_dummy_value()
+    if isinstance(kind, types.Array):
+        address, *shape = (builder.load(builder.gep(words, [integer(next(place))])) for _ in range(1 + kind.ndim))
+        item = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        strides = [integer(item)]
+        for size in shape[:0:-1]:
+            strides.insert(0, builder.mul(strides[0], size))
+        made = arrayobj.make_array(kind)(context, builder)
+        data = builder.inttoptr(address, made.data.type)
+        arrayobj.populate_array(made, data, shape, strides, integer(item), meminfo=None)
+        return made._getvalue()
+    word, to = builder.load(builder.gep(words, [integer(next(place))])), context.get_value_type(kind)
+    if isinstance(kind, types.Float):
+        bits = ir.IntType(kind.bitwidth)
+        return builder.bitcast(word if kind.bitwidth == 64 else builder.trunc(word, bits), to)
+    return word if to.width == 64 else builder.trunc(word, to)
+
+
 @intrinsic
-def _fork(typingctx, pool, threads, loop, begin, end, grain, arguments):
+def _fork(typingctx, pool, threads, loop, begin, end, grain, block, kind):
     """See `spread`. Returns 1 if a run of tasks failed, else 0."""
-    i64 = types.int64
+    i64, operands = types.int64, tuple(kind.instance_type)
 
     def codegen(context, builder, sig, args):
-        pool, threads, loop, begin, end, grain, values = args
-        given = [builder.extract_value(values, i) for i in range(len(arguments.types))]
+        pool, threads, loop, begin, end, grain, block, _ = args
+        data = context.make_array(sig.args[6])(context, builder, block).data
+        words, place = builder.bitcast(data, ir.IntType(64).as_pointer()), itertools.count()
+        given = [_read(context, builder, x, words, place) for x in operands]
         held = [begin, end, grain, loop, integer(0), *given]
-        kind = ir.LiteralStructType([x.type for x in held])
-        data = cgutils.alloca_once(builder, kind)
+        struct = ir.LiteralStructType([x.type for x in held])
+        data = cgutils.alloca_once(builder, struct)
         for i, x in enumerate(held):
             builder.store(x, cgutils.gep_inbounds(builder, data, 0, i))
         byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        work = _work(context, builder.module, kind, arguments.types)
+        work = _work(context, builder.module, struct, operands)
         start = ir.FunctionType(ir.VoidType(), [work.type, byte, i32, i32])
         pointer, flags = builder.bitcast(data, byte), ir.Constant(i32, 0)
         with builder.if_else(builder.icmp_signed("==", pool, integer(0))) as (alone, together):
@@ -72,15 +99,16 @@ def _fork(typingctx, pool, threads, loop, begin, end, grain, arguments):
                 builder.call(callee, [work, pointer, builder.trunc(threads, i32), flags])
         return builder.load(cgutils.gep_inbounds(builder, data, 0, 4))
 
-    return i64(i64, i64, i64, i64, i64, i64, arguments), codegen
+    return i64(*[i64] * 6, block, kind), codegen
 
 
 @njit(**OPTIONS)
-def spread(pool, threads, loop, begin, end, grain, arguments):
+def spread(pool, threads, loop, begin, end, grain, block, kind):
     """Run a loop over tasks from `begin` to `end`, `grain` at a time.
 
     `pool` is the address of GOMP_parallel, or 0 to stay on this thread; `loop` is that of a compiled function's native
-    code, which takes the first task, the last one + 1, and the arguments.
+    code, which takes the first task, the last one + 1, and the operands: those of a tuple of type `kind`, whose words
+    `block` has.
     """
-    if _fork(pool, threads, loop, begin, end, grain, arguments):
+    if _fork(pool, threads, loop, begin, end, grain, block, kind):
         raise MemoryError("graphattn: a compiled loop failed, most likely for want of memory")

@@ -115,9 +115,9 @@ class TaskPlan(_Lists):
         return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut), places)
 
     @cached_property
-    def arrays(self) -> tuple[SortedEdges, np.ndarray]:
-        """The edges and the tasks as the loops take them."""
-        return SortedEdges(self.ptr.numpy(), self.index.numpy(), self.perm.numpy()), self.tasks.numpy()
+    def edges(self) -> SortedEdges:
+        """The edges as the loops take them."""
+        return SortedEdges(self.ptr, self.index, self.perm)
 
     @cached_property
     def slots(self) -> int:
@@ -127,24 +127,6 @@ class TaskPlan(_Lists):
     def __reduce__(self) -> tuple[Any, ...]:
         # Copies and files hold the tensors alone.
         return type(self), tuple(self)
-
-
-def _flat(x: Tensor | None) -> np.ndarray | None:
-    """A flat array of the tensor's own memory; half types as the integers that stand for them."""
-    if x is None:
-        return None
-    if x.requires_grad:
-        x = x.detach()
-    if x.dtype == torch.bfloat16:
-        return x.view(torch.int16).numpy().reshape(-1)
-    if x.dtype == torch.float16:
-        return x.view(torch.int16).numpy().view(np.uint16).reshape(-1)
-    return x.numpy().reshape(-1)
-
-
-def _arrays_of(kind: Any, *tensors: Tensor | None) -> Any:
-    """Return a named tuple of flat arrays."""
-    return kind(*map(_flat, tensors))
 
 
 def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
@@ -171,15 +153,21 @@ def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
     typed, bound, kept = _numbers(mode, tensors.seed is not None, tensors.query.dtype == torch.float64)
     of_edges: list[Any] = []
     for x in (tensors.edge_bias, tensors.edge_key, tensors.edge_value):
-        of_edges += [_flat(x), 0 if x is None or x.size(0) == 1 else edges]
+        of_edges += [x, 0 if x is None or x.size(0) == 1 else edges]
     return Loops(
-        plan.arrays[0],
+        plan.edges,
         Shape.of(tensors, edges),
-        _arrays_of(Arrays, tensors.query, tensors.key, tensors.value, tensors.vector),
+        Arrays(tensors.query, tensors.key, tensors.value, tensors.vector),
         EdgeArrays(*of_edges),
         typed,
         Dropout(0 if tensors.seed is None else int(tensors.seed), bound, kept),
     )
+
+
+def _run(function: Any, types: tuple[Any, ...], call: Loops, tasks: Tensor, *operands: Any, whole: int = 1) -> None:
+    """Run a loop over the tasks of all batch elements, in runs of multiples of `whole`."""
+    loop = compiled_loop(function, types, tasks, *operands, shape=call.shape)
+    run_tasks(loop, call.shape.batches * len(tasks), tasks, *operands, multiple=whole)
 
 
 def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
@@ -192,22 +180,21 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     tensors, edges, is_exact, mode = operands
     plan, tensors = _plan_of(edges, "rows", tensors), tensors.contiguous()
     call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots
-    shape, tasks = call.shape, plan.arrays[1]
+    shape, tasks = call.shape, plan.tasks
     if is_exact or shape.value_width != shape.width:
         out = empty(query, *query.shape[:3], shape.value_width, dtype=None if is_exact else query.dtype)
     else:
         out = empty_like(query)
     sums = empty(query, *sums_shape(query, mode.normalizer))
     parts = (scratch(query, shape.batches * slots * shape.heads * width) for width in (shape.value_width, 1, 1))
-    results = Outputs(_flat(out), _flat(sums), *parts)
+    results = Outputs(out, sums, *parts)
     if is_exact:
         one = type(call.dropout.keep_scale)(1)
         call = call._replace(dropout=call.dropout._replace(keep_scale=one))
-    arguments, types = (tasks, slots, call, results), (*_types(tensors, plan), out.dtype)
-    loop = compiled_loop(compiled.forward_tasks, types, *arguments, shape=shape)
-    run_tasks(loop, shape.batches * len(tasks), *arguments)
+    types = (*_types(tensors, plan), out.dtype)
+    _run(compiled.forward_tasks, types, call, tasks, slots, call, results)
     if slots:
-        compiled.merge_forward(plan.cut.numpy(), slots, call, results)
+        _run(compiled.merge_forward, types, call, plan.cut, slots, call, results)
     if not is_exact:
         return out, sums, None
     return (out * keep_scale(mode.dropout_p)).to(query.dtype), sums, out
@@ -220,11 +207,9 @@ def weights(operands: Weights) -> Tensor:
 
 
 def _weights(tensors: Tensors, sums: Tensor, plan: TaskPlan, mode: Mode) -> Tensor:
-    call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.arrays[1]
+    call, query, tasks = _loops(tensors, plan, mode), tensors.query, plan.tasks
     found = empty(query, call.shape.batches, call.shape.edges, call.shape.heads)
-    arguments = (tasks, call, _flat(sums), _flat(found))
-    loop = compiled_loop(_compiled("forward").weight_tasks, _types(tensors, plan), *arguments, shape=call.shape)
-    run_tasks(loop, call.shape.batches * len(tasks), *arguments)
+    _run(_compiled("forward").weight_tasks, _types(tensors, plan), call, tasks, call, sums, found)
     return found
 
 
@@ -246,12 +231,12 @@ def backward(operands: Backward) -> list[Tensor | None]:
             more[:, plan.cut[:, 0]] += weighed[:, plan.cut[:, 0]]
     out = operands.out.to(sums.dtype) if plan.slots else None
     of_weights, of_out, of_more = (
-        scratch(query, 0) if x is None else _flat(x.contiguous()) for x in (operands.grad_weights, out, more)
+        scratch(query, 0) if x is None else x.contiguous() for x in (operands.grad_weights, out, more)
     )
     call, has_columns = _loops(tensors, plan, mode), needs.key or needs.value
     of_edges = scratch(query, 2 * call.shape.batches * call.shape.edges * call.shape.heads if has_columns else 0)
-    slopes = Slopes(_flat(operands.grad_out.contiguous()), of_weights, of_edges)
-    rows = RowSums(_flat(sums), of_out, of_more)
+    slopes = Slopes(operands.grad_out.contiguous(), of_weights, of_edges)
+    rows = RowSums(sums, of_out, of_more)
     found = _target_gradients(tensors, plan, call, slopes, rows, needs)
     if has_columns:
         found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), call, slopes)
@@ -263,7 +248,7 @@ def _target_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of the query, the vector and edge tensors."""
     compiled, query = _compiled("backward"), tensors.query
-    (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.arrays[1], plan.slots
+    (batches, targets, _, heads, _, width, *_), tasks, slots = call.shape, plan.tasks, plan.slots
     found = {"query": empty_like(query)}
     part_vector = None
     if tensors.vector is not None:
@@ -280,12 +265,12 @@ def _target_gradients(
     by_edge = batches > 1 and any(need and found[name].size(0) == 1 for name, need in needs.of_edges().items())
     arrays = (of_edges.get(name) for name in needs.of_edges())
     part_query = scratch(query, batches * slots * heads * width)
-    results = TargetGradients(_flat(found["query"]), part_query, *map(_flat, (part_vector, *arrays)))
-    arguments = (by_edge, tasks, slots, call, slopes, rows, results)
-    loop = compiled_loop(compiled.target_gradient_tasks, _types(tensors, plan), *arguments, shape=call.shape)
-    run_tasks(loop, batches * len(tasks), *arguments, multiple=batches if by_edge else 1)
+    results = TargetGradients(found["query"], part_query, part_vector, *arrays)
+    types, loop, whole = _types(tensors, plan), compiled.target_gradient_tasks, batches if by_edge else 1
+    _run(loop, types, call, tasks, slots, by_edge, call, slopes, rows, results, whole=whole)
     if slots:
-        compiled.merge_sums(batches, targets, plan.cut.numpy(), slots, heads * width, results.query, results.part_query)
+        merged = (plan.cut, slots, targets, heads * width, results.query, results.part_query)
+        _run(compiled.merge_sums, types, call, *merged)
     if needs.vector and part_vector is not None:
         found["vector"] = part_vector.sum(0, dtype=torch.float64)
     return found
@@ -293,19 +278,17 @@ def _target_gradients(
 
 def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slopes) -> dict[str, Tensor]:
     """Gradients of key and value."""
-    compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.arrays[0])
+    compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.edges)
     (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots
-    sizes, tasks = (kv_heads * width, kv_heads * value_width), plan.arrays[1]
+    sizes, tasks = (kv_heads * width, kv_heads * value_width), plan.tasks
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
-    results = SourceGradients(*map(_flat, found), *(scratch(query, batches * slots * size) for size in sizes))
+    results = SourceGradients(*found, *(scratch(query, batches * slots * size) for size in sizes))
     places = plan.places if plan.places.numel() else plan.perm
-    arguments = (tasks, slots, places.numpy(), call, slopes, results)
-    loop = compiled_loop(compiled.source_gradient_tasks, _types(tensors, plan), *arguments, shape=call.shape)
-    run_tasks(loop, batches * len(tasks), *arguments)
+    types, both = _types(tensors, plan), ((results.key, results.part_key), (results.value, results.part_value))
+    _run(compiled.source_gradient_tasks, types, call, tasks, slots, places, call, slopes, results)
     if slots:
-        cut = plan.cut.numpy()
-        compiled.merge_sums(batches, sources, cut, slots, sizes[0], results.key, results.part_key)
-        compiled.merge_sums(batches, sources, cut, slots, sizes[1], results.value, results.part_value)
+        for size, (whole, part) in zip(sizes, both, strict=True):
+            _run(compiled.merge_sums, types, call, plan.cut, slots, sources, size, whole, part)
     return {"key": found[0], "value": found[1]}
 
 

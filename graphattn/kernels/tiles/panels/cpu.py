@@ -87,8 +87,7 @@ def backward(
     begin, least = 0, _least(_seconds(data, numbers) / FORWARD_SHARE * max(len(plan[0]), 1) / max(len(plan[5]), 1))
     for end in numbers[1:]:
         tasks = query.size(0) * key.size(2) * (end - begin)
-        chunks = plan[5][begin:end].numpy()
-        arguments = (panels, shape, parts, arrays, strides, chunks, plan[6].numpy(), *results)
+        arguments = (panels, shape, parts, arrays, strides, plan[5][begin:end], plan[6], *results)
         loop = compiled_loop(_loops().backward_tasks, (query.dtype,), *arguments)
         run_tasks(loop, tasks, *arguments, least=least)
         begin = end
@@ -124,13 +123,13 @@ def _operands(data: tuple[Tensor, ...], plan: list[Tensor], numbers: list[int], 
     shape = (query.size(1), query.size(2), key.size(2), query.size(3), value.size(3))
     number = np.float64 if query.dtype == torch.float64 else np.float32
     parts = (number(math.copysign(1.0, scale)), number(abs(scale))) if scale else (number(0), number(1))
-    panels = (*(x.numpy() for x in plan[:5]), numbers[0])
+    panels = (*plan[:5], numbers[0])
     return panels, shape, parts, tuple(_flat(x) for x in data), tuple(x.stride()[:3] for x in data)
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    """All memory from the tensor's first number to its last one."""
+def _flat(x: Tensor) -> Tensor:
+    """All memory from the tensor's first number to its last one, without gaps."""
     if x.is_contiguous():
-        return x.detach().view(-1).numpy()
+        return x
     size = 1 + sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
-    return x.detach().as_strided((size,), (1,)).numpy()
+    return x.as_strided((size,), (1,))

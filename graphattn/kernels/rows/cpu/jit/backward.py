@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import INNER, OPTIONS, accumulate, exponential, prefetch, store_row, with_constants
+from .....compiled.jit.llvm import INNER, accumulate, exponential, prefetch, store_row, with_constants
 from ...operands import SOFTMAX
 from .columns import add_heads, clear, finish_rows, interleave, shift_rows, sum_products, write_stats
 from .dropout import drop_edges
@@ -37,7 +37,7 @@ def finish_weight_slopes(g, factors, edge_lists, shape, dropout, grad_weights, b
 
 
 @njit(**INNER)
-def target_gradient_tasks(begin, end, by_edge, tasks, slots, call, slopes, rows, results):
+def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows, results):
     """Gradients of the query, of edge tensors, and per task of the vector; rows are targets.
 
     `by_edge` takes the whole batch through one task before the next, since they add to the same gradients of edge
@@ -216,15 +216,15 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
                 store_row(part_value, (b * slots + slot) * value_row, one, value_acc, 0, value_row)
 
 
-@njit(**OPTIONS)
-def merge_sums(batches, rows, cut, slots, width, whole, part):
-    """Add up the pieces of cut rows, in their order."""
+@njit(**INNER)
+def merge_sums(begin, end, cut, slots, rows, width, whole, part):
+    """Add up the pieces of cut rows, in their order; a task is a row of one batch element."""
     acc, one = np.empty(width, part.dtype), np.ones(1, part.dtype)[0]
-    for b in range(batches):
-        for c in range(cut.shape[0]):
+    for t in range(begin, end):
+        b, c = t // cut.shape[0], t % cut.shape[0]
+        for d in range(width):
+            acc[d] = 0
+        for slot in range(cut[c, 1], cut[c, 2]):
             for d in range(width):
-                acc[d] = 0
-            for slot in range(cut[c, 1], cut[c, 2]):
-                for d in range(width):
-                    acc[d] += part[(b * slots + slot) * width + d]
-            store_row(whole, (b * rows + cut[c, 0]) * width, one, acc, 0, width)
+                acc[d] += part[(b * slots + slot) * width + d]
+        store_row(whole, (b * rows + cut[c, 0]) * width, one, acc, 0, width)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from .....compiled.jit.llvm import INNER, OPTIONS, store_row, with_constants
+from .....compiled.jit.llvm import INNER, store_row, with_constants
 from ...operands import SOFTMAX
 from .columns import clear, drop_heads, finish_rows, invert_heads, shift_columns, shift_rows, sum_columns
 from .dropout import hash_source, hash_target
@@ -98,38 +98,38 @@ def forward_tasks(begin, end, tasks, slots, call, results):
                 store_row(out, (row + h) * value_width, factor[h], acc, h * value_width, value_width)
 
 
-@njit(**OPTIONS)
-def merge_forward(cut, slots, call, results):
-    """Join the pieces of cut rows, in their order."""
-    batches, targets, _, heads, _, _, width, _ = call.shape
+@njit(**INNER)
+def merge_forward(begin, end, cut, slots, call, results):
+    """Join the pieces of cut rows, in their order; a task is a row of one batch element."""
+    _, targets, _, heads, _, _, width, _ = call.shape
     out, sums, part_out, part_top, part_sum = results
     normalizer, keep_scale = call.mode.normalizer, call.dropout.keep_scale
     one = keep_scale - keep_scale + 1
     acc = np.empty(width, sums.dtype)
-    for b in range(batches):
-        for c in range(cut.shape[0]):
-            for h in range(heads):
-                row = (b * targets + cut[c, 0]) * heads
-                top, total, factor = -np.inf * one, one * 0, one
-                for d in range(width):
-                    acc[d] = 0
-                if normalizer == SOFTMAX:
-                    for slot in range(cut[c, 1], cut[c, 2]):
-                        top = max(top, part_top[(b * slots + slot) * heads + h])
+    for t in range(begin, end):
+        b, c = t // cut.shape[0], t % cut.shape[0]
+        row = (b * targets + cut[c, 0]) * heads
+        for h in range(heads):
+            top, total, factor = -np.inf * one, one * 0, one
+            for d in range(width):
+                acc[d] = 0
+            if normalizer == SOFTMAX:
                 for slot in range(cut[c, 1], cut[c, 2]):
-                    part = (b * slots + slot) * heads + h
-                    if normalizer == SOFTMAX:
-                        # A piece of NaN alone has no largest score: its factor is 0, and 0 times NaN is NaN.
-                        factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else one * 0
-                        total += factor * part_sum[part]
-                    for d in range(width):
-                        acc[d] += factor * part_out[part * width + d]
+                    top = max(top, part_top[(b * slots + slot) * heads + h])
+            for slot in range(cut[c, 1], cut[c, 2]):
+                part = (b * slots + slot) * heads + h
                 if normalizer == SOFTMAX:
-                    sums[2 * row + h] = top if top > -np.inf else 0
-                    sums[2 * row + heads + h] = total
-                    factor = invert(total)
-                factor *= keep_scale
-                store_row(out, (row + h) * width, factor, acc, 0, width)
+                    # A piece of NaN alone has no largest score: its factor is 0, and 0 times NaN is NaN.
+                    factor = np.exp(part_top[part] - top) if part_top[part] > -np.inf else one * 0
+                    total += factor * part_sum[part]
+                for d in range(width):
+                    acc[d] += factor * part_out[part * width + d]
+            if normalizer == SOFTMAX:
+                sums[2 * row + h] = top if top > -np.inf else 0
+                sums[2 * row + heads + h] = total
+                factor = invert(total)
+            factor *= keep_scale
+            store_row(out, (row + h) * width, factor, acc, 0, width)
 
 
 @njit(**INNER)
