@@ -112,6 +112,7 @@ MUTANTS = [
     ),
     Mutant("compiled/threads.py", "1) * multiple", "1)", "threads"),
     Mutant("compiled/jit/pool.py", "held = [begin, end,", "held = [integer(0), end,", "threads"),
+    Mutant("compiled/block.py", 'torch.float16: "uint16"', 'torch.float16: "int16"', ROWS),
     Mutant("compiled/load.py", "self.seconds_left -= time.perf_counter() - start", "pass", "fixed_shapes"),
     Mutant("compiled/load.py", "numbers = () if shape is None else tuple(shape.fixed.values())", "numbers = ()", ROWS),
     # The operators.
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument(
         "--column", default="covering design", help="name of the results' column; others stay as they are"
     )
+    parser.add_argument("--new", action="store_true", help="only faults that no test has found yet")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time")
     arguments = parser.parse_args()
     misplaced = [mutant for mutant in MUTANTS if source_of(mutant).count(mutant.old) != 1]
@@ -284,7 +286,12 @@ def main() -> None:
     chosen.sort(key=lambda mutant: "/cpu/" in mutant.file or "/panels/jit/" in mutant.file)
     path = RESULTS / "mutants.json"
     results = json.loads(path.read_text()) if path.exists() else {}
+    known = [key(mutant) for mutant in MUTANTS]
+    # Those that aren't planted any more go.
+    results = {name: {fault: found[fault] for fault in known if fault in found} for name, found in results.items()}
     column = results.setdefault(arguments.column, {})
+    if arguments.new:
+        chosen = [mutant for mutant in chosen if column.get(key(mutant), [None])[0] is None]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.jobs) as pool:
         # Code is kept by a hash of all that is compiled: faults elsewhere share it, each of these has its own.
         os.environ.setdefault("NUMBA_CACHE_DIR", f"{folder}/numba")
