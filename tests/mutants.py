@@ -114,7 +114,12 @@ MUTANTS = [
     Mutant("compiled/jit/pool.py", "held = [begin, end,", "held = [integer(0), end,", "threads"),
     Mutant("compiled/block.py", 'torch.float16: "uint16"', 'torch.float16: "int16"', ROWS),
     Mutant("compiled/load.py", "self.seconds_left -= time.perf_counter() - start", "pass", "fixed_shapes"),
-    Mutant("compiled/load.py", "numbers = () if shape is None else tuple(shape.fixed.values())", "numbers = ()", ROWS),
+    Mutant(
+        "compiled/load.py",
+        "numbers = () if shape is None else tuple(shape.fixed.values())",
+        "numbers = ()",
+        "fixed_shapes",
+    ),
     # The operators.
     Mutant(
         "kernels/rows/op.py",
@@ -210,7 +215,6 @@ MUTANTS = [
         "out.index_copy_(1, targets.flatten(), x.flatten(1, 2) * ~repeated.flatten()[:, None, None])",
         OF_TILES,
     ),
-    Mutant(f"{PANELS}/plan.py", "low.masked_fill(is_empty, 2**30)", "low", OF_TILES),
     Mutant(f"{PANELS}/jit/loops.py", "hi[j] = max(hi[j], hi[j - 1])", "pass", OF_TILES),
     # Patterns.
     Mutant(

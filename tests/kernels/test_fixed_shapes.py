@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 load = importlib.import_module("graphattn.compiled.load")
 
 
-def results(pattern, tensors, **options):
-    out = attention(**tensors, pattern=pattern, backend="numba", **options)
+def results(pattern, tensors, backend="numba", **options):
+    out = attention(**tensors, pattern=pattern, backend=backend, **options)
     return out, *torch.autograd.grad(out.square().sum(), list(tensors.values()))
 
 
@@ -53,6 +53,14 @@ def test_constants_change_no_bit(heads, kv_heads, width, dtype, score, monkeypat
     found = results(pattern, tensors, **options)
     assert all(loop._address != old for loop, old in zip(loops, before, strict=True))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_constants_of_one_shape_are_not_used_for_another():
+    pattern = Edges(torch.randint(40, (2, 500), generator=torch.Generator().manual_seed(0)), 40)
+    narrow, wide = (random_call(pattern, heads=2, width=width, dtype=torch.float32) for width in (4, 5))
+    load.settle(lambda: results(pattern, narrow))
+    for found, expected in zip(results(pattern, wide), results(pattern, wide, backend="scatter"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_loop_is_compiled_again_when_it_has_run_for_long_and_at_once_in_later_processes(tmp_path):
