@@ -21,6 +21,7 @@ from graphattn.functional import choose
 from graphattn.kernels import KERNELS
 from graphattn.kernels.rows import op
 from graphattn.kernels.rows.cpu import kernel as cpu
+from graphattn.kernels.rows.cpu.plan import TaskPlan
 from graphattn.kernels.rows.operands import Attend, Backward, Forward, Needs, Tensors, flatten, pack
 
 # Nodes, edges, heads and width.
@@ -38,7 +39,7 @@ def functions(nodes: int, edges: int, heads: int, width: int) -> dict[str, Calla
 
     call = prepare("attention", query, key, value, pattern)
     with_grad = call._replace(query=trained[0], key=trained[1], value=trained[2])
-    lists = op.edges_for(with_grad, "numba", cpu.TaskPlan)
+    lists = op.edges_for(with_grad, "numba", TaskPlan)
     given = Tensors(query, key, value, None, None, None, None, None)
     tensors = given.with_one_batch()
     _, mode = op._read_score(call.score, call)

@@ -14,6 +14,7 @@ from .dense import dense_attention as dense_attention
 from .errors import message as _message
 from .functional import attention as attention
 from .functional import explain_backend as explain_backend
+from .functional import explain_score as explain_score
 from .functional import merge as merge
 from .nn import accelerate as accelerate
 from .nn import restore as restore
@@ -51,6 +52,7 @@ __all__ = [
     "attention",
     "dense_attention",
     "explain_backend",
+    "explain_score",
     "merge",
     "nn",
     "random_edges",

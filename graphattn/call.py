@@ -15,6 +15,7 @@ from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
 from .patterns.lookup import known_edges
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
+from .tracing import Captures, Unsupported
 
 
 class Options(TypedDict, total=False):
@@ -221,7 +222,8 @@ def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> t
 
     Calls with equal signatures differ in numbers alone, so that what was found for one holds for the other: checking
     takes longer than the loop over a small graph. None where more is involved: edges that aren't a pattern yet,
-    torch.compile, transforms, autocast, subclasses of Tensor, scores and normalizers of the user's own.
+    torch.compile, transforms, autocast, subclasses of Tensor, normalizers of the user's own, and functions that capture
+    what may change unnoticed.
     """
     query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse = arguments
     if not isinstance(pattern, Pattern) or torch.compiler.is_compiling() or is_transformed():
@@ -231,6 +233,11 @@ def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> t
     elif type(score) is Additive:
         marks = [score.activation, score.negative_slope]
         of_edges.append(score.vector)
+    elif callable(score) and not isinstance(score, Score | type):
+        try:
+            marks = [Captures(score).key]
+        except Unsupported:
+            return None
     else:
         return None
     for x in (query, key, value, *of_edges):
@@ -251,7 +258,14 @@ def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> t
 def recall(arguments: Arguments, normalizer: Normalizer) -> Call:
     """Gather arguments whose signature is that of a checked call into a `Call`."""
     query, key, value, pattern, score, _, *of_edges, dropout_p, return_weights, return_lse = arguments
-    bias, edge_key, edge_value = (with_batch(x, query, dims) for x, dims in zip(of_edges, (2, 3, 3), strict=True))
+    bias, edge_key, edge_value = of_edges
+    bias, edge_value = with_batch(bias, query, 2), with_batch(edge_value, query, 3)
+    if isinstance(score, Score):
+        edge_key = with_batch(edge_key, query, 3)
+    else:
+        # Of any trailing shape, so that its own one doesn't say whether it has batch dimensions.
+        edge_key = _check_edge_tensor("attention", "edge_key", edge_key, query, [pattern.num_edges], or_more=True)
+        score = FunctionScore(score)
     of_call = (query, key, value, pattern, score, normalizer, bias, edge_key, edge_value)
     return Call(*of_call, float(dropout_p), return_weights, return_lse)
 

@@ -16,6 +16,7 @@ from .call import (
     WithBoth,
     WithLse,
     WithWeights,
+    accumulate_dtype,
     is_transformed,
     prepare,
     recall,
@@ -24,11 +25,13 @@ from .call import (
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel, Result
 from .kernels.base import in_parts
+from .kernels.rows.cpu.emit import SCORE, loops_of, source_of
 from .normalizers import Normalizer, UserNormalizer
 from .offset_bias import OffsetBias
 from .patterns import Pattern, PatternLike
 from .patterns.across_processes import RemotePattern
-from .scores import DotProduct, Score, ScoreFunction
+from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score, repeat_heads
+from .tracing import Trace, Unsupported, traced
 
 # Of how many kinds of calls a pattern remembers what was found.
 MOST_SIGNATURES = 64
@@ -223,6 +226,64 @@ class BackendReport:
             says = says if reason is None else f"cannot: {reason}"
             lines.append(f"{'>' if name == self.chosen else ' '} {name:<{width}}  {says}")
         return "\n".join(lines)
+
+
+def explain_score(score: ScoreFunction, query: Tensor, key: Tensor, *, edge_key: Tensor | None = None) -> ScoreReport:
+    """Say what is made of a score of one's own: what is computed per node, the expression per edge, and the loops.
+
+    Arguments are those of `attention`; only their shapes and dtypes matter. Printing the result shows the expression.
+
+    Raises:
+        NotImplementedError: it can't be fused; the message says which operation stands in the way.
+
+    Example:
+        >>> x = torch.zeros(5, 2, 8)
+        >>> explain_score(lambda query_i, key_j, edge_key: -(query_i - key_j).square().sum(-1), x, x)
+        target_0: rows of 8 numbers per target and head
+        source_1: rows of 8 numbers per source and head
+        x0 = target_0
+        x1 = source_1
+        x3 = x0 - x1
+        x4 = x3 * x3
+        x5 = sum(x4)
+        x6 = neg(x5)
+        score = x6
+    """
+    batch = query.dim() - 3
+    if edge_key is not None and edge_key.shape[:batch] != query.shape[:batch]:
+        edge_key = edge_key.view(*[1] * batch, *edge_key.shape)
+    own = as_score("explain_score", score)
+    key = repeat_heads(key, query.size(-2))
+    try:
+        function = own.function if isinstance(own, FunctionScore) else own.edgewise
+        trace, _ = traced(function, query, key, edge_key, accumulate_dtype(query.dtype))
+    except Unsupported as error:
+        raise NotImplementedError(message("explain_score", "score", f"can't be fused: {error}")) from None
+    return ScoreReport(trace)
+
+
+class ScoreReport:
+    """What is made of a score of one's own.
+
+    Attributes:
+        inputs: what the expression reads, as lines.
+        expression: the score of an edge and a head, as lines of Python.
+        loops: source of the loops that Numba compiles for it, forward and backward.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        names = [f"{kind.side}_{n}" for n, kind in enumerate(trace.inputs)]
+        rows = {side: f"per {side}" for side in ("target", "source", "edge")} | {"parameter": "for all edges"}
+        self.inputs = [
+            f"{name}: {'a number' if kind.width == 1 else f'rows of {kind.width} numbers'} {rows[kind.side]}"
+            + (" and head" if kind.heads > 1 else "")
+            for name, kind in zip(names, trace.inputs, strict=True)
+        ]
+        self.expression = [*trace.expression.lines([trace.score], names), f"score = x{trace.score}"]
+        self.loops = source_of(trace, [SCORE, *loops_of(trace, range(len(trace.inputs)))])
+
+    def __repr__(self) -> str:
+        return "\n".join([*self.inputs, *self.expression])
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from .load import compiled_loop as compiled_loop
 from .load import load as load
+from .load import load_source as load_source
 from .load import settle as settle
 from .load import why_not_compiled as why_not_compiled
 from .memory import empty as empty

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import linecache
 import os
 import pickle
 import sys
@@ -29,12 +30,15 @@ from ..errors import message, warn_once
 
 HERE = Path(__file__).parent
 SET = "set NUMBA_CACHE_DIR to a writable folder."
+# Where compiled code is kept, once that is known.
+_folders: list[Path] = []
 
 
 def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
     """Cache the compiled code of the functions of these modules for later processes."""
     try:
         folder = cache_folder([*(module.__name__ for module in modules.values()), __name__])
+        _folders[:] = [folder]
     # Unreadable sources or unwritable folders.
     except Exception as error:
         _warn("write", "can't be cached, so that every process compiles it again", error, f"To cache it, {SET}")
@@ -71,6 +75,34 @@ def cache_folder(modules: Iterable[str]) -> Path:
             continue
         return folder
     raise OSError(f"no folder can be written: {', '.join(map(str, parents))}")
+
+
+def load_source(stem: str, source: str) -> ModuleType:
+    """Return a module with this source, whose compiled code is kept as that of other modules, by a hash of the source.
+
+    The source is written next to the compiled code, to be read.
+    """
+    name = f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    module, path = ModuleType(f"graphattn.{name}"), f"<{name}>"
+    try:
+        folder = _folders[0]
+        written = folder / f"{name}.py"
+        if not written.exists():
+            unfinished = written.with_suffix(f".{uuid.uuid4().hex}")
+            unfinished.write_text(source)
+            unfinished.replace(written)
+        path = str(written)
+    except (OSError, IndexError):
+        # As for compiled code, of which a warning has been given.
+        folder = None
+    # Numba keeps the name of a function's module with its code, and looks it up.
+    sys.modules[module.__name__] = module
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    exec(compile(source, path, "exec"), vars(module))
+    for of_module, function in vars(module).items():
+        if folder is not None and is_jitted(function) and function.__module__ == module.__name__:
+            function._cache = _Cache(folder, f"{name}.{of_module}")  # type: ignore[attr-defined]
+    return module
 
 
 class _Cache(NullCache):

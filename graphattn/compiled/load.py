@@ -112,6 +112,12 @@ def load(module: str) -> Any:
     return _modules[module]
 
 
+def load_source(stem: str, source: str) -> Any:
+    """Return a module of functions that Numba compiles, written on the way; see `cache.load_source`."""
+    load("compiled.jit.lanes")
+    return importlib.import_module(".cache", __package__).load_source(stem, source)
+
+
 def compiled_loop(function: Any, key: tuple[Any, ...], *operands: Any, shape: Any = None) -> Loop | Callable[..., None]:
     """Return a loop's compiled code for the types of these operands, for which `key` stands, and for their shape.
 

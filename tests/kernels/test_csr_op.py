@@ -10,7 +10,7 @@ from covering import in_turn
 from torch.library import opcheck
 
 from graphattn.kernels.rows import operands
-from graphattn.kernels.rows.cpu.kernel import TaskPlan
+from graphattn.kernels.rows.cpu.plan import TaskPlan
 from graphattn.kernels.rows.operands import Backward, EdgeLists, Forward, Mode, Needs, Tensors, Weights, pack, unpack
 from graphattn.testing import graph_zoo, random_call
 

@@ -829,7 +829,10 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (dict(score=lambda query, key, edge: (query * key).sum(-1)), "it has no score like FunctionScore(<lambda>)"),
+        (
+            dict(score=lambda query, key, edge: (query * key).amax(-1)),
+            "the score FunctionScore(<lambda>) can't be fused: ",
+        ),
         (dict(normalizer=Relu6()), "it has no normalizer like "),
         (dict(normalizer="sparsemax"), "it has no normalizer like 'sparsemax'."),
         (dict(normalizer="entmax15"), "it has no normalizer like 'entmax15'."),

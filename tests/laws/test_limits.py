@@ -8,7 +8,7 @@ import torch
 from graphattn import Edges, attention
 from graphattn.csr import CSR
 from graphattn.kernels.rows import operands
-from graphattn.kernels.rows.cpu.kernel import TaskPlan
+from graphattn.kernels.rows.cpu.plan import TaskPlan
 from graphattn.testing import random_call
 
 HEADS, WIDE, ROWS = 8, 2**16, 2**12 + 1

@@ -15,7 +15,7 @@ from packaging.version import Version
 NAMES = {
     "graphattn": """
         Additive DotProduct Edges Full Grid OffsetBias Pattern Window accelerate attention dense_attention
-        explain_backend merge nn random_edges random_regular restore
+        explain_backend explain_score merge nn random_edges random_regular restore
     """,
     "graphattn.compare": "Comparison compare dense_memory",
     "graphattn.datasets": """

@@ -254,7 +254,7 @@ def edges_for(call: Call, name: str, plan: type[EdgePlan]) -> EdgeLists:
     pattern = call.pattern
     sides = ["rows", "columns"] if needs_grad(call) else ["rows"]
     if not torch.compiler.is_compiling():
-        plans: list[Any] = [_kept(pattern, side, name, plan) for side in sides]
+        plans: list[Any] = [keep_plan(pattern, side, name, plan) for side in sides]
         return EdgeLists(None, None, plans[0], plans[-1] if len(plans) > 1 else [])
     is_planned = all(pattern.has_kept(f"{name} {side}") for side in sides)
     if not is_planned and pattern.has_kept("edge_index"):
@@ -262,7 +262,7 @@ def edges_for(call: Call, name: str, plan: type[EdgePlan]) -> EdgeLists:
         loops = None if count is None else pattern.edge_index.new_empty(count, 0)
         return EdgeLists(pattern.edge_index, loops, [], [])
     # What a graph is traced with has to be plain.
-    plain = [list(_kept(pattern, side, name, plan)) for side in sides]
+    plain = [list(keep_plan(pattern, side, name, plan)) for side in sides]
     return EdgeLists(None, None, plain[0], plain[-1] if len(plain) > 1 else [])
 
 
@@ -273,10 +273,11 @@ def read_plan(edges: EdgeLists, side: str, tensors: Tensors, name: str, plan: ty
         return lists if isinstance(lists, plan) else plan(*lists)
     known = compared_edges("attention", edges.edge_index, tensors.key.size(1), tensors.query.size(1))
     pattern = known if edges.loops is None else known.renew_self_loops(edges.loops.size(0)).pattern
-    return _kept(pattern, side, name, plan)
+    return keep_plan(pattern, side, name, plan)
 
 
-def _kept(pattern: Pattern, side: str, name: str, plan: type[AnyPlan]) -> AnyPlan:
+def keep_plan(pattern: Pattern, side: str, name: str, plan: type[AnyPlan]) -> AnyPlan:
+    """Return the plan of a side, made once."""
     build = lambda: plan.of(pattern.csr()) if side == "rows" else plan.of(pattern.csc(), pattern.csr())
     return pattern.keep(f"{name} {side}", build)
 

@@ -5,8 +5,8 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ....call import Call
 from ....compiled import compiled_loop, empty, empty_like, load, run_tasks, scratch, why_not_compiled
-from ....csr import CSR
 from ....dropout import keep_scale, threshold
+from ....scores import DotProduct, FunctionScore
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
-from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, tensors_of, why_not_fused
+from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
 from ..operands import (
     SOFTMAX,
     Arrays,
@@ -34,7 +34,6 @@ from ..operands import (
     RowSums,
     Shape,
     Slopes,
-    SortedEdges,
     SourceGradients,
     TargetGradients,
     Tensors,
@@ -42,22 +41,27 @@ from ..operands import (
     gradients,
     sums_shape,
 )
+from .plan import NAME, TaskPlan
+from .traced import why_not_traced, with_given_scores
 
 # See `NumbaCSR.cost`.
 SECONDS = (3e-4, 7.2e-9, 9.4e-10, 1.02e-8, 3.7e-11)
+OWN_SECONDS = 2e-2
 
 
 class NumbaCSR(Kernel):
     """See the module."""
 
-    name = "numba"
+    name = NAME
 
     def why_not(self, call: Call) -> str | None:
         """Tensors elsewhere, a score or normalizer that isn't built in, or Numba missing."""
         if call.query.device.type != "cpu":
             return f"tensors are on {call.query.device.type}"
-        reason = why_not_fused(call)
-        return why_not_compiled() if reason is None else reason
+        is_own = isinstance(call.score, FunctionScore)
+        reason = why_not_fused(call._replace(score=DotProduct()) if is_own else call)
+        reason = why_not_compiled() if reason is None else reason
+        return why_not_traced(call) if reason is None and is_own else reason
 
     def cost(self, call: Call) -> float:
         """Count seconds per call, per head of a row, per head of an edge, and for the numbers of both, with backward.
@@ -68,6 +72,8 @@ class NumbaCSR(Kernel):
         width = call.query.size(-1) + call.value.size(-1)
         rows, edges = call.pattern.num_targets, call.pattern.num_edges
         per_head = rows * (per_row + per_row_number * width) + edges * (per_edge + per_edge_number * width)
+        # A score of one's own is compiled: that takes seconds, which some hundred calls share.
+        per_call = OWN_SECONDS if isinstance(call.score, FunctionScore) else per_call
         return share(call) * (per_call + call.batch_shape.numel() * call.heads * per_head)
 
     def reads_traced_edges(self, device: torch.device) -> bool:
@@ -76,6 +82,7 @@ class NumbaCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
+        call = with_given_scores(call) if isinstance(call.score, FunctionScore) else call
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
         has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
@@ -85,48 +92,6 @@ class NumbaCSR(Kernel):
 def _compiled(part: str) -> Any:
     """Return the module of compiled functions, "forward" or "backward"."""
     return load(f"kernels.rows.cpu.jit.{part}")
-
-
-class _Lists(NamedTuple):
-    ptr: Tensor
-    index: Tensor  # type: ignore[assignment]  # hides tuple.index
-    perm: Tensor
-    tasks: Tensor
-    cut: Tensor
-    places: Tensor
-
-
-class TaskPlan(_Lists):
-    """A CSR with its tasks [n, 5] and its cut rows [n, 3], see `plan_tasks`.
-
-    `places` of a plan of columns says where each of its edges lies in the rows, unless perm does: it is empty where
-    rows are in the caller's order.
-    """
-
-    @classmethod
-    def of(cls, csr: CSR, transposed: CSR | None = None) -> TaskPlan:
-        """Cut the rows of a CSR into tasks."""
-        tasks, cut = _compiled("forward").plan_tasks(csr.ptr.numpy())
-        places = csr.index.new_empty(0)
-        if transposed is not None and transposed.perm is not None:
-            places = torch.empty_like(transposed.perm)
-            places[transposed.perm.to(torch.int64)] = torch.arange(len(places), dtype=places.dtype)
-            places = places if csr.perm is None else places[csr.perm.to(torch.int64)]
-        return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut), places)
-
-    @cached_property
-    def edges(self) -> SortedEdges:
-        """The edges as the loops take them."""
-        return SortedEdges(self.ptr, self.index, self.perm)
-
-    @cached_property
-    def slots(self) -> int:
-        """How many pieces the cut rows have."""
-        return int(self.cut[-1, 2]) if self.cut.numel() else 0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Copies and files hold the tensors alone.
-        return type(self), tuple(self)
 
 
 def _types(tensors: Tensors, plan: TaskPlan) -> tuple[torch.dtype | None, ...]:
@@ -171,7 +136,7 @@ def _run(function: Any, types: tuple[Any, ...], call: Loops, tasks: Tensor, *ope
 
 
 def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
-    return read_plan(edges, side, tensors, NumbaCSR.name, TaskPlan)
+    return read_plan(edges, side, tensors, NAME, TaskPlan)
 
 
 def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -1,0 +1,391 @@
+"""Scores of the user's own, traced and fused: numbers, gradients, changes between calls, and what is refused."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from random_scores import RandomScore
+
+from graphattn import Edges, attention, explain_backend, explain_score
+from graphattn.nn import GraphAttention
+from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
+
+ROOT = Path(__file__).resolve().parents[2]
+ZOO = pattern_zoo()
+F = torch.nn.functional
+HEADS, WIDTH = 4, 3
+
+
+def gaussian(query_i, key_j, edge_key):
+    return -(query_i - key_j).square().sum(-1)
+
+
+class LearnedWidth(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.width = torch.nn.Parameter(torch.tensor([0.5, 1.0, 1.5, 2.0], dtype=torch.float64))
+
+    def forward(self, query_i, key_j, edge_key):
+        return -(query_i - key_j).square().sum(-1) * F.softplus(self.width)
+
+
+class MixedSuperGAT(torch.nn.Module):
+    """SuperGAT's mixed score: an additive one of both ends, times the sigmoid of their product."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        draw = lambda: torch.nn.Parameter(torch.randn(HEADS, WIDTH, generator=generator, dtype=torch.float64))
+        self.of_target, self.of_source = draw(), draw()
+
+    def forward(self, query_i, key_j, edge_key):
+        ends = (query_i * self.of_target).sum(-1) + (key_j * self.of_source).sum(-1)
+        return F.leaky_relu(ends * (query_i * key_j).sum(-1).sigmoid(), 0.2)
+
+
+class Projected(torch.nn.Module):
+    """A linear layer on one end, and a norm of it: both are computed per node."""
+
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64)
+
+    def forward(self, query_i, key_j, edge_key):
+        return F.cosine_similarity(query_i, self.project(key_j), -1) + self.project(query_i).norm(dim=-1)
+
+
+def gated(query_i, key_j, edge_key):
+    return (query_i * key_j * edge_key.sigmoid()).sum(-1)
+
+
+def decayed(query_i, key_j, edge_key):
+    """The first feature of an edge is its age; the others are a bias."""
+    return (query_i * key_j).sum(-1) * (-edge_key[..., :1].abs()).exp() + edge_key[..., 1:].sum(-1, keepdim=True)
+
+
+def kinks(query_i, key_j, edge_key):
+    x = query_i - key_j
+    parts = (x.abs(), x.relu(), x.clamp(-0.5, 0.5), torch.maximum(query_i, key_j), torch.minimum(query_i, 0.5 * key_j))
+    return sum(part.sum(-1) for part in parts) + x.norm(dim=-1)
+
+
+SCORES = {
+    "Gaussian": (gaussian, None),
+    "cosine": (lambda query_i, key_j, edge_key: F.cosine_similarity(query_i, key_j, -1), None),
+    "learned width": (LearnedWidth(), None),
+    "SuperGAT": (MixedSuperGAT(), None),
+    "projected": (Projected(), None),
+    "gate over edges": (gated, (HEADS, WIDTH)),
+    "gate shared by heads": (gated, (1, WIDTH)),
+    "decay": (decayed, (4,)),
+    "kinks": (kinks, None),
+    "one side": (lambda query_i, key_j, edge_key: key_j.tanh().sum(-1), None),
+}
+# Each score on one pattern, each pattern with one score: the rest of the product is what `make fuzz` draws from.
+NAMES = list(SCORES)
+CALLS = [(name, NAMES[i % len(NAMES)]) for i, name in enumerate(ZOO)]
+
+
+def tensors_of(pattern, shape, *, batch=(), dtype=torch.float64, **sizes):
+    tensors = random_call(
+        pattern, batch=batch, heads=HEADS, kv_heads=2, width=WIDTH, value_width=5, dtype=dtype, **sizes
+    )
+    if shape is not None:
+        generator = torch.Generator().manual_seed(7)
+        drawn = torch.randn(*batch[:1], pattern.num_edges, *shape, generator=generator, dtype=torch.float64)
+        tensors["edge_key"] = drawn.to(dtype).requires_grad_()
+    return tensors
+
+
+@pytest.mark.parametrize(("pattern", "name"), CALLS)
+def test_every_pattern_equals_the_oracle(pattern, name):
+    score, shape = SCORES[name]
+    normalizer = ("softmax", "relu", "sigmoid", "identity")[len(pattern) % 4]
+    assert_matches_dense(
+        tensors_of(ZOO[pattern], shape), ZOO[pattern], score=score, backend="numba", normalizer=normalizer
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_equals_the_oracle_with_a_batch_and_biases(name):
+    """On a row and a column that are cut into pieces, in batches that share their edge tensors or don't."""
+    score, shape = SCORES[name]
+    spokes, hub = torch.arange(1, 400), torch.zeros(399, dtype=torch.int64)
+    pattern = Edges(torch.cat([torch.stack([spokes, hub]), torch.stack([hub, spokes])], 1)[:, torch.randperm(798)], 400)
+    tensors = tensors_of(pattern, shape, batch=(2,))
+    tensors["edge_bias"] = torch.randn(pattern.num_edges, HEADS, dtype=torch.float64, requires_grad=True)
+    if shape is not None:
+        tensors["edge_key"] = tensors["edge_key"][len(name) % 2].detach().requires_grad_()
+    assert_matches_dense(tensors, pattern, score=score, backend="numba")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["Gaussian", "gate over edges", "kinks"])
+def test_other_dtypes_equal_the_oracle(name, dtype):
+    score, shape = SCORES[name]
+    pattern = ZOO["unsorted edges"]
+    assert_matches_dense(tensors_of(pattern, shape, dtype=dtype), pattern, score=score, backend="numba")
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_scores_equal_the_oracle(seed):
+    pattern = ZOO[list(ZOO)[seed % len(ZOO)]]
+    heads, kv_heads, width = [(4, 2, 3), (2, 2, 20), (3, 1, 1), (1, 1, 16), (5, 5, 7)][seed % 5]
+    tensors = random_call(pattern, batch=[(), (2,), (2, 2)][seed % 3], heads=heads, kv_heads=kv_heads, width=width)
+    if seed % 2:
+        tensors["edge_key"] = torch.randn(pattern.num_edges, heads, width, dtype=torch.float64, requires_grad=True)
+    assert_matches_dense(tensors, pattern, score=RandomScore(seed, heads, width), backend="numba")
+
+
+def test_gradients_pass_gradcheck():
+    pattern = ZOO["unsorted edges"]
+    tensors, module = tensors_of(pattern, None), LearnedWidth()
+
+    def out(query, key, value, width):
+        score = lambda q, k, e: torch.func.functional_call(module, {"width": width}, (q, k, e))
+        return attention(query, key, value, pattern, score=score, backend="numba")
+
+    assert torch.autograd.gradcheck(out, (*tensors.values(), module.width))
+
+
+def test_dropout_keeps_the_weights_that_scatter_keeps():
+    pattern = ZOO["parallel edges"]
+    tensors = tensors_of(pattern, None)
+    found = []
+    for backend in ("numba", "scatter"):
+        torch.manual_seed(3)
+        found.append(attention(**tensors, pattern=pattern, score=gaussian, dropout_p=0.5, backend=backend))
+    torch.testing.assert_close(*found)
+
+
+def test_edges_without_a_finite_score_are_as_in_scatter():
+    pattern = ZOO["unsorted edges"]
+    tensors = tensors_of(pattern, None)
+    score = lambda query_i, key_j, edge_key: (query_i * key_j).sum(-1).log()
+    results = [
+        attention(**tensors, pattern=pattern, score=score, backend=backend, return_weights=True)
+        for backend in ("numba", "scatter")
+    ]
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, equal_nan=True)
+    assert results[0][1].isnan().any()
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    pattern = Edges(torch.randint(300, (2, 20_000), generator=torch.Generator().manual_seed(0)), 300)
+    tensors, score = random_call(pattern, heads=HEADS, width=WIDTH, dtype=torch.float32), LearnedWidth().float()
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out = attention(**tensors, pattern=pattern, score=score, backend="numba")
+            results.append((out, *torch.autograd.grad(out.square().sum(), [*tensors.values(), score.width])))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(x, y) for other in results[1:] for x, y in zip(results[0], other, strict=True))
+
+
+# What may change between two calls.
+
+
+def test_captured_numbers_and_tensors_are_those_of_each_call():
+    pattern = ZOO["unsorted edges"]
+    tensors = tensors_of(pattern, None)
+    factor, shift = 1.0, torch.zeros(HEADS, dtype=torch.float64)
+    options = types.SimpleNamespace()
+
+    def score(query_i, key_j, edge_key):
+        return factor * (query_i * key_j).sum(-1) + shift * (query_i - key_j).sum(-1)
+
+    def compare():
+        found, expected = (
+            attention(**tensors, pattern=pattern, score=score, backend=backend) for backend in ("numba", "scatter")
+        )
+        torch.testing.assert_close(found, expected)
+        return found
+
+    first = compare()
+    factor = 2.0
+    second = compare()
+    shift = torch.ones(HEADS, dtype=torch.float64)
+    third = compare()
+    shift.mul_(3)
+    fourth = compare()
+    assert not any(torch.allclose(x, y) for x, y in ((first, second), (second, third), (third, fourth)))
+    del options
+
+
+SCALE = 1.0
+
+
+class Scaled(torch.nn.Module):
+    factor = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.own = 1.0
+        self.numbers = {"more": [1.0]}
+
+    def forward(self, query_i, key_j, edge_key):
+        scale = SCALE * self.factor * self.own * self.numbers["more"][0] * (1.0 if self.training else 2.0)
+        return scale * (query_i * key_j).sum(-1)
+
+
+def test_numbers_of_modules_classes_and_globals_are_those_of_each_call(monkeypatch):
+    pattern, score = ZOO["unsorted edges"], Scaled()
+    tensors = tensors_of(pattern, None)
+
+    def run():
+        found, expected = (
+            attention(**tensors, pattern=pattern, score=score, backend=backend) for backend in ("numba", "scatter")
+        )
+        torch.testing.assert_close(found, expected)
+        return found
+
+    results = [run()]
+    for change in (
+        lambda: setattr(score, "own", 1.5),
+        lambda: score.numbers["more"].__setitem__(0, 1.25),
+        lambda: score.eval(),
+        lambda: monkeypatch.setattr(Scaled, "factor", 0.75),
+        lambda: monkeypatch.setitem(globals(), "SCALE", 3.0),
+    ):
+        change()
+        results.append(run())
+    assert not any(torch.allclose(x, y) for i, x in enumerate(results) for y in results[:i])
+
+
+def test_a_partial_and_a_method_are_traced_too():
+    pattern = ZOO["unsorted edges"]
+    tensors = tensors_of(pattern, None)
+
+    def scaled(query_i, key_j, edge_key, factor):
+        return factor * (query_i * key_j).sum(-1)
+
+    for score in (functools.partial(scaled, factor=0.5), LearnedWidth().forward):
+        found, expected = (
+            attention(**tensors, pattern=pattern, score=score, backend=backend) for backend in ("numba", "scatter")
+        )
+        torch.testing.assert_close(found, expected)
+
+
+# What can't be fused.
+
+
+def mixes_edges(query_i, key_j, edge_key):
+    score = (query_i * key_j).sum(-1)
+    return score - score.mean(-2, keepdim=True)
+
+
+def mixes_nodes(query_i, key_j, edge_key):
+    return ((query_i - query_i.mean(-3, keepdim=True)) * key_j).sum(-1)
+
+
+def depends_on_values(query_i, key_j, edge_key):
+    return (query_i * key_j).sum(-1) * (1 if query_i.sum() > 0 else 2)
+
+
+def writes_in_place(query_i, key_j, edge_key):
+    return query_i.mul_(key_j).sum(-1)
+
+
+def without_gradient(query_i, key_j, edge_key):
+    with torch.no_grad():
+        score = (query_i * key_j).sum(-1)
+    return score + (query_i + key_j).sum(-1)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+RECORD = types.SimpleNamespace(factor=1.0)
+REFUSED = {
+    "mixes edges": (mixes_edges, "aten.mean in `return score - score.mean(-2, keepdim=True)"),
+    "mixes nodes": (mixes_nodes, "its result for an edge depends on other edges"),
+    "depends on values": (depends_on_values, "it depends on the values of its arguments (aten._local_scalar_dense"),
+    "writes in place": (writes_in_place, "writes in place: use its form without the underscore"),
+    "without gradient": (without_gradient, "a block without any"),
+    "own derivative": (lambda q, k, e: Doubled.apply((q * k).sum(-1)), "it has derivatives of its own"),
+    "random": (lambda q, k, e: F.dropout((q * k).sum(-1), 0.5), "draws random numbers"),
+    "linear of both": (lambda q, k, e: F.linear(q - k, torch.eye(WIDTH, dtype=q.dtype)).sum(-1), "has no fused form"),
+    "largest of a row": (lambda q, k, e: (q * k).amax(-1), 'aten.amax in `"largest of a row"'),
+    "an object": (lambda q, k, e: (q * k).sum(-1) * RECORD.factor, "it captures RECORD, a SimpleNamespace, whose"),
+    "another shape": (lambda q, k, e: q * k, "it returns [E, 4, 3] in place of [*B, E, H]"),
+    "its own error": (lambda q, k, e: q @ k.mT @ q.new_ones(2), "it can't be traced (RuntimeError: "),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_fused_says_why_in_one_line(name):
+    score, reason = REFUSED[name]
+    pattern = ZOO["unsorted edges"]
+    tensors = tensors_of(pattern, None, dtype=torch.float64)
+    with pytest.raises(NotImplementedError) as caught:
+        attention(**tensors, pattern=pattern, score=score, backend="numba")
+    text = str(caught.value)
+    assert reason in text and "\n" not in text and ".." not in text
+    assert f"{reason}" in str(explain_backend(**tensors, pattern=pattern, score=score)).replace("\n", " ")
+
+
+def test_second_derivatives_name_the_kernel_that_has_them():
+    pattern = ZOO["unsorted edges"]
+    tensors = tensors_of(pattern, None)
+    out = attention(**tensors, pattern=pattern, score=gaussian, backend="numba")
+    first = torch.autograd.grad(out.square().sum(), tensors["query"], create_graph=True)[0]
+    with pytest.raises(NotImplementedError, match="backend='scatter'"):
+        torch.autograd.grad(first.sum(), tensors["query"])
+
+
+def test_auto_fuses_large_calls_alone_and_the_layer_trains_its_score():
+    few = Edges(torch.randint(10, (2, 30)), 10)
+    x = torch.randn(10, 2, 8)
+    assert explain_backend(x, x, x, few, score=gaussian).chosen == "scatter"
+    many = Edges(torch.randint(2000, (2, 40_000)), 2000)
+    x = torch.randn(2000, 4, 16)
+    assert explain_backend(x, x, x, many, score=gaussian).chosen == "numba"
+    layer = GraphAttention(16, 16, heads=4, score=LearnedWidth().float())
+    layer(torch.randn(2000, 16), many).sum().backward()
+    assert layer.score.width.grad.abs().min() > 0
+
+
+def test_explain_score_shows_the_expression_and_the_loops():
+    x = torch.randn(5, HEADS, WIDTH)
+    report = explain_score(gaussian, x, x)
+    assert "x3 = x0 - x1" in str(report) and str(report).endswith("score = x6")
+    assert "def score(begin, end" in report.loops and "def gradients_by_targets_0(begin, end" in report.loops
+    with pytest.raises(NotImplementedError, match="explain_score: score"):
+        explain_score(mixes_edges, x, x)
+
+
+def test_the_next_process_finds_the_compiled_loops(tmp_path):
+    code = """
+import torch
+from graphattn import Edges, attention
+x, edges = torch.randn(50, 2, 8), Edges(torch.randint(50, (2, 300)), 50)
+score = lambda query_i, key_j, edge_key: -(query_i - key_j).abs().sum(-1)
+attention(x, x, x, edges, score=score, backend="numba")
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    written = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment
+        )
+        assert done.returncode == 0 and not done.stderr, done.stderr
+        written.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("score_*")})
+    assert any(path.suffix == ".py" for path in written[0]) and any(path.suffix == ".nbc" for path in written[0])
+    assert written[0] == written[1]
