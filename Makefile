@@ -65,12 +65,13 @@ examples: setup
 reproduce: setup
 	$(BIN)/python benchmarks/accuracy.py
 
-# Writes benchmarks/results; about ten minutes on two cores.
+# Writes benchmarks/results; about a quarter of an hour on two cores.
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/small.py
+	$(BIN)/python benchmarks/own_scores.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/overhead.py

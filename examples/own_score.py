@@ -2,16 +2,26 @@
 
     python examples/own_score.py
 
-A score is any function of the query of an edge's target, the key of its source and, optionally, edge features. A
-normalizer has two forms, over edges and over the rows of a matrix, which check each other. Expected: both scores equal
-the dense reference in outputs and all gradients, a layer learns the widths of its kernels, and "scatter" runs it.
+A score is any function of the query of an edge's target, the key of its source and, optionally, edge features. On the
+CPU it is traced and compiled, with its derivatives. Expected: both scores equal the dense reference in outputs and all
+gradients, on both kernels; a layer learns the widths of its kernels; and the compiled loops are some times as fast as
+plain torch on 20,000 nodes (about 5 on two cores).
 """
 
 import copy
+import time
 
 import torch
 
-from graphattn import Window, attention, dense_attention, explain_backend, random_edges
+from graphattn import (
+    Normalized,
+    Window,
+    attention,
+    dense_attention,
+    explain_backend,
+    explain_score,
+    random_edges,
+)
 from graphattn.nn import GraphAttention
 from graphattn.testing import assert_matches_dense, random_call
 
@@ -32,26 +42,19 @@ def nearby(query_i, key_j, edge_key):
     return (query_i * key_j).sum(-1) - edge_key
 
 
-class SquaredRelu:
-    """max(s, 0)^2, divided by its sum for each target; scores below 0 get weight zero."""
-
-    def edgewise(self, score, target, num_targets):
-        power = score.relu().square()
-        total = power.new_zeros(*power.shape[:-2], num_targets, power.size(-1)).index_add(-2, target, power)
-        return power / total.clamp(min=1e-12).index_select(-2, target)
-
-    def dense(self, score, mask):
-        power = torch.where(mask, score, -torch.inf).relu().square()
-        return power / power.sum(-1, keepdim=True).clamp(min=1e-12)
+def squared_relu(score):
+    """max(s, 0)^2; scores below 0 get weight zero."""
+    return score.relu().square()
 
 
 torch.manual_seed(0)
-gaussian, normalizer = Gaussian(2).double(), SquaredRelu()
+gaussian, normalizer = Gaussian(2).double(), Normalized(squared_relu)
 window, graph = Window([7, 4], radius=2), random_edges(30, 5)
 
 # Random float64 tensors [rows, 2 heads, 4 numbers]; an AssertionError gives the tensor, its error and the budget.
 tensors = random_call(window)
-assert_matches_dense(tensors, window, score=gaussian)
+for backend in ("numba", "scatter"):
+    assert_matches_dense(tensors, window, score=gaussian, backend=backend)
 with_distance = {**random_call(graph), "edge_key": torch.rand(graph.num_edges, 1, dtype=torch.float64)}
 assert_matches_dense(with_distance, graph, score=nearby, normalizer=normalizer)
 squares = (call(**tensors, pattern=window, score=gaussian).square().sum() for call in (attention, dense_attention))
@@ -73,7 +76,19 @@ for _ in range(150):
     optimizer.step()
 print(f"Widths 0.5 and 2, learned: {', '.join(f'{width:.3f}' for width in student.score.log_width.exp().tolist())}")
 
-# Fused kernels support the library's own scores; anything else runs in plain torch, exact on every device.
-report = explain_backend(**tensors, pattern=window, score=gaussian)
-print(report)
-print(f"Your own score: equal to the dense reference, learned in a layer, run by {report.chosen!r}")
+# What is made of it: the expression of one edge and head, and the reason why a function can't be compiled.
+x = torch.randn(20_000, 4, 32, requires_grad=True)
+print(explain_score(Gaussian(4), x, x))
+report = explain_backend(**tensors, pattern=window, score=lambda query_i, key_j, edge_key: (query_i * key_j).amax(-1))
+print(f"Not compiled: {report.answers['numba'][0]}")
+
+# And its speed, on a graph of 20,000 nodes and 300,000 edges, forward and backward.
+edges, seconds = random_edges(20_000, 15), {}
+for backend in ("scatter", "numba"):
+    for _ in range(3):
+        start = time.perf_counter()
+        attention(x, x, x, edges, score=Gaussian(4), backend=backend).sum().backward()
+        seconds[backend] = min(seconds.get(backend, 9e9), time.perf_counter() - start)
+times = seconds["scatter"] / seconds["numba"]
+print(f"Compiled, it is {times:.1f} times as fast as plain torch")
+print("Your own score: equal to the dense reference, learned in a layer, compiled for the CPU")

@@ -18,6 +18,8 @@ from .functional import explain_score as explain_score
 from .functional import merge as merge
 from .nn import accelerate as accelerate
 from .nn import restore as restore
+from .normalizers import Elementwise as Elementwise
+from .normalizers import Normalized as Normalized
 from .offset_bias import OffsetBias as OffsetBias
 from .patterns import Edges as Edges
 from .patterns import Full as Full
@@ -43,8 +45,10 @@ __all__ = [
     "Additive",
     "DotProduct",
     "Edges",
+    "Elementwise",
     "Full",
     "Grid",
+    "Normalized",
     "OffsetBias",
     "Pattern",
     "Window",

@@ -217,7 +217,19 @@ def prepare(
 Arguments = tuple[Any, ...]
 
 
-def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def captures_of(score: Any) -> Captures | None:
+    """What a score of the user's own reads besides its arguments; None of others, and where that can't be said."""
+    if isinstance(score, Score | type) or not callable(score) or torch.compiler.is_compiling():
+        return None
+    try:
+        return Captures(score)
+    except Unsupported:
+        return None
+
+
+def signature(
+    arguments: Arguments, backend: Any, kernels: tuple[Any, ...], captured: Captures | None = None
+) -> tuple[Any, ...] | None:
     """What the checks of a call and the choice of its kernel depend on, apart from the pattern.
 
     Calls with equal signatures differ in numbers alone, so that what was found for one holds for the other: checking
@@ -233,11 +245,8 @@ def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> t
     elif type(score) is Additive:
         marks = [score.activation, score.negative_slope]
         of_edges.append(score.vector)
-    elif callable(score) and not isinstance(score, Score | type):
-        try:
-            marks = [Captures(score).key]
-        except Unsupported:
-            return None
+    elif captured is not None:
+        marks = [captured.key]
     else:
         return None
     for x in (query, key, value, *of_edges):
@@ -255,7 +264,7 @@ def signature(arguments: Arguments, backend: Any, kernels: tuple[Any, ...]) -> t
     return *marks, normalizer, dropout_p, bool(return_weights), repr(return_lse), backend, kernels
 
 
-def recall(arguments: Arguments, normalizer: Normalizer) -> Call:
+def recall(arguments: Arguments, normalizer: Normalizer, captured: Captures | None = None) -> Call:
     """Gather arguments whose signature is that of a checked call into a `Call`."""
     query, key, value, pattern, score, _, *of_edges, dropout_p, return_weights, return_lse = arguments
     bias, edge_key, edge_value = of_edges
@@ -265,7 +274,7 @@ def recall(arguments: Arguments, normalizer: Normalizer) -> Call:
     else:
         # Of any trailing shape, so that its own one doesn't say whether it has batch dimensions.
         edge_key = _check_edge_tensor("attention", "edge_key", edge_key, query, [pattern.num_edges], or_more=True)
-        score = FunctionScore(score)
+        score = FunctionScore(score, captured)
     of_call = (query, key, value, pattern, score, normalizer, bias, edge_key, edge_value)
     return Call(*of_call, float(dropout_p), return_weights, return_lse)
 

@@ -17,6 +17,7 @@ from .call import (
     WithLse,
     WithWeights,
     accumulate_dtype,
+    captures_of,
     is_transformed,
     prepare,
     recall,
@@ -25,7 +26,8 @@ from .call import (
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel, Result
 from .kernels.base import in_parts
-from .kernels.rows.cpu.emit import SCORE, loops_of, source_of
+from .kernels.rows.cpu.emit import source_of
+from .kernels.rows.own import SCORE, loops_of
 from .normalizers import Normalizer, UserNormalizer
 from .offset_bias import OffsetBias
 from .patterns import Pattern, PatternLike
@@ -146,13 +148,14 @@ def attention(
     """
     of_edges = (edge_bias, edge_key, edge_value)
     arguments = (query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse)
-    known = signature(arguments, backend, KERNELS)
+    captured = captures_of(score)
+    known = signature(arguments, backend, KERNELS, captured)
     calls: dict[Any, tuple[Kernel, Normalizer]] = {}
     if known is not None and isinstance(pattern, Pattern):
         calls = pattern.keep("calls", dict)
         if known in calls:
             kernel, checked = calls[known]
-            return _results(kernel.run(recall(arguments, checked)), return_lse)
+            return _results(kernel.run(recall(arguments, checked, captured)), return_lse)
     call = prepare("attention", *arguments)
     if isinstance(call.pattern, RemotePattern):
         edge_tensors = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
@@ -239,8 +242,8 @@ def explain_score(score: ScoreFunction, query: Tensor, key: Tensor, *, edge_key:
     Example:
         >>> x = torch.zeros(5, 2, 8)
         >>> explain_score(lambda query_i, key_j, edge_key: -(query_i - key_j).square().sum(-1), x, x)
-        target_0: rows of 8 numbers per target and head
-        source_1: rows of 8 numbers per source and head
+        target_0: 8 numbers per target and head
+        source_1: 8 numbers per source and head
         x0 = target_0
         x1 = source_1
         x3 = x0 - x1
@@ -273,12 +276,11 @@ class ScoreReport:
 
     def __init__(self, trace: Trace) -> None:
         names = [f"{kind.side}_{n}" for n, kind in enumerate(trace.inputs)]
-        rows = {side: f"per {side}" for side in ("target", "source", "edge")} | {"parameter": "for all edges"}
-        self.inputs = [
-            f"{name}: {'a number' if kind.width == 1 else f'rows of {kind.width} numbers'} {rows[kind.side]}"
-            + (" and head" if kind.heads > 1 else "")
-            for name, kind in zip(names, trace.inputs, strict=True)
-        ]
+        self.inputs = []
+        for name, (side, heads, width) in zip(names, trace.inputs, strict=True):
+            what = "a number" if width == 1 else f"{width} numbers"
+            each = [*([] if side == "parameter" else [side]), *(["head"] if heads > 1 else [])]
+            self.inputs.append(f"{name}: {what}" + (f" per {' and '.join(each)}" if each else ""))
         self.expression = [*trace.expression.lines([trace.score], names), f"score = x{trace.score}"]
         self.loops = source_of(trace, [SCORE, *loops_of(trace, range(len(trace.inputs)))])
 

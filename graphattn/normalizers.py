@@ -8,6 +8,7 @@ zeros and zero gradients. None divides by the degree.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -110,7 +111,30 @@ class Softmax(Normalizer):
 
 
 class Elementwise(Normalizer):
-    """A normalizer that looks at one score alone."""
+    """A normalizer that looks at one score alone: `function(s)`.
+
+    Args:
+        function: from scores of any shape to weights of the same; a module's parameters are trained. A score of -inf
+            gets weight and gradient zero, whatever it returns.
+
+    Example:
+        >>> square = Elementwise(lambda score: score.relu().square())
+        >>> square.dense(torch.tensor([3.0, -1.0, -torch.inf]), torch.tensor(True))
+        tensor([9., 0., 0.])
+
+    References:
+        So et al., "Primer: Searching for Efficient Transformers for Language Modeling", 2021, for the squared ReLU.
+    """
+
+    name = "elementwise"
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        check_takes(type(self).__name__, "function", function, ("score",))
+        self.function = function
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters of a module, see `Normalizer.tensors`."""
+        return dict(self.function.named_parameters()) if isinstance(self.function, torch.nn.Module) else {}
 
     def on_rows(self, score: Tensor, rows: Rows) -> Tensor:
         """Weights of the scores [*B, E, H]."""
@@ -120,12 +144,62 @@ class Elementwise(Normalizer):
         """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
         return self._apply(torch.where(mask, score, -torch.inf))
 
-    @abstractmethod
     def _apply(self, score: Tensor) -> Tensor:
         """Weight of each score; zero at -inf, with a zero gradient."""
+        is_edge = score != -torch.inf
+        weight = self.function(torch.where(is_edge, score, 0))
+        _check_result("function", weight, score)
+        return torch.where(is_edge, weight, 0)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self.function, '__name__', type(self.function).__name__)})"
 
 
-class Relu(Elementwise):
+class Normalized(Elementwise):
+    """`function(s)`, divided by its sum over the target's edges; zeros where that sum is zero.
+
+    Args:
+        function: as of `Elementwise`; where it can be negative, so can the sum.
+
+    Example:
+        >>> share = Normalized(lambda score: score.relu().square())
+        >>> share.dense(torch.tensor([3.0, 1.0, -1.0]), torch.tensor(True))
+        tensor([0.9000, 0.1000, 0.0000])
+    """
+
+    name = "normalized"
+
+    def on_rows(self, score: Tensor, rows: Rows) -> Tensor:
+        """Weights of the scores [*B, E, H], edges grouped by target."""
+        weight = self._apply(score)
+        total = segment_sum(weight, rows, -2)
+        return weight / gather(torch.where(total == 0, 1, total), rows, -2)
+
+    def dense(self, score: Tensor, mask: Tensor) -> Tensor:
+        """Weights of the scores [*B, H, T, S] where `mask`, which broadcasts to them, is True, and zeros elsewhere."""
+        weight = super().dense(score, mask)
+        total = weight.sum(-1, keepdim=True)
+        return weight / torch.where(total == 0, 1, total)
+
+
+class Plain(Elementwise):
+    """An elementwise normalizer of the library, which has a name and no arguments."""
+
+    def __init__(self) -> None:
+        """Take none."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    @abstractmethod
+    def _apply(self, score: Tensor) -> Tensor: ...
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
+class Relu(Plain):
     """max(s, 0), which doesn't sum to 1.
 
     Example:
@@ -139,7 +213,7 @@ class Relu(Elementwise):
         return score.relu()
 
 
-class Sigmoid(Elementwise):
+class Sigmoid(Plain):
     """1 / (1 + exp(-s)), which doesn't sum to 1.
 
     Example:
@@ -153,7 +227,7 @@ class Sigmoid(Elementwise):
         return score.sigmoid()
 
 
-class Identity(Elementwise):
+class Identity(Plain):
     """The score itself: linear attention weights.
 
     Example:

@@ -23,6 +23,7 @@ from .errors import (
     message,
     shape_of,
 )
+from .tracing import Captures
 
 
 class ScoreFunction(Protocol):
@@ -220,8 +221,10 @@ class FunctionScore(Score):
     The callable sees every head's key, [*B, E, H, D], and `edge_key` as the user gave it, [*B or nothing, E, ...].
     """
 
-    def __init__(self, function: ScoreFunction) -> None:
+    def __init__(self, function: ScoreFunction, captured: Captures | None = None) -> None:
         self.function = function
+        # Where the score is for one call: what the function reads besides its arguments.
+        self.captured = captured
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters of a module, see `Score.tensors`."""

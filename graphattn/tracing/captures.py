@@ -64,6 +64,8 @@ class Captures:
             self.marks.append(x)
         elif isinstance(x, torch.nn.Module):
             self._visit_module(x, path)
+        elif hasattr(x, "edgewise") and not isinstance(x, type):
+            self._visit_attributes(x, path)
         elif isinstance(x, FunctionType):
             self._visit_function(x, path)
         elif isinstance(x, MethodType):
@@ -115,16 +117,21 @@ class Captures:
                 self._visit_global(getattr(x, name), f"{path}.{name}", names)
 
     def _visit_module(self, module: torch.nn.Module, path: str) -> None:
-        kind = type(module)
-        self.marks += (kind, module.training)
+        self.marks.append(module.training)
         if any(getattr(module, hooks) for hooks in HOOKS):
             raise Unsupported(f"{path} has hooks")
         for parts in (module._parameters, module._buffers, module._modules):
             for name, part in parts.items():
                 self.marks.append(name)
                 self._visit(part, f"{path}.{name}")
-        for name, part in vars(module).items():
-            if name not in OF_MODULE:
+        self._visit_attributes(module, path)
+
+    def _visit_attributes(self, x: Any, path: str) -> None:
+        """Those of a module, or of a score, and what its class's functions read."""
+        kind = type(x)
+        self.marks.append(kind)
+        for name, part in vars(x).items():
+            if name not in OF_MODULE or not isinstance(x, torch.nn.Module):
                 self.marks.append(name)
                 self._visit(part, f"{path}.{name}")
         for base in kind.__mro__:

@@ -31,8 +31,6 @@ EDGES = 1_000_003
 Node = Any
 OF_TORCH = str(Path(torch.__file__).parent)
 SIDES = ("target", "source", "edge", "parameter")
-# Of how many functions and shapes traces are kept.
-MOST_TRACES = 256
 
 POINTWISE = frozenset(
     "add sub rsub mul div neg pow exp log log1p sqrt rsqrt abs sin cos tanh sigmoid relu leaky_relu elu silu mish "
@@ -68,12 +66,19 @@ class Trace:
         slopes: places of the gradients by the inputs.
     """
 
-    def __init__(self, function: Any, given: Sequence[Tensor | None], batch: int, captured: Captures) -> None:
+    def __init__(
+        self,
+        function: Any,
+        given: Sequence[Tensor | None],
+        batch: int,
+        captured: Captures,
+        device: torch.device,
+    ) -> None:
         """Trace a function for arguments of these shapes and dtypes, tensors without memory, with EDGES edges."""
         query = _present(given[0])
-        self._batch, self.dtype, self.heads = batch, query.dtype, query.size(-2)
+        self.batch, self.dtype, self.heads = batch, query.dtype, query.size(-2)
         self.paths = list(captured.tensors)
-        graph, constants = _trace(function, given)
+        graph, constants = _trace(function, given, device)
         self._sides: dict[Node, frozenset[str]] = {}
         self._constants = {node: _find(x, captured.tensors) for node, x in constants.items()}
         self._steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
@@ -111,12 +116,12 @@ class Trace:
     def _stays(self, node: Node) -> bool:
         """Whether a function of edges alone had better be computed inside: it is as large as rows of all heads."""
         shape = _shape(node)
-        is_row = len(shape) == self._batch + 3 and shape[-1] > 1 and shape[-2] > 1
+        is_row = len(shape) == self.batch + 3 and shape[-1] > 1 and shape[-2] > 1
         return is_row and _name(node) in POINTWISE and all(len(_shape(x)) > 0 for x in node.all_input_nodes)
 
     def _mix(self, node: Node) -> _Mixed:
         name, shape = _name(node), _shape(node)
-        rank = len(shape) - self._batch
+        rank = len(shape) - self.batch
         sides = " and ".join(sorted(self._sides[node]))
         if name in POINTWISE:
             if rank not in (2, 3):
@@ -199,13 +204,13 @@ class Trace:
         if result not in self._values:
             # A score of one side alone is still a score of edges.
             side = next(iter(self._sides[result]))
-            if len(shape) != self._batch + 2 or side == "parameter":
+            if len(shape) != self.batch + 2 or side == "parameter":
                 raise Unsupported("it doesn't return [*B, E, H]")
             place = self._operand(result, result, False)
             self._steps.append((torch.ops.aten.alias.default, (place,), {}))
             self._result = len(self._steps) - 1
             return
-        if len(shape) != self._batch + 2 or shape[-2:] != (EDGES, self.heads):
+        if len(shape) != self.batch + 2 or shape[-2:] != (EDGES, self.heads):
             raise Unsupported(f"it returns {_written(shape)} in place of [*B, E, H]")
         self._result = self._values[result].place
 
@@ -261,7 +266,7 @@ class Trace:
             given: query [*B, T, H, D], key [*B, S, H, D], and edge_key [*B or ones, E, ...] or None.
             tensors: what the function captures, by `paths`.
         """
-        rows = dict(zip(SIDES, (None if x is None else x.size(self._batch) for x in given), strict=False))
+        rows = dict(zip(SIDES, (None if x is None else x.size(self.batch) for x in given), strict=False))
         cast = lambda x: x.to(self.dtype) if x.is_floating_point() else x
         values: dict[Node, Tensor] = {}
         for node in self._hoisted:
@@ -286,7 +291,7 @@ class Trace:
                 values[node] = node.target(
                     *map(argument, node.args), **{k: argument(x) for k, x in node.kwargs.items()}
                 )
-        batch = _present(given[0]).shape[: self._batch]
+        batch = _present(given[0]).shape[: self.batch]
         return [
             self._as_rows(values[node], is_row, kind, batch, rows.get(kind.side))
             for (node, is_row), kind in zip(self._read, self.inputs, strict=True)
@@ -294,10 +299,12 @@ class Trace:
 
     def _as_rows(self, x: Tensor, is_row: bool, kind: Input, batch: torch.Size, rows: int | None) -> Tensor:
         # Rows that are read as they were given may have a half type.
+        if rows is not None and x.shape == (*batch, rows, kind.heads, kind.width) and x.is_floating_point():
+            return x.reshape(batch.numel(), *x.shape[self.batch :])
         x = x if x.is_floating_point() else x.to(self.dtype)
         x = x if is_row else x.unsqueeze(-1)
-        x = x.view(*[1] * (self._batch + 3 - x.dim()), *x.shape)
-        front = x.shape[: self._batch]
+        x = x.view(*[1] * (self.batch + 3 - x.dim()), *x.shape)
+        front = x.shape[: self.batch]
         shape = (1 if rows is None else rows, kind.heads, kind.width)
         if kind.side in ("edge", "parameter") and all(size == 1 for size in front):
             return x.reshape(1, *shape)
@@ -326,7 +333,7 @@ class _Lines(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
 
 
-def _trace(function: Any, given: Sequence[Tensor | None]) -> tuple[fx.Graph, dict[Node, Tensor]]:
+def _trace(function: Any, given: Sequence[Tensor | None], device: torch.device) -> tuple[fx.Graph, dict[Node, Tensor]]:
     """The function as a graph of aten's operators on so many edges, and the tensors that it captures."""
 
     def call(*rows: Tensor | None) -> Any:
@@ -335,20 +342,21 @@ def _trace(function: Any, given: Sequence[Tensor | None]) -> tuple[fx.Graph, dic
 
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), traceback.preserve_node_meta():
-            fake = [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in given]
+            fake = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device) for x in given]
             module = make_fx(torch.func.functionalize(call, remove="mutations"))(*fake)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise Unsupported(f"it depends on the values of its arguments ({error.func})") from None
     except Unsupported:
         raise
     except Exception as error:
-        raise Unsupported(f"it can't be traced ({_first_line(error)})") from None
+        raise Unsupported(f"it can't be traced ({first_line(error)})") from None
     module.graph.eliminate_dead_code()
     constants = {node: getattr(module, node.target) for node in module.graph.nodes if node.op == "get_attr"}
     return module.graph, constants
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -402,124 +410,3 @@ def _unsupported(node: Node, what: str) -> Unsupported:
     line = (node.meta.get("custom") or {}).get("line")
     where = f" in `{line}`" if line else ""
     return Unsupported(f"aten.{_name(node)}{where} {what}")
-
-
-class _Known(NamedTuple):
-    trace: Trace | None
-    reason: str
-
-
-_traces: OrderedDict[tuple[Any, ...], _Known] = OrderedDict()
-
-
-def traced(
-    function: Any, query: Tensor, key: Tensor, edge_key: Tensor | None, dtype: torch.dtype
-) -> tuple[Trace, Captures]:
-    """The trace of a score function for a call's shapes, and what it captures now.
-
-    An earlier trace is used again while code, captured numbers and shapes are the same; the numbers of captured tensors
-    are read at each call.
-
-    Args:
-        function: `(query_i, key_j, edge_key) -> [*B, E, H]`.
-        query: [*B, T, H, D].
-        key: [*B, S, H, D].
-        edge_key: [*B or ones, E, ...] or None.
-        dtype: what scores are computed in.
-
-    Raises:
-        Unsupported: it can't be fused.
-    """
-    captured = Captures(function)
-    batch = query.dim() - 3
-    shapes = tuple(None if x is None else (*x.shape[:batch], *x.shape[batch + 1 :]) for x in (query, key, edge_key))
-    known = (*captured.key, *shapes, batch, dtype, None if edge_key is None else edge_key.dtype)
-    if known not in _traces:
-        if len(_traces) >= MOST_TRACES:
-            _traces.popitem(last=False)
-        try:
-            given = [
-                None
-                if x is None
-                else torch.empty(
-                    *x.shape[:batch],
-                    EDGES,
-                    *x.shape[batch + 1 :],
-                    dtype=dtype if x.is_floating_point() else x.dtype,
-                    device="meta",
-                )
-                for x in (query, key, edge_key)
-            ]
-            trace = Trace(function, given, batch, captured)
-            try:
-                _check(trace, function, given, captured)
-            except RuntimeError as error:
-                raise Unsupported(f"it can't be checked ({_first_line(error)})") from None
-            _traces[known] = _Known(trace, "")
-        except Unsupported as error:
-            _traces[known] = _Known(None, str(error))
-    trace_or_none, reason = _traces[known]
-    if trace_or_none is None:
-        raise Unsupported(reason)
-    return trace_or_none, captured
-
-
-def _check(trace: Trace, function: Any, given: Sequence[Tensor | None], captured: Captures) -> None:
-    """Compare a trace with the function on a few edges between a few nodes, gradients included.
-
-    A trace doesn't see everything: a derivative of the user's own, a block without gradients, rows that depend on each
-    other.
-    """
-    batch, tensors = trace._batch, list(captured.tensors.values())
-    generator = torch.Generator().manual_seed(0)
-    index = [torch.randint(3, (6,), generator=generator), torch.randint(4, (6,), generator=generator), torch.arange(6)]
-
-    def draw(x: Tensor | None, rows: int) -> Tensor | None:
-        if x is None or not x.is_floating_point():
-            return None if x is None else torch.ones(*x.shape[:batch], rows, *x.shape[batch + 1 :], dtype=x.dtype)
-        shape = (*x.shape[:batch], rows, *x.shape[batch + 1 :])
-        return torch.randn(shape, dtype=x.dtype, generator=generator).requires_grad_()
-
-    nodes = [draw(x, rows) for x, rows in zip(given, (3, 4, 6), strict=True)]
-    leaves = [x for x in (*nodes, *tensors) if x is not None and x.requires_grad]
-    with torch.enable_grad():
-        of_edges = [None if x is None else x.index_select(batch, i) for x, i in zip(nodes, index, strict=True)]
-        expected = function(*of_edges)
-        rows = []
-        for x, kind in zip(trace.read(nodes, tensors), trace.inputs, strict=True):
-            x = x if kind.side == "parameter" else x.index_select(1, index[SIDES.index(kind.side)])
-            rows.append(x.expand(expected[..., 0, 0].numel(), 6, trace.heads, kind.width))
-        slope = torch.randn(expected.shape, dtype=expected.dtype, generator=generator)
-        flat = slope.reshape(*rows[0].shape[:3], 1) if rows else slope.unsqueeze(-1)
-        (found,) = trace.expression.evaluate([*rows, flat], [trace.score])
-        found = found.expand(flat.shape).reshape(expected.shape)
-        pairs = [(found, expected)]
-        for x, y in ((found, expected),):
-            grads = [
-                torch.autograd.grad(z, leaves, slope, allow_unused=True, retain_graph=True) if z.requires_grad else []
-                for z in (x, y)
-            ]
-        pairs += (
-            [(zero_of(x, like), zero_of(y, like)) for x, y, like in zip(*grads, leaves, strict=True)]
-            if all(grads)
-            else []
-        )
-        wanted = [i for i, row in enumerate(rows) if row.requires_grad]
-        if found.requires_grad:
-            by_rows = torch.autograd.grad(found, [rows[i] for i in wanted], slope, allow_unused=True)
-            slopes = trace.expression.evaluate([*(x.detach() for x in rows), flat], [trace.slopes[i] for i in wanted])
-            pairs += [
-                (zero_of(x, rows[i]), y.expand(rows[i].shape)) for x, y, i in zip(by_rows, slopes, wanted, strict=True)
-            ]
-    for x, y in pairs:
-        size = y.detach().abs().nan_to_num(0, 0, 0).max().item() if y.numel() else 0.0
-        if not torch.allclose(x, y, rtol=1e-3, atol=1e-4 * max(size, 1.0), equal_nan=True):
-            rule = (
-                "its result for an edge depends on other edges, or it has derivatives of its own or a block without any"
-            )
-            raise Unsupported(f"a trace of it gives other numbers: {rule}")
-
-
-def zero_of(x: Tensor | None, like: Tensor) -> Tensor:
-    """A gradient, zeros if there is none."""
-    return torch.zeros_like(like) if x is None else x

@@ -52,6 +52,19 @@ def test_every_grouping_and_width_equals_the_oracle(heads, kv_heads, width, valu
     assert_matches_dense(random_call(pattern, device=DEVICE, dtype=torch.float16, **sizes), pattern, backend="triton")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_a_traced_score_equals_the_oracle(dtype):
+    pattern, vector = PATTERNS["hub"].to(DEVICE), torch.ones(2, 4, device=DEVICE, requires_grad=True)
+
+    def score(query_i, key_j, edge_key):
+        ends = ((query_i + key_j).tanh() * vector).sum(-1)
+        return ends * (query_i * key_j * edge_key.sigmoid()).sum(-1).sigmoid()
+
+    tensors = random_call(pattern, device=DEVICE, dtype=dtype)
+    tensors["edge_key"] = torch.randn(pattern.num_edges, 2, 4, device=DEVICE, dtype=dtype, requires_grad=True)
+    assert_matches_dense(tensors, pattern, score=score, backend="triton", normalizer="sparsemax")
+
+
 def test_float64_equals_the_oracle():
     pattern = PATTERNS["hub"].to(DEVICE)
     assert_matches_dense(random_call(pattern, device=DEVICE, width=64, edge_tensors=True), pattern, backend="triton")

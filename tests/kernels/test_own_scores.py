@@ -13,7 +13,7 @@ import pytest
 import torch
 from random_scores import RandomScore
 
-from graphattn import Edges, attention, explain_backend, explain_score
+from graphattn import Additive, Edges, Elementwise, Normalized, attention, explain_backend, explain_score
 from graphattn.nn import GraphAttention
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -134,7 +134,8 @@ def test_other_dtypes_equal_the_oracle(name, dtype):
     assert_matches_dense(tensors_of(pattern, shape, dtype=dtype), pattern, score=score, backend="numba")
 
 
-@pytest.mark.parametrize("seed", range(24))
+# `make fuzz` draws more.
+@pytest.mark.parametrize("seed", range(min(int(os.environ.get("GRAPHATTN_FUZZ", 24)), 400)))
 def test_random_scores_equal_the_oracle(seed):
     pattern = ZOO[list(ZOO)[seed % len(ZOO)]]
     heads, kv_heads, width = [(4, 2, 3), (2, 2, 20), (3, 1, 1), (1, 1, 16), (5, 5, 7)][seed % 5]
@@ -142,6 +143,22 @@ def test_random_scores_equal_the_oracle(seed):
     if seed % 2:
         tensors["edge_key"] = torch.randn(pattern.num_edges, heads, width, dtype=torch.float64, requires_grad=True)
     assert_matches_dense(tensors, pattern, score=RandomScore(seed, heads, width), backend="numba")
+
+
+def test_a_hub_of_70_000_edges_equals_the_oracle_in_bfloat16():
+    count = 70_000
+    edges = torch.stack([torch.arange(count) % 50, torch.zeros(count, dtype=torch.int64)])
+    pattern = Edges(edges, 50)
+    tensors = random_call(pattern, heads=2, width=4, dtype=torch.bfloat16)
+    tensors["edge_bias"] = torch.where(torch.rand(count, 2) < 0.1, -torch.inf, 0.0).requires_grad_()
+    out = attention(**tensors, pattern=pattern, score=gaussian, backend="numba")
+    found = torch.autograd.grad(out.float().square().sum(), list(tensors.values()))
+    exact = {name: x.detach().double().requires_grad_() for name, x in tensors.items()}
+    wanted = attention(**exact, pattern=pattern, score=gaussian, backend="scatter")
+    expected = torch.autograd.grad(wanted.square().sum(), list(exact.values()))
+    torch.testing.assert_close(out.double(), wanted, rtol=2e-2, atol=2e-2)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=5e-2, atol=5e-2 * theirs.abs().max().item())
 
 
 def test_gradients_pass_gradcheck():
@@ -153,6 +170,32 @@ def test_gradients_pass_gradcheck():
         return attention(query, key, value, pattern, score=score, backend="numba")
 
     assert torch.autograd.gradcheck(out, (*tensors.values(), module.width))
+
+
+@pytest.mark.parametrize("name", ["unsorted edges", "no edges", "hub"])
+@pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", Elementwise(F.softplus), Normalized(torch.square)])
+def test_every_normalizer_is_fused_with_every_score(name, normalizer):
+    for score in (gaussian, Additive(torch.ones(HEADS, WIDTH, dtype=torch.float64))):
+        tensors = tensors_of(ZOO[name], None)
+        assert_matches_dense(tensors, ZOO[name], score=score, normalizer=normalizer, backend="numba")
+
+
+def test_a_normalizer_trains_its_parameters():
+    pattern, scale = ZOO["unsorted edges"], torch.nn.Linear(1, 1, dtype=torch.float64)
+
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, score):
+            return (score * self.scale.weight[0]).exp()
+
+    found = []
+    for backend in ("numba", "scatter"):
+        out = attention(**tensors_of(pattern, None), pattern=pattern, normalizer=Normalized(Scaled()), backend=backend)
+        found.append(torch.autograd.grad(out.square().sum(), scale.weight)[0])
+    torch.testing.assert_close(*found)
 
 
 def test_dropout_keeps_the_weights_that_scatter_keeps():

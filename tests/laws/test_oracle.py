@@ -9,8 +9,10 @@ import torch
 from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
 from covering import pairwise
 
-from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention, explain_backend
+from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
+from graphattn.call import prepare
 from graphattn.kernels.rows.op import SCORE_CODES
+from graphattn.kernels.rows.own import needs_scores
 from graphattn.normalizers import NORMALIZERS, Entmax
 from graphattn.scores import SCORES, FunctionScore, Score, repeat_heads
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
@@ -73,19 +75,20 @@ class Distance(Score):
 
 
 @pytest.mark.parametrize("name", ["hub", "window ragged", "full bipartite"])
-def test_a_score_of_a_new_class_runs_before_any_kernel_has_fused_it(name):
-    assert [kernel.name for kernel in EDGE_KERNELS if can_run(kernel, score=Distance())] == ["scatter"]
+def test_a_score_of_a_new_class_runs_on_the_kernels_that_trace_it(name):
+    kernels = [kernel.name for kernel in EDGE_KERNELS if can_run(kernel, score=Distance())]
+    assert kernels == ["numba", "scatter"]
     tensors = random_call(PATTERNS[name], heads=HEADS, kv_heads=2, width=WIDTH)
-    assert_matches_dense(tensors, PATTERNS[name], score=Distance())
+    for kernel in kernels:
+        assert_matches_dense(tensors, PATTERNS[name], score=Distance(), backend=kernel)
 
 
-def test_an_activation_runs_before_any_kernel_has_fused_it(monkeypatch):
+def test_an_activation_that_the_loops_lack_is_traced(monkeypatch):
     monkeypatch.delitem(SCORE_CODES, "tanh")
     score, pattern = ALL_SCORES[2], PATTERNS["hub"]
     tensors = random_call(pattern, heads=HEADS, width=WIDTH)
-    answers = explain_backend(**tensors, pattern=pattern, score=score)
-    assert answers.chosen == "scatter" and "it has no score like" in answers.answers["numba"][0]
-    assert_matches_dense(tensors, pattern, score=score)
+    assert needs_scores(prepare("attention", **tensors, pattern=pattern, score=score))
+    assert_matches_dense(tensors, pattern, score=score, backend="numba")
 
 
 @pytest.mark.parametrize(

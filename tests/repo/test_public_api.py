@@ -14,8 +14,8 @@ from packaging.version import Version
 # Every name that users import. A name that goes, or comes, is a line of CHANGELOG.md.
 NAMES = {
     "graphattn": """
-        Additive DotProduct Edges Full Grid OffsetBias Pattern Window accelerate attention dense_attention
-        explain_backend explain_score merge nn random_edges random_regular restore
+        Additive DotProduct Edges Elementwise Full Grid Normalized OffsetBias Pattern Window accelerate attention
+        dense_attention explain_backend explain_score merge nn random_edges random_regular restore
     """,
     "graphattn.compare": "Comparison compare dense_memory",
     "graphattn.datasets": """

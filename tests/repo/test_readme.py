@@ -12,7 +12,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 
 def test_the_examples_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    example, twin, accelerate = re.findall(r"```python\n(.*?)```", README, re.S)
+    example, twin, own_score, accelerate = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     for name in ("on_a_graph", "on_sentences", "on_pixels"):
@@ -20,6 +20,8 @@ def test_the_examples_run(capsys, tmp_path, monkeypatch):
     assert not torch.equal(names["on_a_graph"], names["on_pixels"])
     exec(compile(twin, "README.md", "exec"), names)
     assert names["sparse"].shape == names["dense"].shape == (12, 4, 8)
+    exec(compile(own_score, "README.md", "exec"), names)
+    assert names["out"].shape == (12, 4, 8) and "score = " in capsys.readouterr().out
     exec(compile(accelerate, "README.md", "exec"), names)
     assert capsys.readouterr().out.startswith("2 layers accelerated, 0 left\n")
 

@@ -115,10 +115,10 @@ def _widener(lanes: int) -> Any:
 wide16, wide4, wide1 = _widener(16), _widener(4), _widener(1)
 
 
-def _storer(adds: bool) -> Any:
+def _storer(adds: bool = False, streams: bool = False) -> Any:
     @intrinsic
     def store(typingctx, x, i, lanes):
-        """Set numbers of an array from index i, or add to them."""
+        """Set numbers of an array from index i, or add to them, or set them past the caches."""
 
         def codegen(context, builder, sig, args):
             pointer = llvm.pointer_at(context, builder, x, args[0], args[1])(llvm.integer(0))
@@ -126,7 +126,7 @@ def _storer(adds: bool) -> Any:
             if adds:
                 place = builder.bitcast(pointer, number.type.as_pointer())
                 number = builder.fadd(builder.load(place, align=x.dtype.bitwidth // 8), number, flags=llvm.EXACT)
-            llvm.store_lanes(builder, x.dtype, pointer, number)
+            (llvm.stream_lanes if streams else llvm.store_lanes)(builder, x.dtype, pointer, number)
             return context.get_dummy_value()
 
         return types.void(x, types.int64, lanes), codegen
@@ -134,7 +134,7 @@ def _storer(adds: bool) -> Any:
     return store
 
 
-store, add_to = _storer(adds=False), _storer(adds=True)
+store, add_to, stream16 = _storer(), _storer(adds=True), _storer(streams=True)
 
 
 @intrinsic

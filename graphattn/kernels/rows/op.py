@@ -100,6 +100,8 @@ class Functions(NamedTuple):
     csr_forward: Callable[[Forward], tuple[Tensor, Tensor, Tensor | None]]
     csr_weights: Callable[[Weights], Tensor]
     csr_backward: Callable[[Backward], list[Tensor | None]]
+    # Not an operator: of a loop and what it takes, both in `own`, the scores of edges, or gradients.
+    edge_loop: Callable[[Any, Any], list[Tensor]]
 
 
 OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_backward"}

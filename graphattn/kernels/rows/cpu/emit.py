@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 from ....tracing import Expression, Input, Trace
 from ....tracing.expression import SIGNS
+from ..own import Loop
 
 # Lanes of a step over a row.
 SIZES = (16, 4, 1)
@@ -32,7 +32,7 @@ from numba import njit
 from graphattn.compiled.jit.lanes import *
 from graphattn.compiled.jit.llvm import INNER, prefetch, store_row
 from graphattn.kernels.rows.cpu.jit.columns import clear
-from graphattn.kernels.rows.cpu.jit.edges import edge_at
+from graphattn.kernels.rows.cpu.jit.edges import edge_at, streams
 '''
 
 LOOP = '''
@@ -60,29 +60,6 @@ def {name}(begin, end, tasks, slots, by_edge, edges, sizes, strides, inputs, slo
                 for h in range({heads}):
 {body}
 {after_row}'''
-
-
-class Loop(NamedTuple):
-    """Which loop is written: over rows that are targets or sources, for the score or gradients by these inputs."""
-
-    rows: str
-    wanted: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Of the function."""
-        return "_".join(["score" if not self.wanted else f"gradients_by_{self.rows}s", *map(str, self.wanted)])
-
-
-SCORE = Loop("target", ())
-
-
-def loops_of(trace: Trace, wanted: Iterable[int]) -> list[Loop]:
-    """The loops that have the gradients by these inputs: rows of sources are summed over edges sorted by source."""
-    wanted = tuple(wanted)
-    of_sources = tuple(n for n in wanted if trace.inputs[n].side == "source")
-    others = tuple(n for n in wanted if n not in of_sources)
-    return [Loop(rows, some) for rows, some in (("target", others), ("source", of_sources)) if some]
 
 
 def source_of(trace: Trace, loops: Sequence[Loop]) -> str:
@@ -117,7 +94,11 @@ def _loop(trace: Trace, loop: Loop) -> str:
         if n not in loop.wanted:
             continue
         if side == "edge":
-            before_edge += [f"if b == 0 or stride{n} > 0:", f"    clear(out{n}, of{n}, {size})"]
+            before_edge.append(f"is_fresh{n} = b == 0 or stride{n} > 0")
+            if heads == trace.heads:
+                scratch.append(f"flows{n} = streams(out{n}, {width})")
+            else:
+                before_edge += [f"if is_fresh{n}:", f"    clear(out{n}, of{n}, {size})"]
         elif side != "parameter":
             scratch += [f"acc{n} = np.empty({size}, part{n}.dtype)", f"one{n} = np.ones(1, part{n}.dtype)[0]"]
             before_row.append(f"clear(acc{n}, 0, {size})")
@@ -251,7 +232,15 @@ def _slopes(trace: Trace, wanted: list[int], width: int) -> Iterator[str]:
             side, heads, _ = trace.inputs[n]
             x = trace.slopes[n]
             number = f"x{x}" if expression.nodes[x].width == width and width > 1 else f"wide{lanes}(x{x})"
-            if side == "edge":
+            if side == "edge" and heads == trace.heads:
+                # Large gradients bypass the caches, 16 numbers at a time.
+                flows = [f"    if is_fresh{n} and flows{n}:", f"        stream16(out{n}, at{n} + d, {number})"]
+                yield from flows if lanes == SIZES[0] else []
+                yield f"    {'elif' if lanes == SIZES[0] else 'if'} is_fresh{n}:"
+                yield f"        store(out{n}, at{n} + d, {number})"
+                yield "    else:"
+                yield f"        add_to(out{n}, at{n} + d, {number})"
+            elif side == "edge":
                 yield f"    add_to(out{n}, at{n} + d, {number})"
             elif side == "parameter":
                 size = heads * trace.inputs[n].width

@@ -15,7 +15,6 @@ from torch import Tensor
 from ....call import Call
 from ....compiled import compiled_loop, empty, empty_like, load, run_tasks, scratch, why_not_compiled
 from ....dropout import keep_scale, threshold
-from ....scores import DotProduct, FunctionScore
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
 from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
@@ -41,8 +40,9 @@ from ..operands import (
     gradients,
     sums_shape,
 )
+from ..own import needs_scores, why_not_traced, with_given_scores
+from .own import edge_loop
 from .plan import NAME, TaskPlan
-from .traced import why_not_traced, with_given_scores
 
 # See `NumbaCSR.cost`.
 SECONDS = (3e-4, 7.2e-9, 9.4e-10, 1.02e-8, 3.7e-11)
@@ -55,13 +55,13 @@ class NumbaCSR(Kernel):
     name = NAME
 
     def why_not(self, call: Call) -> str | None:
-        """Tensors elsewhere, a score or normalizer that isn't built in, or Numba missing."""
+        """Tensors elsewhere, Numba missing, or a score of one's own that has no form as a loop."""
         if call.query.device.type != "cpu":
             return f"tensors are on {call.query.device.type}"
-        is_own = isinstance(call.score, FunctionScore)
-        reason = why_not_fused(call._replace(score=DotProduct()) if is_own else call)
-        reason = why_not_compiled() if reason is None else reason
-        return why_not_traced(call) if reason is None and is_own else reason
+        reason = why_not_compiled()
+        if reason is None and needs_scores(call):
+            return why_not_traced(call)
+        return why_not_fused(call) if reason is None else reason
 
     def cost(self, call: Call) -> float:
         """Count seconds per call, per head of a row, per head of an edge, and for the numbers of both, with backward.
@@ -73,7 +73,7 @@ class NumbaCSR(Kernel):
         rows, edges = call.pattern.num_targets, call.pattern.num_edges
         per_head = rows * (per_row + per_row_number * width) + edges * (per_edge + per_edge_number * width)
         # A score of one's own is compiled: that takes seconds, which some hundred calls share.
-        per_call = OWN_SECONDS if isinstance(call.score, FunctionScore) else per_call
+        per_call = OWN_SECONDS if needs_scores(call) else per_call
         return share(call) * (per_call + call.batch_shape.numel() * call.heads * per_head)
 
     def reads_traced_edges(self, device: torch.device) -> bool:
@@ -82,7 +82,7 @@ class NumbaCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
-        call = with_given_scores(call) if isinstance(call.score, FunctionScore) else call
+        call = with_given_scores(call) if needs_scores(call) else call
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
         has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
@@ -257,4 +257,4 @@ def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slo
     return {"key": found[0], "value": found[1]}
 
 
-FUNCTIONS["cpu"] = Functions(forward, weights, backward)
+FUNCTIONS["cpu"] = Functions(forward, weights, backward, edge_loop)

@@ -18,7 +18,7 @@ from ....call import Call, accumulate_dtype
 from ....dropout import keep_scale, threshold
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result
-from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
+from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused
 from ..operands import (
     SOFTMAX,
     Backward,
@@ -34,6 +34,8 @@ from ..operands import (
     gradients,
     sums_shape,
 )
+from ..own import needs_scores, why_not_traced, with_given_scores
+from .own import NAME, edge_loop
 from .plan import WIDEST, Block, ItemPlan, block_of, estimate, merge_block, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -45,7 +47,7 @@ MEASURED = False
 class TritonCSR(Kernel):
     """See the module."""
 
-    name = "triton"
+    name = NAME
     # Tests run it on the CPU by Triton's interpreter.
     device = "cuda"
 
@@ -58,7 +60,7 @@ class TritonCSR(Kernel):
         width = max(call.query.size(-1), call.value.size(-1))
         if width > WIDEST:
             return f"heads must be at most {WIDEST} wide, not {width}"
-        return why_not_fused(call)
+        return why_not_traced(call) if needs_scores(call) else None
 
     def cost(self, call: Call) -> float:
         """Count bytes, instructions and launches, see `estimate`; infinite until they were measured."""
@@ -70,6 +72,7 @@ class TritonCSR(Kernel):
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
+        call = with_given_scores(call) if needs_scores(call) else call
         return run_fused(call, edges_for(call, self.name, ItemPlan), is_exact=True)
 
 
@@ -330,4 +333,4 @@ def _number(like: Tensor) -> Any:
     return tl.float64 if like.dtype == torch.float64 else tl.float32
 
 
-FUNCTIONS["cuda"] = Functions(forward, weights, backward)
+FUNCTIONS["cuda"] = Functions(forward, weights, backward, edge_loop)
