@@ -5,7 +5,7 @@
 A score is any function of the query of an edge's target, the key of its source and, optionally, edge features. On the
 CPU it is traced and compiled, with its derivatives. Expected: both scores equal the dense reference in outputs and all
 gradients, on both kernels; a layer learns the widths of its kernels; and the compiled loops are some times as fast as
-plain torch on 20,000 nodes (about 5 on two cores).
+plain torch on 5,000 nodes (about 5 on two cores).
 """
 
 import copy
@@ -77,13 +77,13 @@ for _ in range(150):
 print(f"Widths 0.5 and 2, learned: {', '.join(f'{width:.3f}' for width in student.score.log_width.exp().tolist())}")
 
 # What is made of it: the expression of one edge and head, and the reason why a function can't be compiled.
-x = torch.randn(20_000, 4, 32, requires_grad=True)
+x = torch.randn(5_000, 4, 32, requires_grad=True)
 print(explain_score(Gaussian(4), x, x))
 report = explain_backend(**tensors, pattern=window, score=lambda query_i, key_j, edge_key: (query_i * key_j).amax(-1))
 print(f"Not compiled: {report.answers['numba'][0]}")
 
-# And its speed, on a graph of 20,000 nodes and 300,000 edges, forward and backward.
-edges, seconds = random_edges(20_000, 15), {}
+# And its speed, on a graph of 5,000 nodes and 75,000 edges, forward and backward.
+edges, seconds = random_edges(5_000, 15), {}
 for backend in ("scatter", "numba"):
     for _ in range(3):
         start = time.perf_counter()

@@ -180,7 +180,7 @@ def prepare(
 ) -> Call:
     """Check the arguments of `attention` and gather them into a `Call`; `where` names the function in messages."""
     query, key, value = _autocast(query), _autocast(key), _autocast(value)
-    _check_tensors(where, query, key, value)
+    check_tensors(where, query, key, value)
     score, normalizer = as_score(where, score), as_normalizer(where, normalizer)
     may_trace = can_be_fused(score, normalizer)
     sides = Sides(fix=_layout_hint(query))
@@ -303,7 +303,8 @@ def _layout_hint(x: Tensor) -> str:
     return f"Rows come before heads: from SDPA's layout, use transpose({dim - 3}, {dim - 2})." if dim > 3 else ""
 
 
-def _check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+def check_tensors(where: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise TypeError or ValueError unless these are rows of heads that fit each other."""
     for argument, x in (("query", query), ("key", key), ("value", value)):
         check_float_tensor(where, argument, x)
         if x.dim() < 3:

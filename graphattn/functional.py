@@ -18,6 +18,7 @@ from .call import (
     WithWeights,
     accumulate_dtype,
     captures_of,
+    check_tensors,
     is_transformed,
     prepare,
     recall,
@@ -238,6 +239,7 @@ def explain_score(score: ScoreFunction, query: Tensor, key: Tensor, *, edge_key:
 
     Raises:
         NotImplementedError: it can't be fused; the message says which operation stands in the way.
+        TypeError, ValueError: query and key aren't rows of heads.
 
     Example:
         >>> x = torch.zeros(5, 2, 8)
@@ -252,6 +254,7 @@ def explain_score(score: ScoreFunction, query: Tensor, key: Tensor, *, edge_key:
         x6 = neg(x5)
         score = x6
     """
+    check_tensors("explain_score", query, key, key)
     batch = query.dim() - 3
     if edge_key is not None and edge_key.shape[:batch] != query.shape[:batch]:
         edge_key = edge_key.view(*[1] * batch, *edge_key.shape)

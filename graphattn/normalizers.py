@@ -129,7 +129,10 @@ class Elementwise(Normalizer):
     name = "elementwise"
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        check_takes(type(self).__name__, "function", function, ("score",))
+        where = type(self).__name__
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(message(where, "function", "must be a function of the scores, or a module", repr(function)))
+        check_takes(where, "function", function, ("score",))
         self.function = function
 
     def tensors(self) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from ..errors import (
     message,
     shape_of,
 )
-from ..normalizers import Normalizer, as_normalizer
+from ..normalizers import Elementwise, Normalized, Normalizer, as_normalizer
 from ..offset_bias import OffsetBias
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
@@ -80,7 +80,8 @@ class Projections(torch.nn.Module):
             raise TypeError(message(where, "encoding", "must be an Encoding", type(encoding).__name__, fix))
         # Modules are registered, with their parameters; any other score or normalizer is a plain attribute.
         self.score: Any = score
-        self.own_normalizer = normalizer if isinstance(normalizer, torch.nn.Module) else None
+        own = normalizer.function if type(normalizer) in (Elementwise, Normalized) else normalizer
+        self.own_normalizer = own if isinstance(own, torch.nn.Module) else None
         self.normalizer = as_normalizer(where, normalizer)
         self.encoding = encoding
 

@@ -72,6 +72,11 @@ SIGNS = {
 }
 
 
+# What gives truths, and the operators of aten that take them as they are.
+MASKS = frozenset(("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"))
+OF_MASKS = frozenset(("expand", "clone", "detach", "alias", "view", "reshape", "_unsafe_view", "lift_fresh_copy"))
+
+
 class Expression:
     """Nodes in an order in which each comes after its arguments; equal ones are one."""
 
@@ -96,6 +101,11 @@ class Expression:
     def constant(self, number: float) -> int:
         """The place of a constant."""
         return self.add("constant", number=float(number))
+
+    def is_mask(self, place: int) -> bool:
+        """Whether a node is a truth, not a number."""
+        op, args, *_ = self.nodes[place]
+        return op in MASKS or (op == "where" and all(self.is_mask(x) for x in args[1:]))
 
     def needed(self, roots: Iterable[int]) -> list[int]:
         """The places of all nodes that these follow from, in order."""
@@ -177,7 +187,14 @@ class Lowering:
         kwargs = node.kwargs
 
         def place(x: Any) -> int:
-            return places[x] if isinstance(x, torch.fx.Node) else constant(x)
+            found = places[x] if isinstance(x, torch.fx.Node) else constant(x)
+            # In arithmetic a truth is a number.
+            is_truth = self.expression.is_mask(found) and name not in OF_MASKS
+            return make("where", found, constant(1.0), constant(0.0)) if is_truth else found
+
+        def mask(x: Any) -> int:
+            found = places[x] if isinstance(x, torch.fx.Node) else constant(x)
+            return found if self.expression.is_mask(found) else make("ne", found, constant(0.0))
 
         args, more = list(node.args), list(node.args[1:])
         if name in ("full", "scalar_tensor", "full_like"):
@@ -201,9 +218,7 @@ class Lowering:
         ):
             return x
         if name in ("_to_copy", "to"):
-            is_mask = args[0].meta["val"].dtype == torch.bool
-            is_number = node.meta["val"].dtype != torch.bool
-            return make("where", x, constant(1.0), constant(0.0)) if is_mask and is_number else x
+            return mask(args[0]) if node.meta["val"].dtype == torch.bool else x
         if name in ("sum", "mean", "linalg_vector_norm"):
             return self._reduce(name, node, x)
         if name in ("exp", "log", "log1p", "sqrt", "abs", "sin", "cos", "tanh", "sigmoid", "neg"):
@@ -247,13 +262,13 @@ class Lowering:
             x = x if low is None else make("maximum", x, place(low))
             return x if high is None else make("minimum", x, place(high))
         if name == "where":
-            return make("where", x, place(more[0]), place(more[1]))
+            return make("where", mask(args[0]), place(more[0]), place(more[1]))
         if name == "masked_fill":
-            return make("where", place(more[0]), place(more[1]), x)
+            return make("where", mask(more[0]), place(more[1]), x)
         if name in ("logical_and", "bitwise_and", "logical_or", "bitwise_or"):
-            return make(name.rpartition("_")[2], x, place(more[0]))
+            return make(name.rpartition("_")[2], mask(args[0]), mask(more[0]))
         if name in ("logical_not", "bitwise_not"):
-            return make("not", x)
+            return make("not", mask(args[0]))
         raise Unsupported(f"aten.{name} has no fused form")
 
     def _reduce(self, name: str, node: Any, x: int) -> int:

@@ -8,15 +8,18 @@ is the same for every edge and head, and becomes an `Expression`, with the deriv
 from __future__ import annotations
 
 import linecache
+import logging
+import operator
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -38,6 +41,10 @@ POINTWISE = frozenset(
     "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not masked_fill log_sigmoid_forward".split()
 )
 REDUCTIONS = frozenset(("sum", "mean", "linalg_vector_norm"))
+VIEWS = frozenset(
+    "view reshape _unsafe_view expand t transpose permute slice select alias detach unsqueeze squeeze as_strided "
+    "unbind split diagonal getitem".split()
+)
 SAME = frozenset(("clone", "alias", "detach", "lift_fresh_copy", "_to_copy"))
 
 
@@ -80,7 +87,7 @@ class Trace:
         self.paths = list(captured.tensors)
         graph, constants = _trace(function, given, device)
         self._sides: dict[Node, frozenset[str]] = {}
-        self._constants = {node: _find(x, captured.tensors) for node, x in constants.items()}
+        self._constants = {node: _find(node, x, captured.tensors) for node, x in constants.items()}
         self._steps: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
         self._values: dict[Node, _Mixed] = {}
         self._read: OrderedDict[tuple[Node, bool], int] = OrderedDict()
@@ -140,8 +147,11 @@ class Trace:
         before = _shape(source)
         if name in SAME:
             self._check_dtype(node)
+            if source.meta["val"].dtype == torch.bool and node.meta["val"].dtype != torch.bool:
+                return self._step(node.target, (_Place(x.place),), {"dtype": self.dtype}, x.is_row)
             return x if name != "detach" else self._step(node.target, (_Place(x.place),), {}, x.is_row)
         if name in REDUCTIONS:
+            self._check_dtype(node)
             at = 2 if name == "linalg_vector_norm" else 1
             dims = node.args[at] if len(node.args) > at else None
             if not x.is_row or dims is None or [dim % len(before) for dim in dims] != [len(before) - 1]:
@@ -201,6 +211,8 @@ class Trace:
         if not isinstance(result, fx.Node):
             raise Unsupported("it returns no tensor")
         shape = _shape(result)
+        if result.meta["val"].dtype != self.dtype:
+            raise Unsupported(f"it returns {result.meta['val'].dtype} in place of {self.dtype}")
         if result not in self._values:
             # A score of one side alone is still a score of edges.
             side = next(iter(self._sides[result]))
@@ -228,8 +240,6 @@ class Trace:
         return values[self._result]
 
     def _differentiate(self) -> None:
-        from torch._decomp import core_aten_decompositions
-
         def both(*given: Tensor) -> tuple[Tensor, ...]:
             *inputs, slope = given
             score, pull = torch.func.vjp(self._canonical, *inputs)[:2]
@@ -293,15 +303,17 @@ class Trace:
                 )
         batch = _present(given[0]).shape[: self.batch]
         return [
-            self._as_rows(values[node], is_row, kind, batch, rows.get(kind.side))
+            self._as_rows(values[node], is_row, kind, batch, rows.get(kind.side), _present(given[0]).device)
             for (node, is_row), kind in zip(self._read, self.inputs, strict=True)
         ]
 
-    def _as_rows(self, x: Tensor, is_row: bool, kind: Input, batch: torch.Size, rows: int | None) -> Tensor:
+    def _as_rows(
+        self, x: Tensor, is_row: bool, kind: Input, batch: torch.Size, rows: int | None, device: torch.device
+    ) -> Tensor:
         # Rows that are read as they were given may have a half type.
         if rows is not None and x.shape == (*batch, rows, kind.heads, kind.width) and x.is_floating_point():
             return x.reshape(batch.numel(), *x.shape[self.batch :])
-        x = x if x.is_floating_point() else x.to(self.dtype)
+        x = x if x.is_floating_point() and kind.side != "parameter" else x.to(device, self.dtype)
         x = x if is_row else x.unsqueeze(-1)
         x = x.view(*[1] * (self.batch + 3 - x.dim()), *x.shape)
         front = x.shape[: self.batch]
@@ -341,9 +353,10 @@ def _trace(function: Any, given: Sequence[Tensor | None], device: torch.device) 
             return function(*rows)
 
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True), traceback.preserve_node_meta():
+        with FakeTensorMode(allow_non_fake_inputs=True), traceback.preserve_node_meta(), _silent():
             fake = [None if x is None else torch.empty(x.shape, dtype=x.dtype, device=device) for x in given]
-            module = make_fx(torch.func.functionalize(call, remove="mutations"))(*fake)
+            table: Any = core_aten_decompositions()
+            module = make_fx(torch.func.functionalize(call, remove="mutations"), table)(*fake)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise Unsupported(f"it depends on the values of its arguments ({error.func})") from None
     except Unsupported:
@@ -355,18 +368,30 @@ def _trace(function: Any, given: Sequence[Tensor | None], device: torch.device) 
     return module.graph, constants
 
 
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without the log of fake tensors: what they refuse is told by a reason."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
 def first_line(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _find(x: Tensor, tensors: dict[str, Tensor]) -> str | Tensor:
+def _find(node: Node, x: Tensor, tensors: dict[str, Tensor]) -> str | Tensor:
     """Where a captured tensor is, or itself if the function made it."""
     for path, tensor in tensors.items():
         if tensor is x:
             return path
-    if x.requires_grad:
+    if not all(_name(user).startswith("lift_fresh") for user in node.users):
         raise Unsupported(f"it uses a tensor of shape {list(x.shape)} that can't be found again")
+    # Made of numbers by the function itself.
     return x
 
 
@@ -391,6 +416,8 @@ def _name(node: Node) -> str:
 
 def _check_operator(node: Node) -> None:
     target: Any = node.target
+    if target is operator.getitem:
+        return
     if not isinstance(target, torch._ops.OpOverload):
         raise _unsupported(node, "isn't an operator of torch")
     if target._schema.is_mutable and not _is_own(node):
@@ -400,9 +427,11 @@ def _check_operator(node: Node) -> None:
 
 
 def _is_own(node: Node) -> bool:
-    """Whether an operator writes to a copy that torch made for it, as some of torch's own functions do."""
-    target, is_made = node.args[0], isinstance(node.args[0], fx.Node) and node.args[0].op == "call_function"
-    return is_made and _name(target) == "clone" and _name(node).endswith("_") and _name(node)[:-1] in POINTWISE
+    """Whether an operator writes to what torch or the function made, as some of torch's own functions do."""
+    target = node.args[0]
+    while isinstance(target, fx.Node) and target.op == "call_function" and _name(target) in VIEWS:
+        target = target.args[0]
+    return isinstance(target, fx.Node) and target.op == "call_function"
 
 
 def _unsupported(node: Node, what: str) -> Unsupported:

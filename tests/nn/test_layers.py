@@ -17,7 +17,7 @@ from torch_geometric.explain.algorithm.utils import clear_masks, set_masks
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GPSConv, Sequential, to_hetero
 
-from graphattn import Additive, DotProduct, Edges, Full, Window, dense_attention
+from graphattn import Additive, DotProduct, Edges, Full, Normalized, Window, dense_attention
 from graphattn.nn import (
     DenseGraphAttention,
     Encoding,
@@ -479,6 +479,10 @@ def test_parameters_of_own_scores_and_normalizers_are_the_layers():
     assert vector.grad.abs().sum() > 0 and layer.own_normalizer.temperature.grad.abs() > 0
     copied = copy.deepcopy(layer)
     assert copied.normalizer.own is copied.own_normalizer
+    layer = GraphAttention(4, 8, heads=2, normalizer=Normalized(torch.nn.PReLU()))
+    assert "own_normalizer.weight" in layer.state_dict()
+    layer(torch.randn(6, 4), Full(6)).square().sum().backward()
+    assert layer.own_normalizer.weight.grad.abs() > 0
     fixed = GraphAttention(4, 8, heads=2, score=Additive(torch.ones(2, 4)))
     assert "score_vector" in dict(fixed.named_buffers()) and "score_vector" not in dict(fixed.named_parameters())
 
