@@ -129,7 +129,8 @@ def test_every_score_equals_the_oracle_with_a_batch_and_biases(name):
     assert_matches_dense(tensors, pattern, score=score, backend="numba")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+# float16 is read as bfloat16 is; the interpreted loops of the GPU are tested with it.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["Gaussian", "gate over edges", "kinks"])
 def test_other_dtypes_equal_the_oracle(name, dtype):
     score, shape = SCORES[name]
