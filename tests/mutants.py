@@ -120,6 +120,20 @@ MUTANTS = [
         "numbers = ()",
         "fixed_shapes",
     ),
+    # Scores of one's own.
+    Mutant("tracing/captures.py", "x.requires_grad, first)", "x.requires_grad)", "own_scores"),
+    Mutant("tracing/captures.py", "if x._version != version:", "if False:", "own_scores"),
+    Mutant("tracing/expression.py", 'return make("div", constant(1.0), x)', "return x", "own_scores"),
+    Mutant("tracing/lookup.py", "    check(trace, function", "    (trace, function", "own_scores"),
+    Mutant("kernels/rows/cpu/emit.py", "= b == 0 or stride{n} > 0", "= True", "own_scores"),
+    Mutant("kernels/rows/own.py", "if bias is not None:", "if False:", "own_scores"),
+    Mutant(
+        "compiled/jit/lanes.py",
+        'return builder.select(builder.fcmp_unordered("uno", x, y)',
+        'return builder.select(builder.fcmp_ordered("ord", x, y)',
+        "own_scores",
+    ),
+    Mutant("kernels/rows/gpu/emit.py", "if wide == power_of_two(wide):", "if True:", "own_scores_triton"),
     # The operators.
     Mutant(
         "kernels/rows/op.py",

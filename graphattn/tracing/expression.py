@@ -227,12 +227,9 @@ class Lowering:
             return make("sign", x)
         if name in ("minimum", "maximum", "lt", "le", "gt", "ge", "eq", "ne"):
             return make(name, x, place(more[0]))
-        if name in ("add", "sub", "rsub"):
-            y = place(more[0])
-            if kwargs.get("alpha", 1) != 1:
-                y = make("mul", y, constant(kwargs["alpha"])) if name != "rsub" else y
-                x = make("mul", x, constant(kwargs["alpha"])) if name == "rsub" else x
-            return make("sub", y, x) if name == "rsub" else make(name, x, y)
+        if name in ("add", "sub"):
+            y, alpha = place(more[0]), kwargs.get("alpha", 1)
+            return make(name, x, y if alpha == 1 else make("mul", y, constant(alpha)))
         if name == "mul":
             return make("mul", x, place(more[0]))
         if name == "div" and kwargs.get("rounding_mode") is None:

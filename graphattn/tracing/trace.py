@@ -36,7 +36,7 @@ OF_TORCH = str(Path(torch.__file__).parent)
 SIDES = ("target", "source", "edge", "parameter")
 
 POINTWISE = frozenset(
-    "add sub rsub mul div neg pow exp log log1p sqrt rsqrt abs sin cos tanh sigmoid relu leaky_relu elu silu mish "
+    "add sub mul div neg pow exp log log1p sqrt rsqrt abs sin cos tanh sigmoid relu leaky_relu elu silu mish "
     "softplus hardtanh clamp clamp_min clamp_max minimum maximum where eq ne lt le gt ge sign sgn reciprocal square "
     "logical_and logical_or logical_not bitwise_and bitwise_or bitwise_not masked_fill log_sigmoid_forward".split()
 )

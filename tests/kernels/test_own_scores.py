@@ -89,6 +89,8 @@ SCORES = {
     "gate shared by heads": (gated, (1, WIDTH)),
     "decay": (decayed, (4,)),
     "kinks": (kinks, None),
+    # Not zero where all that it reads is.
+    "waves": (lambda query_i, key_j, edge_key: (query_i - key_j).cos().sum(-1), None),
     "one side": (lambda query_i, key_j, edge_key: key_j.tanh().sum(-1), None),
 }
 # Each score on one pattern, each pattern with one score: the rest of the product is what `make fuzz` draws from.

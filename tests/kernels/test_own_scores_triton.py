@@ -38,7 +38,7 @@ def interpreted(monkeypatch):
 
 
 @interpreted_alone
-@pytest.mark.parametrize("name", ["cosine", "SuperGAT", "gate over edges", "decay", "kinks"])
+@pytest.mark.parametrize("name", ["cosine", "SuperGAT", "gate over edges", "decay", "kinks", "waves"])
 def test_scores_equal_the_oracle(name, interpreted):
     score, shape = SCORES[name]
     pattern = ZOO["parallel edges"]
