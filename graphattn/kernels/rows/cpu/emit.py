@@ -46,20 +46,18 @@ def {name}(begin, end, tasks, slots, by_edge, edges, sizes, strides, inputs, slo
     {strides}strides
     {results}results
     {parts}parts
-    count, last = tasks.shape[0], index.size - 1
-{scratch}
+    count, last = tasks.shape[0], index.size - 1{scratch}
     for t in range(begin, end):
         b, task = (t % batches, t // batches) if by_edge else (t // count, t % count)
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
-        for row in range(tasks[task, 0], tasks[task, 1]):
-{before_row}
+        for row in range(tasks[task, 0], tasks[task, 1]):{before_row}
             for e in range(max(ptr[row], first), min(ptr[row + 1], stop)):
                 other, edge, soon = np.int64(index[e]), edge_at(perm, e), min(e + {ahead}, last)
                 i, j = {ends}
 {before_edge}
                 for h in range({heads}):
-{body}
-{after_row}'''
+{body}{after_row}
+'''
 
 
 def source_of(trace: Trace, loops: Sequence[Loop]) -> str:
@@ -119,14 +117,14 @@ def _loop(trace: Trace, loop: Loop) -> str:
         strides=_unpacked("stride", range(len(inputs))),
         results=_unpacked("out", outputs),
         parts=_unpacked("part", outputs),
-        scratch=_indented(scratch, 1) or "    pass",
-        before_row=_indented(before_row, 3) or "            pass",
+        scratch=_following(scratch, 1),
+        before_row=_following(before_row, 3),
         before_edge=_indented(before_edge, 4),
         ends="row, other" if loop.rows == "target" else "other, row",
         ahead=min(max(AHEAD_BYTES // (4 * max(numbers, 1)), 4), 32),
         heads=trace.heads,
         body=_indented(_body(trace, loop), 5),
-        after_row=_indented(after_row, 3),
+        after_row=_following(after_row, 3),
     )
 
 
@@ -137,6 +135,11 @@ def _unpacked(name: str, numbers: Iterable[int]) -> str:
 
 def _indented(lines: Iterable[str], depth: int) -> str:
     return "\n".join("    " * depth + line for line in lines)
+
+
+def _following(lines: Iterable[str], depth: int) -> str:
+    """Lines that may be none, each after a line break."""
+    return "".join("\n" + "    " * depth + line for line in lines)
 
 
 def _body(trace: Trace, loop: Loop) -> Iterator[str]:
