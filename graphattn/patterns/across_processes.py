@@ -11,7 +11,7 @@ from torch import Tensor
 from ..csr import CSR
 from ..errors import message
 from .base import Pattern
-from .edges import Loops, no_coordinates
+from .edges import Edges, Loops, no_coordinates
 
 
 class RemotePattern(Pattern):
@@ -48,6 +48,9 @@ class RemotePattern(Pattern):
 
     def _sort(self, row: int, column: int) -> CSR:
         raise _not_at_hand("csr", self)
+
+    def _to_edges(self, edge_index: Tensor) -> Edges:
+        raise _not_at_hand("union", self)
 
     @classmethod
     def _join(cls, patterns: Sequence[Any]) -> Self:

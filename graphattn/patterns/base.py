@@ -117,6 +117,10 @@ class Pattern(ABC):
     def _list_edges(self) -> Tensor:
         """[2, E] int64."""
 
+    @abstractmethod
+    def _to_edges(self, edge_index: Tensor) -> Edges:
+        """An edge list between the same nodes. (Edge lists are patterns: this module can't make one.)"""
+
     @classmethod
     @abstractmethod
     def _join(cls, patterns: Sequence[Any]) -> Self:
@@ -236,9 +240,6 @@ class Pattern(ABC):
         """
         if not isinstance(other, Pattern):
             return NotImplemented
-        # Edge lists are patterns themselves: their module imports this one.
-        from .edges import Edges
-
         if (self.num_sources, self.num_targets) != (other.num_sources, other.num_targets):
             raise ValueError(message("union", "patterns", "must have the same nodes", f"{self} and {other}"))
         if self.device != other.device:
@@ -248,8 +249,7 @@ class Pattern(ABC):
             )
         source, target = other.edge_index
         is_new = ~self.allows(target, source)
-        edge_index = torch.cat([self.edge_index, other.edge_index[:, is_new]], 1)
-        return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
+        return self._to_edges(torch.cat([self.edge_index, other.edge_index[:, is_new]], 1))
 
     def reorder(self, order: Any) -> tuple[Pattern, Any]:
         """Raise NotImplementedError: only `Edges` can be renumbered, see `Edges.reorder`."""

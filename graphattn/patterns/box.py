@@ -154,6 +154,9 @@ class Box(Pattern):
         count = int(self._spans()[2].prod(1).sum())
         return count if self._tokens is None else count + self._list_beyond(self._tokens).size(1)
 
+    def _to_edges(self, edge_index: Tensor) -> Edges:
+        return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
+
     def _list_edges(self) -> Tensor:
         edge_index = self._list_boxes()
         if self._tokens is not None:

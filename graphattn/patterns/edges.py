@@ -294,6 +294,9 @@ class Edges(Pattern):
     def _list_edges(self) -> Tensor:
         raise AssertionError("an edge list is stored by the constructor")
 
+    def _to_edges(self, edge_index: Tensor) -> Edges:
+        return Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
+
     @classmethod
     def _join(cls, patterns: Sequence[Edges]) -> Self:
         num_sources = num_targets = 0

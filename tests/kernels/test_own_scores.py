@@ -325,7 +325,7 @@ def test_a_partial_and_a_method_are_traced_too():
         torch.testing.assert_close(found, expected)
 
 
-def compared(score, **options):
+def assert_equals_scatter(score, **options):
     """The fused output, which must be scatter's."""
     pattern = ZOO["unsorted edges"]
     tensors = tensors_of(pattern, None)
@@ -348,7 +348,7 @@ def of_both(a, b):
 
 def test_tensors_of_the_same_name_or_twice_the_same_are_told_apart():
     a, b, c = torch.rand(3, WIDTH, dtype=torch.float64)
-    results = [compared(of_both(*pair)) for pair in ((a, b), (c, b), (a, a), (a, c))]
+    results = [assert_equals_scatter(of_both(*pair)) for pair in ((a, b), (c, b), (a, a), (a, c))]
     assert not any(torch.allclose(x, y) for i, x in enumerate(results) for y in results[:i])
 
 
@@ -362,10 +362,10 @@ class OfItsClass(torch.nn.Module):
 
 
 def test_every_attribute_of_a_class_is_that_of_each_call(monkeypatch):
-    score, results = OfItsClass(), [compared(OfItsClass())]
+    score, results = OfItsClass(), [assert_equals_scatter(OfItsClass())]
     for name, value in (("numbers", {"scale": 0.5}), ("center", 3 * OfItsClass.center), ("kind", "distance")):
         monkeypatch.setattr(OfItsClass, name, value)
-        results.append(compared(score))
+        results.append(assert_equals_scatter(score))
     assert not any(torch.allclose(x, y) for i, x in enumerate(results) for y in results[:i])
 
 
@@ -382,7 +382,7 @@ def test_a_trace_holds_in_other_modes_than_that_of_the_first_call():
 def test_threads_may_trace_at_once():
     scores = [functools.partial(lambda q, k, e, factor: factor * (q * k).sum(-1), factor=float(i)) for i in range(6)]
     with ThreadPoolExecutor(6) as pool:
-        list(pool.map(compared, scores))
+        list(pool.map(assert_equals_scatter, scores))
 
 
 TRUTHS = {
@@ -397,7 +397,7 @@ TRUTHS = {
 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_more_that_can_be_fused(name):
-    compared(TRUTHS[name])
+    assert_equals_scatter(TRUTHS[name])
 
 
 # What can't be fused.
@@ -441,7 +441,7 @@ def test_features_that_are_indices_are_looked_up():
     pattern, table = ZOO["unsorted edges"], torch.nn.Embedding(1, HEADS, dtype=torch.float64)
     edge_key = torch.zeros(pattern.num_edges, dtype=torch.int64)
     score = lambda query_i, key_j, kind: (query_i * key_j).sum(-1) + table(kind)
-    compared(score, edge_key=edge_key)
+    assert_equals_scatter(score, edge_key=edge_key)
 
 
 def mixes_edges(query_i, key_j, edge_key):
