@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from .captures import Unsupported
+
+T = TypeVar("T")
 
 
 class Node(NamedTuple):
@@ -77,6 +79,18 @@ MASKS = frozenset(("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not"))
 OF_MASKS = frozenset(("expand", "clone", "detach", "alias", "view", "reshape", "_unsafe_view", "lift_fresh_copy"))
 
 
+def reached(roots: Iterable[T], before: Callable[[T], Iterable[T]]) -> set[T]:
+    """All nodes of a graph that these follow from, themselves included; `before` says what one follows from."""
+    found: set[T] = set()
+    left = list(roots)
+    while left:
+        node = left.pop()
+        if node not in found:
+            found.add(node)
+            left += before(node)
+    return found
+
+
 class Expression:
     """Nodes in an order in which each comes after its arguments; equal ones are one."""
 
@@ -109,14 +123,7 @@ class Expression:
 
     def needed(self, roots: Iterable[int]) -> list[int]:
         """The places of all nodes that these follow from, in order."""
-        found: set[int] = set()
-        left = list(roots)
-        while left:
-            place = left.pop()
-            if place not in found:
-                found.add(place)
-                left += self._args(place)
-        return sorted(found)
+        return sorted(reached(roots, self._args))
 
     def _args(self, place: int) -> tuple[int, ...]:
         node = self.nodes[place]

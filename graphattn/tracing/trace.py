@@ -26,7 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .captures import Captures, Unsupported
-from .expression import Expression, Lowering
+from .expression import Expression, Lowering, reached
 
 # Stands for the number of edges in a trace: no other size is a multiple of it. Fake tensors of it take no memory.
 EDGES = 1_000_003
@@ -260,13 +260,7 @@ class Trace:
 
     def _follow(self, roots: list[Node]) -> list[Node]:
         """The one-sided nodes that these follow from, in order."""
-        found: set[Node] = set()
-        left = list(roots)
-        while left:
-            node = left.pop()
-            if node not in found:
-                found.add(node)
-                left += node.all_input_nodes
+        found = reached(roots, lambda node: node.all_input_nodes)
         return [node for node in self._order if node in found]
 
     def read(self, given: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor]:
