@@ -13,6 +13,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -127,8 +128,8 @@ def sampled() -> tuple[Model, Callable[[Model], Step]]:
     return Network(2), steps
 
 
-def one_graph() -> tuple[Model, Callable[[Model], Step]]:
-    """One graph of 30 nodes, without gradients."""
+def one_graph(is_new: bool = False) -> tuple[Model, Callable[[Model], Step]]:
+    """One graph of 30 nodes, without gradients; `is_new` lets its edges be a tensor that no earlier call has seen."""
     graph = molecule(30)
 
     def steps(model: Model) -> Step:
@@ -136,7 +137,8 @@ def one_graph() -> tuple[Model, Callable[[Model], Step]]:
 
         @torch.inference_mode()
         def answer() -> Tensor:
-            return model(graph.x, graph.edge_index, graph.edge_attr)
+            edge_index = graph.edge_index.clone() if is_new else graph.edge_index
+            return model(graph.x, edge_index, graph.edge_attr)
 
         return answer
 
@@ -149,6 +151,7 @@ CASES = {
     "256 molecules of 10 to 40 atoms, 3 layers of TransformerConv with edge features, one step": (molecules, 4, 8),
     "NeighborLoader, 1,024 seeds, [10, 10], 2 layers of TransformerConv, one step": (sampled, 3, 5),
     "one graph of 30 nodes, 3 layers of TransformerConv with edge features, inference": (one_graph, 2, 3),
+    "the same on edges that are new at each call": (partial(one_graph, is_new=True), 1, 2),
 }
 
 

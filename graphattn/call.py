@@ -14,6 +14,7 @@ from .offset_bias import OffsetBias
 from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
 from .patterns.lookup import known_edges
+from .precision import accumulate_dtype
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
 from .tracing import Captures, Unsupported
 
@@ -97,11 +98,6 @@ class Call(NamedTuple):
     def accumulate_dtype(self) -> torch.dtype:
         """What scores, weights and sums are computed in: float32 for half types, else the query's own."""
         return accumulate_dtype(self.query.dtype)
-
-
-def accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Float32 for half types, else the type itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
 def as_pattern(

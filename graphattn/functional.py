@@ -16,7 +16,6 @@ from .call import (
     WithBoth,
     WithLse,
     WithWeights,
-    accumulate_dtype,
     captures_of,
     check_tensors,
     is_transformed,
@@ -33,6 +32,7 @@ from .normalizers import Normalizer, UserNormalizer
 from .offset_bias import OffsetBias
 from .patterns import Pattern, PatternLike
 from .patterns.across_processes import RemotePattern
+from .precision import accumulate_dtype
 from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score, repeat_heads
 from .tracing import Trace, Unsupported, traced
 

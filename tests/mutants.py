@@ -123,7 +123,12 @@ MUTANTS = [
     # Scores of one's own.
     Mutant("tracing/captures.py", "x.requires_grad, first)", "x.requires_grad)", "own_scores"),
     Mutant("tracing/captures.py", "if x._version != version:", "if False:", "own_scores"),
-    Mutant("tracing/expression.py", 'return make("div", constant(1.0), x)', "return x", "own_scores"),
+    Mutant(
+        "tracing/lowering.py",
+        'lambda call: call.make("div", call.constant(1.0), call.number(0)),',
+        "lambda call: call.number(0),",
+        "own_scores",
+    ),
     Mutant("tracing/lookup.py", "    check(trace, function", "    (trace, function", "own_scores"),
     Mutant("kernels/rows/cpu/emit.py", "= b == 0 or stride{n} > 0", "= True", "own_scores"),
     Mutant("kernels/rows/own.py", "if bias is not None:", "if False:", "own_scores"),
@@ -188,10 +193,12 @@ MUTANTS = [
     Mutant("csr.py", "& (column[1:] < column[:-1])).any())", "& (column[1:] < 0)).any())", "patterns laws oracle"),
     Mutant(
         "csr.py",
-        "perm = perm[stable_order(row[perm], num_rows)]",
-        "perm = perm[stable_order(row, num_rows)]",
+        "order = order[stable_order(row[order], num_rows)]",
+        "order = order[stable_order(row, num_rows)]",
         "patterns csr_op large_graph limits",
     ),
+    Mutant("compiled/jit/sort.py", "rises &= not falls", "rises = True", "patterns"),
+    Mutant("compiled/jit/sort.py", "places[i] = at[perm[i]]", "places[i] = at[i]", "oracle csr_op"),
     # Scores and normalizers.
     Mutant("scores.py", "leaky_relu(x, self.negative_slope)", "leaky_relu(x)", "oracle scores_and_normalizers"),
     Mutant(
@@ -254,6 +261,9 @@ MUTANTS = [
         "state = (*state, 0)",
         "patterns links errors compile",
     ),
+    Mutant("patterns/lookup.py", "torch.equal(kept if", "True or torch.equal(kept if", "compile"),
+    Mutant("nn/pyg/timing.py", "if found[name].speedup >= 1 else []", "", "accelerate"),
+    Mutant("nn/pyg/timing.py", "model = copy.deepcopy(model)", "model = model", "accelerate"),
     # Layers.
     Mutant(
         "nn/attention.py",

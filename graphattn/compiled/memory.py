@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..call import accumulate_dtype
+from ..precision import accumulate_dtype
 
 # Linux's advice to back memory with huge pages; a kernel without them refuses it, which is harmless.
 MADV_HUGEPAGE = 14

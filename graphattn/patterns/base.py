@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
@@ -174,7 +173,8 @@ class Pattern(ABC):
     def keep(self, name: str, build: Callable[[], T]) -> T:
         """Return the cached result of `build` under this name. Kernels cache their index structures here."""
         if name not in self._kept:
-            self._build(name, build)
+            # Torch's decorator takes longer than to sort the edges of a small graph.
+            (self._build_untraced if torch.compiler.is_compiling() else self._build)(name, build)
         return self._kept[name]
 
     def has_kept(self, name: str) -> bool:
@@ -182,13 +182,18 @@ class Pattern(ABC):
         return name in self._kept
 
     @torch.compiler.disable(reason="derived data depends on the edges: run the pattern once before compiling")
+    def _build_untraced(self, name: str, build: Callable[[], Any]) -> None:
+        self._build(name, build)
+
     def _build(self, name: str, build: Callable[[], Any]) -> None:
         if self._late_check is not None:
             self._late_check()
-        is_transformed = torch._C._are_functorch_transforms_active()
+        if not (torch.is_inference_mode_enabled() or torch._C._are_functorch_transforms_active()):
+            self._kept[name] = build()
+            return
         # A tensor made in inference mode can't be used in autograd later, and one of torch.func can't outlive the
         # transform.
-        with torch.inference_mode(False), torch._C._DisableFuncTorch() if is_transformed else nullcontext():
+        with torch.inference_mode(False), torch._C._DisableFuncTorch():
             self._kept[name] = build()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:

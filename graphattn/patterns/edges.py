@@ -173,6 +173,13 @@ class Edges(Pattern):
         super().__init__(num_sources, num_targets)
         self._kept["edge_index"] = edge_index
 
+    def _with_edges(self, edge_index: Tensor) -> Edges:
+        """Other edges between the same nodes, which are known to be in range."""
+        pattern = Edges.__new__(Edges)
+        Pattern.__init__(pattern, self.num_sources, self.num_targets)
+        pattern._kept["edge_index"] = edge_index
+        return pattern
+
     @property
     def num_edges(self) -> int:
         """E, parallel edges counted once each."""
@@ -257,14 +264,13 @@ class Edges(Pattern):
         return self.keep(f"loops of {num_nodes} nodes", lambda: self._renew_self_loops(num_nodes))
 
     def _renew_self_loops(self, num_nodes: int) -> Loops:
-        source, target = self.edge_index
+        source, target = self.edge_index.unbind()
         nodes = torch.arange(num_nodes, device=self.device)
         is_loop = source == target
-        edge_index = torch.cat([self.edge_index[:, ~is_loop], nodes.expand(2, -1)], 1)
-        pattern = Edges(edge_index, num_sources=self.num_sources, num_targets=self.num_targets)
+        if not bool(is_loop.any()):
+            return Loops(self._with_edges(torch.cat([self.edge_index, nodes.expand(2, -1)], 1)), None, None)
+        pattern = self._with_edges(torch.cat([self.edge_index[:, ~is_loop], nodes.expand(2, -1)], 1))
         looped = source[is_loop]
-        if looped.numel() == 0:
-            return Loops(pattern, None, None)
         kept, order = (~is_loop).nonzero().flatten(), None
         is_missing = torch.ones_like(nodes, dtype=torch.bool)
         if int(looped.max()) < num_nodes and looped.unique().numel() == looped.numel():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ def known_edges(
     to.
 
     Writes that torch doesn't count, through NumPy, `.data` or in-place collectives, are not noticed. Tensors of
-    inference mode count no writes, and are read each time.
+    inference mode count none, and are compared each time.
     """
     tensor: Tensor = edge_index
     state: tuple[Any, ...] = (num_sources, num_targets)
@@ -39,8 +40,10 @@ def known_edges(
         # Many operations make a new wrapper around the same tensor.
         tensor = edge_index.as_tensor()
         state = (*state, edge_index.sort_order, *edge_index.sparse_size())
-    if type(tensor) is not Tensor or tensor.is_inference():
+    if type(tensor) is not Tensor:
         return Edges.between(where, edge_index, num_sources, num_targets, sides)
+    if tensor.is_inference():
+        return _compared_edges(tensor, state, lambda: Edges.between(where, edge_index, num_sources, num_targets, sides))
     state = (*state, tensor._version)
     known = _known.get(id(tensor))
     if known is not None and known.tensor() is tensor and known.state == state:
@@ -65,13 +68,18 @@ def compared_edges(where: str, edge_index: Tensor, num_sources: int, num_targets
     Compiled code reuses memory without counting its writes, so that the same tensor may hold other edges. Therefore the
     pattern has a copy of the edges, and is reused as long as they are equal.
     """
-    state = (num_sources, num_targets, edge_index.dtype)
+    read = lambda: Edges.between(where, edge_index.clone(), num_sources, num_targets)
+    return _compared_edges(edge_index, (num_sources, num_targets), read)
+
+
+def _compared_edges(edge_index: Tensor, state: tuple[Any, ...], read: Callable[[], Edges]) -> Edges:
+    state = (*state, edge_index.dtype)
     known = _compared.get(id(edge_index))
     if known is not None and known.tensor() is edge_index and known.state == state:
         kept = known.pattern.edge_index
         if torch.equal(kept if kept.dtype == edge_index.dtype else kept.to(edge_index.dtype), edge_index):
             return known.pattern
-    pattern = Edges.between(where, edge_index.clone(), num_sources, num_targets)
+    pattern = read()
     if type(edge_index) is Tensor:
         _remember(_compared, edge_index, state, pattern)
     return pattern

@@ -20,7 +20,7 @@ from torch_geometric.loader.base import DataLoaderIterator
 from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
 
 from ..compiled import compiled_loop, load, run_tasks
-from ..csr import CSR
+from ..csr import CSR, build_csr
 from ..errors import check_int, message, shape_of
 from ..patterns import Edges, metis_parts
 from ..patterns.lookup import known_edges, remember_edges
@@ -304,7 +304,6 @@ def _compress(
     source: Tensor, target: Tensor, degree: Tensor, counts: list[int], edges: list[int]
 ) -> list[tuple[CSR, CSR]]:
     """Rows and columns of sorted edges, for the first layer, the second, and so on."""
-    transpose = load("sampling.jit.neighbors").transpose
     index = source.to(torch.int32)
     ptr = torch.full((sum(counts) + 1,), len(index), dtype=torch.int64)
     ptr[0] = 0
@@ -315,8 +314,7 @@ def _compress(
         # Nodes that the last of these hops reached have no incoming edges in this layer.
         rows = CSR(ptr[: nodes + 1].clamp(max=ending), index[:ending], None)
         # The backward pass uses the columns.
-        columns = transpose(nodes, rows.index.numpy(), target.numpy())
-        layers.append((rows, CSR(*map(torch.from_numpy, columns))))
+        layers.append((rows, build_csr(source[:ending], target[:ending], nodes, nodes)))
     return layers
 
 

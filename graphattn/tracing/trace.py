@@ -26,7 +26,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from .captures import Captures, Unsupported
-from .expression import Expression, Lowering, reached
+from .expression import Expression, reached
+from .lowering import lower
 
 # Stands for the number of edges in a trace: no other size is a multiple of it. Fake tensors of it take no memory.
 EDGES = 1_000_003
@@ -254,7 +255,7 @@ class Trace:
             graph = make_fx(function, table)(*given, slope).graph
         graph.eliminate_dead_code()
         self.expression = Expression()
-        self.score, *self.slopes = Lowering(self.expression).read(graph)
+        self.score, *self.slopes = lower(self.expression, graph)
 
     # What torch computes ahead of the loops.
 

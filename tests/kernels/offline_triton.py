@@ -28,13 +28,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from graphattn import random_regular
-from graphattn.call import accumulate_dtype
 from graphattn.kernels.rows import operands
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
 from graphattn.kernels.rows.gpu import plan as gpu_plan
 from graphattn.kernels.rows.gpu.jit import backward as gpu_backward
 from graphattn.kernels.rows.gpu.jit import forward as gpu_forward
 from graphattn.kernels.rows.op import NORMALIZER_CODES, SCORE_CODES
+from graphattn.precision import accumulate_dtype
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}

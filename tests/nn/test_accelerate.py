@@ -15,7 +15,9 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import graphattn
 from graphattn import nn as ours
+from graphattn.nn.pyg import timing
 from graphattn.nn.pyg.fused import FUSED, why_not_fused
+from graphattn.patterns.lookup import known_edges
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -150,3 +152,50 @@ def test_layers_that_are_ours_already_are_counted():
     ]
     report = graphattn.accelerate(torch.nn.ModuleList(layers))
     assert str(report) == "0 layers accelerated, 0 left, 4 already ours"
+
+
+def test_layers_that_would_be_slower_are_left(monkeypatch):
+    model = pyg.GAT(6, 8, 3, heads=2, norm="batch_norm", dropout=0.5)
+    speedups, is_new, seen = iter([0.5, 2.0, 1.5]), [], []
+
+    def look(where, edge_index, *rest):
+        seen.append(edge_index)
+        return known_edges(where, edge_index, *rest)
+
+    def race(theirs, mine):
+        theirs(), mine(), mine()
+        is_new.append(seen[-1] is not seen[-2])
+        return timing.Timing(0.002, 0.004, next(speedups))
+
+    monkeypatch.setattr("graphattn.nn.pyg.fused.known_edges", look)
+    monkeypatch.setattr(timing, "_race", race)
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    report = graphattn.accelerate(model, X, edge_index=EDGES)
+    assert repr(report) == (
+        "2 layers accelerated, 1 left\n  convs.1: GATConv, 2x\n  convs.2: GATConv, 1.5x\n"
+        "  convs.0: left, PyG's takes 2 ms here, ours 4 ms"
+    )
+    assert report.left[0].speedup == 0.5 and type(model.convs[0]) is pyg.GATConv
+    assert isinstance(model.convs[1], ours.GATConv) and isinstance(model.convs[2], ours.GATConv)
+    # The first of ours is the first to read the edges.
+    assert is_new == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), state) and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert not any(layer._forward_pre_hooks for layer in model.convs)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_layers_are_timed_as_they_are_called(is_trained):
+    layer = pyg.TransformerConv((6, 3), 4, edge_dim=2).train(is_trained)
+    x = (torch.randn(4, 6, requires_grad=True), torch.randn(4, 3))
+    report = graphattn.accelerate(layer, x, EDGES, edge_attr=torch.randn(6, 2))
+    (change,) = report.changed + report.left
+    assert change.speedup > 0 and isinstance(layer, ours.TransformerConv) == (change.speedup >= 1)
+    assert x[0].grad is None and layer.lin_key.weight.grad is None
+
+
+def test_a_model_that_cannot_be_called_is_left_as_it_was():
+    layer = pyg.GATConv(6, 4)
+    with pytest.raises(RuntimeError):
+        graphattn.accelerate(layer, torch.randn(4, 5), EDGES)
+    assert type(layer) is pyg.GATConv

@@ -9,6 +9,7 @@ import os
 import pytest
 import torch
 import torch_geometric.nn as pyg
+from torch._dynamo.backends.common import aot_autograd
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import GAT, GPSConv, HeteroConv, Sequential
 from torch_geometric.utils import to_torch_coo_tensor, to_torch_csc_tensor, to_torch_csr_tensor
@@ -416,6 +417,7 @@ def test_compiled_layers_take_raw_edges_in_one_graph_and_new_sizes(name):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     layer = getattr(ours, name)(6, 4, heads=2)
+    layer.backend = "numba"
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(layer, backend=counter, fullgraph=True)
     for nodes, edges in ((5, 9), (7, 20), (9, 30), (12, 33), (20, 50), (31, 99)):
@@ -426,6 +428,24 @@ def test_compiled_layers_take_raw_edges_in_one_graph_and_new_sizes(name):
         torch.testing.assert_close(*both)
     assert counter.frame_count <= 2
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+@pytest.mark.parametrize("edges", [9, 3000])
+def test_a_compiled_layer_of_a_small_graph_is_pygs(edges, backend):
+    torch._dynamo.reset()
+    called = []
+
+    def look(module, _):
+        called.extend(node.name for node in module.graph.nodes if "csr_forward" in str(node.target))
+        return module
+
+    layer = ours.TransformerConv(6, 8, heads=2)
+    layer.backend = backend
+    x, edge_index = torch.randn(5, 6), torch.randint(5, (2, edges))
+    compiled = torch.compile(layer, backend=aot_autograd(fw_compiler=look), fullgraph=True)
+    torch.testing.assert_close(compiled(x, edge_index), layer(x, edge_index))
+    assert bool(called) == (edges > 9 or backend == "numba")
 
 
 @pytest.mark.parametrize("name", NAMES)

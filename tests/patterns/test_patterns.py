@@ -7,7 +7,6 @@ import itertools
 import pickle
 
 import networkx
-import numpy as np
 import pytest
 import scipy.sparse
 import torch
@@ -17,7 +16,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import from_scipy_sparse_matrix, grid, to_edge_index
 
 from graphattn import Edges, Full, Grid, Pattern, Window
-from graphattn.csr import _width, build_csr, index_dtype
+from graphattn.csr import build_csr, index_dtype, stable_order
 from graphattn.patterns import PATTERNS
 from graphattn.testing import graph_zoo, pattern_zoo
 
@@ -376,8 +375,6 @@ def test_what_is_built_in_inference_mode_serves_training():
 def test_indices_are_narrow_below_two_to_the_31():
     assert index_dtype(2**31 - 1) == torch.int32
     assert index_dtype(2**31) == torch.int64
-    assert (_width(2**31 - 2, 5), _width(5, 2**31 - 2)) == (np.int32, np.int32)
-    assert (_width(2**31 - 1, 5), _width(5, 2**31 - 1)) == (np.int64, np.int64)
     wide = build_csr(torch.tensor([0, 0]), torch.tensor([2**31 + 5, 1]), 1, 2**31 + 6)
     assert wide.index.dtype == torch.int64 and wide.index.tolist() == [1, 2**31 + 5]
     assert wide.perm.tolist() == [1, 0]
@@ -389,13 +386,15 @@ def test_counting_and_sorting_give_the_stable_order(pairs, counts, is_wide):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("graphattn.csr._is_countable", lambda *_: counts)
         if is_wide:
-            patch.setattr("graphattn.csr._width", lambda *_: np.int64)
+            patch.setattr("graphattn.csr.index_dtype", lambda *_: torch.int64)
         ptr, index, perm = build_csr(row, column, 6, 4)
+        by_row = stable_order(row, 6)
     order = sorted(range(len(pairs)), key=pairs.__getitem__)
     assert index.tolist() == [pairs[edge][1] for edge in order]
     assert ptr.tolist() == [sum(pair[0] < bound for pair in pairs) for bound in range(7)]
     assert perm is None if order == sorted(order) else perm.tolist() == order
-    assert (ptr.dtype, index.dtype) == (torch.int64, torch.int32)
+    assert by_row.tolist() == sorted(range(len(pairs)), key=lambda edge: pairs[edge][0])
+    assert (ptr.dtype, index.dtype) == (torch.int64, torch.int64 if is_wide else torch.int32)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=20))

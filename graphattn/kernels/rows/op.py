@@ -16,13 +16,14 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from ...call import Call, accumulate_dtype, with_batch
+from ...call import Call, with_batch
 from ...csr import CSR
 from ...dropout import draw_seed
 from ...normalizers import Identity, Relu, Sigmoid, Softmax
 from ...offset_bias import OffsetBias
 from ...patterns import Edges, Pattern
 from ...patterns.lookup import compared_edges
+from ...precision import accumulate_dtype
 from ...scores import Additive, DotProduct, Score
 from ..base import LastDerivative, Result, join_batch, needs_grad, split_batch
 from ..operators import is_unobserved

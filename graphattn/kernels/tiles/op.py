@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ...call import accumulate_dtype
 from ...dropout import keep_edges, keep_scale
 from ...normalizers import Normalizer, Softmax, as_normalizer
+from ...precision import accumulate_dtype
 from ...scores import repeat_heads
 from ...segments import Rows, gather, segment_sum
 from ..operators import is_unobserved, library

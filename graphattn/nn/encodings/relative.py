@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ...call import accumulate_dtype
 from ...errors import check_int
 from ...offset_bias import OffsetBias
 from ...patterns import Pattern
 from ...patterns.box import Box
+from ...precision import accumulate_dtype
 from ...segments import Rows, gather
 from .base import Encoding, check_coordinates, check_extents, check_fit
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...call import accumulate_dtype
 from ...errors import message, shape_of
 from ...patterns import Pattern
+from ...precision import accumulate_dtype
 from .base import Encoding, angles, check_coordinates, check_fit, check_frequencies
 
 

@@ -9,16 +9,25 @@ from torch_geometric.nn import MessagePassing
 
 from ...errors import message
 from .fused import FUSED, Fused, own_class, why_not_fused
+from .timing import time_layers
 
 _MARK = "_was_accelerated"
 
 
 class Change(NamedTuple):
-    """One attention layer of a model: its name, its class, and why it was left unchanged (None if it was changed)."""
+    """One attention layer of a model.
+
+    Attributes:
+        name: where the model has it; "" is the model itself.
+        kind: name of its class.
+        reason: why it was left unchanged; None if it was changed.
+        speedup: how many times as fast it is as PyG's, if that was measured.
+    """
 
     name: str
     kind: str
     reason: str | None
+    speedup: float | None = None
 
 
 class AccelerateReport:
@@ -27,7 +36,8 @@ class AccelerateReport:
     Attributes:
         changed: the layers that are ours now.
         left: every other attention in the model, with the reason: other layers of PyG, layers of the three classes that
-            could not be changed, `torch.nn.MultiheadAttention`, and modules with attention in their names.
+            could not be changed or would be slower, `torch.nn.MultiheadAttention`, and modules with attention in their
+            names.
         before: how many layers were already ours, `GraphAttention` included.
     """
 
@@ -42,27 +52,36 @@ class AccelerateReport:
             f"{count} layer{'' if count == 1 else 's'} accelerated, {len(self.left)} left"
             + (f", {self.before} already ours" if self.before else "")
         ]
-        lines += [f"  {change.name or 'the model itself'}: {change.kind}" for change in self.changed]
+        for name, kind, _, speedup in self.changed:
+            lines.append(f"  {name or 'the model itself'}: {kind}" + (f", {speedup:.3g}x" if speedup else ""))
         lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
         return "\n".join(lines)
 
 
-def accelerate(model: torch.nn.Module) -> AccelerateReport:
+def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateReport:
     """Replace every `TransformerConv`, `GATConv` and `GATv2Conv` of PyG inside a model by ours, in place.
 
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
 
+    Given what the model is called with, each layer is timed with what it gets there, and one that would be slower stays
+    PyG's, as does nearly always happen to a single graph of a few nodes in training mode. PyG's own operators are also
+    what runs for such a graph once torch.compile has joined them.
+
     Args:
         model: any module, an attention layer itself included; basic models, `Sequential`, `HeteroConv`, `to_hetero`
             and `GPSConv` as well.
+        *args: what the model is called with, for a measurement of some seconds: forward and backward in training mode,
+            else forward. It happens to a copy of the model. Edges are read anew in each step, as those of a loader are.
+        **kwargs: the same, by name.
 
     Returns:
         A report of what was changed and what was left, which can be printed.
 
     Raises:
         TypeError: `model` is not a module.
+        Exception: whatever the model raises when it is called; it is unchanged then.
 
     Example:
         >>> from torch_geometric.nn import GAT
@@ -74,6 +93,7 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
         >>> restore(model)
         2
     """
+    found: list[tuple[str, Any]] = []
     changed, left, before = [], [], 0
     for name, layer in _attentions("accelerate", model):
         if isinstance(layer, Fused) or own_class(layer).__module__.startswith("graphattn."):
@@ -83,11 +103,24 @@ def accelerate(model: torch.nn.Module) -> AccelerateReport:
         if reason is not None:
             left.append(Change(name, type(layer).__name__, reason))
             continue
-        own = own_class(layer)
-        _change_class(layer, own, FUSED[own])
-        layer.__dict__[_MARK] = True
-        changed.append(Change(name, own.__name__, None))
+        found.append((name, layer))
+    timings = time_layers(model, [name for name, _ in found], _accelerate, args, kwargs) if args or kwargs else {}
+    for name, layer in found:
+        kind, timing = own_class(layer).__name__, timings.get(name)
+        if timing is not None and timing.speedup < 1:
+            theirs, ours = (f"{seconds * 1e3:.3g} ms" for seconds in timing[:2])
+            left.append(Change(name, kind, f"PyG's takes {theirs} here, ours {ours}", timing.speedup))
+            continue
+        _accelerate(layer)
+        changed.append(Change(name, kind, None, None if timing is None else timing.speedup))
     return AccelerateReport(changed, left, before)
+
+
+def _accelerate(layer: Any) -> None:
+    """Make ours of one layer."""
+    own = own_class(layer)
+    _change_class(layer, own, FUSED[own])
+    layer.__dict__[_MARK] = True
 
 
 def restore(model: torch.nn.Module) -> int:

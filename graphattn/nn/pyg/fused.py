@@ -33,6 +33,9 @@ KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggreg
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
 REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 
+# Numbers in all messages up to which PyG's own operators, joined by torch.compile, take less time than one of ours.
+SMALL_IN_A_GRAPH = 2**15
+
 # PyG class -> our replacement.
 FUSED: dict[type[Any], type[Fused]] = {}
 
@@ -208,9 +211,11 @@ class Fused(MessagePassing):
         if edge_index.layout != torch.strided:
             is_listed_twice = edge_index.layout == torch.sparse_coo and not edge_index.is_coalesced()
             return return_weights or (renews and (has_edge_attr or is_listed_twice))
-        # The number of edges after renewing loops depends on the data, which a compiled graph can't hold.
-        if not (torch.compiler.is_compiling() and renews):
+        if not torch.compiler.is_compiling():
             return False
+        # The number of edges after renewing loops depends on the data, which a compiled graph can't hold.
+        if not renews:
+            return self.backend == "auto" and edge_index.size(1) * self.heads * self.out_channels <= SMALL_IN_A_GRAPH
         return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
 
     def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:

@@ -150,22 +150,3 @@ def order_rows(begin, end, first, row_ptr, source, edge, target):
                 source[hole] = its_source
                 edge[hole] = its_edge
             gap //= 3
-
-
-@njit(**OPTIONS)
-def transpose(num_sources, source, target):
-    """The CSC of edges sorted by target and source, by one counting pass: ptr, index, perm."""
-    ptr = np.zeros(num_sources + 1, np.int64)
-    for one in source:
-        ptr[one + 1] += 1
-    for row in range(num_sources):
-        ptr[row + 1] += ptr[row]
-    place = ptr[:-1].copy()
-    index = np.empty(len(source), np.int32)
-    perm = np.empty(len(source), np.int32)
-    for edge in range(len(source)):
-        slot = place[source[edge]]
-        place[source[edge]] += 1
-        index[slot] = target[edge]
-        perm[slot] = edge
-    return ptr, index, perm

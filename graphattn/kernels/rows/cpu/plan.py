@@ -38,12 +38,12 @@ class TaskPlan(_Lists):
     def of(cls, csr: CSR, transposed: CSR | None = None) -> TaskPlan:
         """Cut the rows of a CSR into tasks."""
         tasks, cut = load("kernels.rows.cpu.jit.forward").plan_tasks(csr.ptr.numpy())
-        places = csr.index.new_empty(0)
+        ptr, index, perm = tensors_of(csr)
+        places = perm.new_empty(0)
         if transposed is not None and transposed.perm is not None:
             places = torch.empty_like(transposed.perm)
-            places[transposed.perm.to(torch.int64)] = torch.arange(len(places), dtype=places.dtype)
-            places = places if csr.perm is None else places[csr.perm.to(torch.int64)]
-        return cls(*tensors_of(csr), torch.from_numpy(tasks), torch.from_numpy(cut), places)
+            load("compiled.jit.sort").places_of(*(x.numpy() for x in (perm, transposed.perm, places)))
+        return cls(ptr, index, perm, torch.from_numpy(tasks), torch.from_numpy(cut), places)
 
     @cached_property
     def edges(self) -> SortedEdges:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....call import Call, accumulate_dtype
+from ....call import Call
 from ....dropout import keep_scale, threshold
+from ....precision import accumulate_dtype
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result
 from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....call import Call, accumulate_dtype
+from ....call import Call
 from ....compiled import compiled_loop, empty, load, run_tasks, why_not_compiled
 from ....normalizers import Softmax
+from ....precision import accumulate_dtype
 from ...base import FORWARD_SHARE
 from .plan import PANEL, PANEL_TENSORS, SECONDS
 
