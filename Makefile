@@ -72,6 +72,7 @@ bench: setup
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/own_scores.py
+	$(BIN)/python benchmarks/relations.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/overhead.py

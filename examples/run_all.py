@@ -28,6 +28,7 @@ EXAMPLES = (
     "cnn_rnn_attention",
     "convolution_is_attention",
     "own_score",
+    "heterogeneous",
     "accelerate_pyg",
     "distributed_sampling",
 )

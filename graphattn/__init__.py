@@ -25,6 +25,7 @@ from .patterns import Edges as Edges
 from .patterns import Full as Full
 from .patterns import Grid as Grid
 from .patterns import Pattern as Pattern
+from .patterns import Relations as Relations
 from .patterns import Window as Window
 from .patterns import random_edges as random_edges
 from .patterns import random_regular as random_regular
@@ -51,6 +52,7 @@ __all__ = [
     "Normalized",
     "OffsetBias",
     "Pattern",
+    "Relations",
     "Window",
     "accelerate",
     "attention",

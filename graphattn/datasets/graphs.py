@@ -6,13 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch_geometric.data import InMemoryDataset
-from torch_geometric.datasets import Amazon, HeterophilousGraphDataset, Planetoid
+from torch_geometric.datasets import DBLP, IMDB, Amazon, Entities, HeterophilousGraphDataset, Planetoid
 
 from ..errors import check_choice, message
 from .roots import RawFile, check_file, dataset_root
 
+_MATRICES, _SPLIT = ("adjM.npz", "features_0.npz", "features_1.npz"), "train_val_test_idx.npz"
 _PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
@@ -21,7 +23,7 @@ class GraphEntry:
     """One graph: PyG's loader, the loader's root below the data set root, and the raw files it reads."""
 
     name: str
-    loader: type[Planetoid] | type[HeterophilousGraphDataset] | type[Amazon]
+    loader: Any
     folder: str
     files: tuple[RawFile, ...]
 
@@ -44,6 +46,34 @@ def _amazon(name: str) -> GraphEntry:
     # The same graphs exist as re-saved archives with other bytes, so a checksum would refuse good files.
     file = RawFile(f"Amazon/{name}/raw/amazon_electronics_{name.lower()}.npz")
     return GraphEntry(name, Amazon, "Amazon", (file,))
+
+
+class _DBLP(DBLP):
+    def __init__(self, root: str, name: str) -> None:
+        super().__init__(root)
+
+
+class _IMDB(IMDB):
+    def __init__(self, root: str, name: str) -> None:
+        super().__init__(root)
+
+
+class _Entities(Entities):
+    url = "https://data.dgl.ai/dataset/{}.tgz"
+
+    def __init__(self, root: str, name: str) -> None:
+        super().__init__(root, name, hetero=True)
+
+
+def _of_relations(name: str, loader: type[InMemoryDataset], *files: str) -> GraphEntry:
+    return GraphEntry(name, loader, name, tuple(RawFile(f"{name}/raw/{file}") for file in files))
+
+
+def _entities(name: str) -> GraphEntry:
+    files = (f"{name.lower()}_stripped.nt.gz", "completeDataset.tsv", "trainingSet.tsv", "testSet.tsv")
+    return GraphEntry(
+        name, _Entities, "Entities", tuple(RawFile(f"Entities/{name.lower()}/raw/{file}") for file in files)
+    )
 
 
 GRAPHS = (
@@ -77,6 +107,10 @@ GRAPHS = (
     _heterophilous("Questions"),
     _amazon("Photo"),
     _amazon("Computers"),
+    _of_relations("DBLP", _DBLP, *_MATRICES, "features_2.npy", "labels.npy", "node_types.npy", _SPLIT),
+    _of_relations("IMDB", _IMDB, *_MATRICES, "features_2.npz", "labels.npy", _SPLIT),
+    _entities("AIFB"),
+    _entities("MUTAG"),
 )
 
 
@@ -85,11 +119,11 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
 
     Args:
         name: one of Cora, CiteSeer, PubMed, Minesweeper, Tolokers, Roman-empire, Amazon-ratings, Questions,
-            Photo, Computers. Case, `-` and `_` don't matter.
+            Photo, Computers; of several relations DBLP, IMDB, AIFB, MUTAG. Case, `-` and `_` don't matter.
         root: the data set root; see `dataset_root` for the default.
 
     Returns:
-        PyG's own data set of one graph: `dataset[0]` is the `Data`, and it knows `dataset.num_classes`.
+        PyG's own data set of one graph: `dataset[0]` is the `Data`, of several relations the `HeteroData`.
 
     Raises:
         ValueError: the name is unknown, or a file is truncated or changed.

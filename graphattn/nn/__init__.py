@@ -11,9 +11,15 @@ from .encodings import RandomWalkPosition as RandomWalkPosition
 from .encodings import RelativeBias as RelativeBias
 from .encodings import Rotary as Rotary
 from .encodings import Sinusoidal as Sinusoidal
+from .hetero import DenseHeteroGraphAttention as DenseHeteroGraphAttention
+from .hetero import HeteroGraphAttention as HeteroGraphAttention
 from .pyg.accelerate import AccelerateReport as AccelerateReport
 from .pyg.accelerate import accelerate as accelerate
 from .pyg.accelerate import restore as restore
+from .pyg.hetero import HANConv as HANConv
+from .pyg.hetero import HEATConv as HEATConv
+from .pyg.hetero import HGTConv as HGTConv
+from .pyg.hetero import RGATConv as RGATConv
 from .pyg.layers import GATConv as GATConv
 from .pyg.layers import GATv2Conv as GATv2Conv
 from .pyg.layers import TransformerConv as TransformerConv
@@ -27,13 +33,19 @@ __all__ = [
     "AccelerateReport",
     "AttentionReadout",
     "DenseGraphAttention",
+    "DenseHeteroGraphAttention",
     "Encoding",
     "GATConv",
     "GATv2Conv",
     "GraphAttention",
     "GraphTransformer",
+    "HANConv",
+    "HEATConv",
+    "HGTConv",
+    "HeteroGraphAttention",
     "LaplacianPosition",
     "LearnedPosition",
+    "RGATConv",
     "RandomWalkPosition",
     "RelativeBias",
     "Rotary",

@@ -155,7 +155,7 @@ class Edges(Pattern):
         Pattern.__init__(pattern, num_sources, num_targets)
         pattern._kept["edge_index"] = edge_index
         pattern.traced_loops = loops
-        pattern._late_check = lambda: _check_indices(
+        pattern._late_check = lambda: check_indices(
             where, edge_index, num_sources, num_targets, sides.reasons, sides.fix
         )
         return pattern
@@ -169,7 +169,7 @@ class Edges(Pattern):
         reasons: tuple[str, str],
         fix: str = "",
     ) -> None:
-        _check_indices(where, edge_index, num_sources, num_targets, reasons, fix)
+        check_indices(where, edge_index, num_sources, num_targets, reasons, fix)
         super().__init__(num_sources, num_targets)
         self._kept["edge_index"] = edge_index
 
@@ -341,7 +341,7 @@ def no_coordinates(where: str, pattern: object) -> NotImplementedError:
     return NotImplementedError(message(where, "pattern", "must have coordinates", pattern, fix))
 
 
-def _check_indices(
+def check_indices(
     where: str, edge_index: Tensor, num_sources: int, num_targets: int, reasons: tuple[str, str], fix: str
 ) -> None:
     """Raise ValueError at the first index that lies outside of its range; `reasons` say why the range is what it is."""

@@ -14,8 +14,8 @@ from packaging.version import Version
 # Every name that users import. A name that goes, or comes, is a line of CHANGELOG.md.
 NAMES = {
     "graphattn": """
-        Additive DotProduct Edges Elementwise Full Grid Normalized OffsetBias Pattern Window accelerate attention
-        dense_attention explain_backend explain_score merge nn random_edges random_regular restore
+        Additive DotProduct Edges Elementwise Full Grid Normalized OffsetBias Pattern Relations Window accelerate
+        attention dense_attention explain_backend explain_score merge nn random_edges random_regular restore
     """,
     "graphattn.compare": "Comparison compare dense_memory",
     "graphattn.datasets": """
@@ -23,15 +23,17 @@ NAMES = {
         load_graph
     """,
     "graphattn.nn": """
-        ALiBi AccelerateReport AttentionReadout DenseGraphAttention Encoding GATConv GATv2Conv GraphAttention
-        GraphTransformer LaplacianPosition LearnedPosition RandomWalkPosition RelativeBias Rotary Seq2Seq Sinusoidal
+        ALiBi AccelerateReport AttentionReadout DenseGraphAttention DenseHeteroGraphAttention Encoding
+        GATConv GATv2Conv GraphAttention GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention
+        LaplacianPosition LearnedPosition RGATConv RandomWalkPosition RelativeBias Rotary Seq2Seq Sinusoidal
         TransformerBlock TransformerConv accelerate conv_as_attention restore
     """,
     "graphattn.distributed": """
         DistributedPattern Part block_parts load_part read_graph read_part save_parts split_graph sum_gradients
     """,
     "graphattn.patterns": """
-        Edges Full Grid NodeOrder Pattern Window metis_parts random_edges random_regular receptive_field
+        Edges Full Grid NodeOrder Pattern Relations Window metis_parts random_edges random_regular
+        receptive_field
     """,
     "graphattn.plot": """
         draw_arcs draw_graph draw_graph_weights draw_heads draw_neighborhood draw_pattern draw_pixel_weights

@@ -35,7 +35,7 @@ class AccelerateReport:
 
     Attributes:
         changed: the layers that are ours now.
-        left: every other attention in the model, with the reason: other layers of PyG, layers of the three classes that
+        left: every other attention in the model, with the reason: other layers of PyG, layers of these classes that
             could not be changed or would be slower, `torch.nn.MultiheadAttention`, and modules with attention in their
             names.
         before: how many layers were already ours, `GraphAttention` included.
@@ -59,8 +59,9 @@ class AccelerateReport:
 
 
 def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateReport:
-    """Replace every `TransformerConv`, `GATConv` and `GATv2Conv` of PyG inside a model by ours, in place.
+    """Replace PyG's attention layers inside a model by ours, in place.
 
+    They are `TransformerConv`, `GATConv`, `GATv2Conv`, and over relations `HGTConv`, `HANConv`, `RGATConv`, `HEATConv`.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.

@@ -1,0 +1,154 @@
+"""Attention over several relations: PyG's layers against the same ones accelerated.
+
+    python benchmarks/relations.py
+
+Writes results/relations.json and results/relations.md. PyG's HGTConv over 140 relations takes minutes, and runs once.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from gather import machine_and_gather
+from harness import Line, in_ms, race, ratio, write
+from systems import random_edges
+from torch import Tensor
+from torch_geometric.nn import GATv2Conv, HANConv, HeteroConv, HGTConv, RGATConv
+
+import graphattn
+from graphattn.memory import format_bytes, peak_memory
+
+SIZES = {"a": 20_000, "b": 20_000, "c": 10_000}
+SEVEN = [("a", "b"), ("b", "a"), ("a", "a"), ("c", "a"), ("a", "c"), ("b", "c"), ("c", "b")]
+WIDTH, HEADS = 64, 4
+
+
+class Case(NamedTuple):
+    """What is timed: a layer and its arguments, the least and the intended speedup and part of the peak memory."""
+
+    work: str
+    layer: torch.nn.Module
+    arguments: tuple
+    speedup: tuple[float, float]
+    memory: tuple[float, float] | None = None
+    # Takes minutes.
+    is_slow: bool = False
+
+
+def hetero(pairs: list[tuple[str, str]], edges: int) -> tuple[tuple, tuple]:
+    """Metadata of a random graph, and its features and edges."""
+    relations = [(source, f"r{number}", target) for number, (source, target) in enumerate(pairs)]
+    types = [name for name in SIZES if any(name in pair for pair in pairs)]
+    x = {name: torch.randn(SIZES[name], WIDTH) for name in types}
+    index = {
+        name: torch.stack([torch.randint(SIZES[name[0]], (edges,)), torch.randint(SIZES[name[2]], (edges,))])
+        for name in relations
+    }
+    return (types, relations), (x, index)
+
+
+class Layers(torch.nn.Module):
+    """One layer after another, over the same edges."""
+
+    def __init__(self, *layers: torch.nn.Module) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: dict[str, Tensor], edges: dict[tuple, Tensor]) -> dict[str, Tensor]:
+        """Features of each type."""
+        for layer in self.layers:
+            x = layer(x, edges)
+        return x
+
+
+def cases() -> list[Case]:
+    """All of them, drawn anew."""
+    torch.manual_seed(0)
+    nodes, edges, relations = 20_000, 400_000, 8
+    typed = (torch.randn(nodes, WIDTH), random_edges(nodes, edges), torch.randint(relations, (edges,)))
+    rgat = RGATConv(WIDTH, WIDTH // HEADS, relations, heads=HEADS)
+    metadata, graph = hetero(SEVEN, 600_000 // len(SEVEN))
+    hgt = Layers(*(HGTConv(WIDTH, WIDTH, metadata, heads=HEADS) for _ in range(2)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        convs = {name: GATv2Conv(WIDTH, 16, heads=HEADS, add_self_loops=False) for name in metadata[1]}
+        stitched = HeteroConv(convs)
+    names = list(SIZES)
+    many, large = hetero([(names[i % 3], names[i // 3 % 3]) for i in range(140)], 5000)
+    paths, twice = hetero([("a", "a")] * 2, 500_000)
+    size = "3 types of 50k nodes, 7 relations, 600k edges"
+    return [
+        Case(
+            "RGAT, additive: 20k nodes, 400k edges, 8 relations, 4 heads of 16", rgat, typed, (15, 40), (1 / 20, 1 / 50)
+        ),
+        Case(f"HGT, 2 layers, 4 heads of 16: {size}", hgt, graph, (5, 10), (1 / 4, 1 / 8)),
+        Case(f"HeteroConv of 7 GATv2Conv, 4 heads of 16: {size}", stitched, graph, (5, 10)),
+        Case(
+            "HAN, 4 heads of 16: two meta-paths of 500k edges",
+            HANConv(WIDTH, WIDTH, paths, heads=HEADS),
+            twice,
+            (5, 10),
+        ),
+        Case(
+            "HGT, 4 heads of 16: 140 relations of 5,000 edges",
+            HGTConv(WIDTH, WIDTH, many, heads=HEADS),
+            large,
+            (8, 20),
+            is_slow=True,
+        ),
+    ]
+
+
+def step(layer: torch.nn.Module, arguments: tuple) -> Callable[[], None]:
+    """Forward and backward."""
+
+    def run() -> None:
+        layer.zero_grad()
+        out = layer(*arguments)
+        sum(x.sum() for x in (out.values() if isinstance(out, dict) else [out]) if x is not None).backward()
+
+    return run
+
+
+def measure(case: Case) -> list[Line]:
+    """Time of both, and peak memory where there is an aim."""
+    ours = copy.deepcopy(case.layer)
+    graphattn.accelerate(ours)
+    systems = {"PyG": step(case.layer, case.arguments), "graphattn": step(ours, case.arguments)}
+    work = f"{case.work}, forward and backward"
+    if case.is_slow:
+        start = time.perf_counter()
+        systems["PyG"]()
+        theirs = time.perf_counter() - start
+        taken = {"PyG": [theirs], **race({"graphattn": systems["graphattn"]}, 10)}
+        speedup = theirs / statistics.median(taken["graphattn"])
+    else:
+        taken = race(systems, 15)
+        speedup = ratio(taken, "PyG", "graphattn")
+    detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
+    lines = [Line(work, "PyG", "x", *case.speedup, speedup, detail)]
+    if case.memory is not None:
+        peaks = {name: peak_memory(run) for name, run in systems.items()}
+        part = peaks["graphattn"] / peaks["PyG"]
+        detail = ", ".join(f"{name} {format_bytes(peak)}" for name, peak in peaks.items())
+        lines.append(Line(f"{work}, peak memory", "PyG", "x", *case.memory, part, detail, more_is_better=False))
+    return lines
+
+
+def main() -> None:
+    """Measure all cases."""
+    about, lines = machine_and_gather(), []
+    for case in cases():
+        lines += measure(case)
+        print(lines[-1].work, lines[-1].detail, flush=True)
+    print(write("relations", "Several relations, accelerated", about, lines, {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,417 @@
+"""Attention over relations: PyG's layers and ours, our own layer and its dense reference, and what both rest on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch_geometric.data import Batch, HeteroData
+from torch_geometric.utils import to_torch_coo_tensor
+
+import graphattn
+from graphattn import Relations
+from graphattn import nn as ours
+from graphattn.errors import EdgeRangeError
+from graphattn.patterns import relations as module
+
+# Neither types nor relations are in the order of their names, one relation has no edges, and one type no node.
+TYPES = ["b", "a", "c", "nobody"]
+RELATIONS = [
+    ("c", "w", "b"),
+    ("a", "x", "b"),
+    ("b", "y", "a"),
+    ("a", "z", "a"),
+    ("a", "none", "c"),
+    ("nobody", "v", "a"),
+]
+METADATA = (TYPES, RELATIONS)
+SIZES = {"a": 7, "b": 5, "c": 3, "nobody": 0}
+CHANNELS = {"a": 6, "b": 4, "c": 6, "nobody": 2}
+
+
+def draw(seed=0, dtype=torch.float64):
+    """Features of each type, and edges of each relation without parallel ones."""
+    generator = torch.Generator().manual_seed(seed)
+    x = {
+        name: torch.randn(size, CHANNELS[name], dtype=dtype, generator=generator).requires_grad_()
+        for name, size in SIZES.items()
+    }
+    edges = {}
+    for relation in RELATIONS:
+        sources, targets = SIZES[relation[0]], SIZES[relation[2]]
+        count = 0 if relation[1] == "none" else min(9, sources * targets)
+        pairs = torch.randperm(sources * targets, generator=generator)[:count]
+        edges[relation] = torch.stack([pairs % max(sources, 1), pairs // max(sources, 1)])
+    return x, edges
+
+
+def gradients(out, leaves):
+    """Of the sum of squares; zeros where there is none."""
+    outs = out.values() if isinstance(out, dict) else [out]
+    total = sum(x.square().sum() for x in outs if x is not None)
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [torch.zeros_like(x) if grad is None else grad for x, grad in zip(leaves, found, strict=True)]
+
+
+def assert_same(theirs, mine, arguments, inputs, **options):
+    """Both layers give the same results and gradients."""
+    expected, found = theirs(*arguments, **options), mine(*arguments, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    first = lambda result: result[0] if isinstance(result, tuple) else result
+    grads = (
+        gradients(first(out), [*inputs, *layer.parameters()]) for out, layer in ((expected, theirs), (found, mine))
+    )
+    for expected, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def pair(name, *channels, **options):
+    """PyG's layer and ours, with the same random parameters."""
+    torch.manual_seed(0)
+    theirs = getattr(pyg, name)(*channels, **options).double()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    mine = getattr(ours, name)(*channels, **options).double()
+    mine.load_state_dict(theirs.state_dict())
+    return theirs, mine
+
+
+def typed_edges(nodes=12, edges=60, relations=3):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(nodes, 8, dtype=torch.float64, generator=generator).requires_grad_()
+    edge_index = torch.randint(nodes, (2, edges), generator=generator)
+    return x, edge_index, torch.randint(relations, (edges,), generator=generator)
+
+
+ADDITIVE, PRODUCT = "additive-self-attention", "multiplicative-self-attention"
+RGAT = [
+    {"attention_mechanism": mechanism, "attention_mode": mode, **more}
+    for (mechanism, mode), options in {
+        ("across-relation", ADDITIVE): [{}, {"mod": "additive"}, {"mod": "f-scaled", "num_bases": 2}, {"edge_dim": 3}],
+        ("within-relation", ADDITIVE): [{"mod": "scaled"}, {"num_blocks": 2, "concat": False}, {"mod": "f-additive"}],
+        ("across-relation", PRODUCT): [{"dim": 2}, {"mod": "f-additive", "dim": 2, "concat": False}, {"bias": False}],
+        ("within-relation", PRODUCT): [{"dim": 2, "mod": "additive"}, {"dim": 2, "mod": "scaled", "edge_dim": 3}],
+    }.items()
+    for more in options
+]
+
+
+@pytest.mark.parametrize("options", RGAT, ids=str)
+def test_rgat_is_pygs(options):
+    theirs, mine = pair("RGATConv", 8, 4, 3, heads=2, **options)
+    x, edge_index, edge_type = typed_edges()
+    edge_attr = (torch.randn(60, 3, dtype=torch.float64),) if "edge_dim" in options else ()
+    arguments = (x, edge_index, edge_type, *edge_attr)
+    assert_same(theirs, mine, arguments, [x], return_attention_weights=True)
+    torch.testing.assert_close(mine(*arguments), theirs(*arguments))
+
+
+@pytest.mark.parametrize(("heads", "channels"), [(1, 6), (2, 8)])
+def test_hgt_is_pygs(heads, channels):
+    theirs, mine = pair("HGTConv", CHANNELS, channels, METADATA, heads=heads)
+    x, edges = draw()
+    assert_same(theirs, mine, (x, edges), list(x.values()))
+    fewer = {name: edges[name] for name in RELATIONS[1:3]}
+    assert_same(theirs, mine, (x, fewer), list(x.values()))
+
+
+def test_hgt_takes_relations_in_any_order_where_pyg_does_not():
+    theirs, mine = pair("HGTConv", CHANNELS, 8, METADATA, heads=2)
+    x, edges = draw()
+    expected, turned = mine(x, edges), dict(reversed(edges.items()))
+    assert all(torch.equal(out, expected[name]) for name, out in mine(x, turned).items())
+    assert any((out - expected[name]).abs().max() > 0.1 for name, out in theirs(x, turned).items() if len(out))
+    # With a hook, it is PyG's code that runs.
+    mine.register_propagate_forward_hook(lambda *_: None)
+    torch.testing.assert_close(mine(x, turned), expected)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_han_is_pygs(heads):
+    theirs, mine = pair("HANConv", CHANNELS, 8, METADATA, heads=heads)
+    x, edges = draw()
+    assert_same(theirs, mine, (x, edges), list(x.values()))
+    _, weights = mine(x, edges, return_semantic_attention_weights=True)
+    _, expected = theirs(x, edges, return_semantic_attention_weights=True)
+    given = lambda found: {name: row for name, row in found.items() if row is not None}
+    torch.testing.assert_close(given(weights), given(expected))
+
+
+@pytest.mark.parametrize("options", [{}, {"concat": False}, {"root_weight": False, "heads": 1}], ids=str)
+def test_heat_is_pygs(options):
+    theirs, mine = pair("HEATConv", 8, 4, 2, 3, 3, 3, 5, **{"heads": 2, **options})
+    x, edge_index, edge_type = typed_edges()
+    node_type, edge_attr = torch.arange(12) % 2, torch.randn(60, 3, dtype=torch.float64)
+    assert_same(theirs, mine, (x, edge_index, node_type, edge_type, edge_attr), [x])
+
+
+def test_models_over_relations_are_accelerated_and_restored():
+    model = torch.nn.ModuleList([pyg.HGTConv(8, 8, METADATA), pyg.RGATConv(8, 4, 3), pyg.HANConv(8, 8, METADATA)])
+    before, state = [type(layer) for layer in model], copy.deepcopy(model.state_dict())
+    report = graphattn.accelerate(model)
+    assert [change.kind for change in report.changed] == ["HGTConv", "RGATConv", "HANConv"] and not report.left
+    assert all(torch.equal(x, state[name]) for name, x in model.state_dict().items())
+    assert graphattn.restore(model) == 3 and [type(layer) for layer in model] == before
+
+
+def test_sparse_adjacencies_and_unknown_relations_are_left_to_pyg():
+    theirs, mine = pair("HGTConv", CHANNELS, 8, METADATA)
+    x, edges = draw()
+    sparse = {
+        name: to_torch_coo_tensor(index, size=(SIZES[name[0]], SIZES[name[2]])).double().t().coalesce()
+        for name, index in edges.items()
+        if name[1] in "xy"
+    }
+    torch.testing.assert_close(mine(x, sparse), theirs(x, sparse))
+    with pytest.raises(KeyError):
+        mine(x, {("a", "other", "b"): edges["a", "x", "b"]})
+
+
+def test_second_derivatives_name_the_backend_that_has_them():
+    _, mine = pair("RGATConv", 8, 4, 3)
+    x, edge_index, edge_type = typed_edges()
+    (grad,) = torch.autograd.grad(mine(x, edge_index, edge_type).square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"backend ?= ?'scatter'"):
+        grad.square().sum().backward()
+    mine.backend = "scatter"
+    function = lambda x: mine(x, edge_index, edge_type)
+    assert torch.autograd.gradgradcheck(function, x[:, :].detach().requires_grad_(), fast_mode=True)
+
+
+def test_half_precision_and_compiled_graphs():
+    _, mine = pair("HGTConv", CHANNELS, 8, METADATA, heads=2)
+    x, edges = draw()
+    exact = mine(x, edges)
+    torch.testing.assert_close(torch.compile(mine, backend="eager")(x, edges), exact)
+    single = copy.deepcopy(mine).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = single({name: row.detach().float() for name, row in x.items()}, edges)
+    half = copy.deepcopy(mine).bfloat16()({name: row.detach().bfloat16() for name, row in x.items()}, edges)
+    for name, expected in exact.items():
+        for found in (rough[name], half[name]):
+            torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1)
+
+
+# Our own layer.
+
+OWN = [
+    {},
+    {"across": False},
+    {"per_relation": False, "edge_dim": 3},
+    {"across": False, "per_relation": False, "score": "gatv2", "dropout": 0.4},
+    {"edge_dim": 3, "dropout": 0.4, "score": "additive"},
+    {"across": False, "edge_dim": 3, "normalizer": "sigmoid", "dropout": 0.4, "bias": False},
+]
+
+
+@pytest.mark.parametrize("options", OWN, ids=str)
+def test_hetero_attention_is_its_dense_reference(options):
+    torch.manual_seed(0)
+    sparse = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2, **options).double()
+    dense = ours.DenseHeteroGraphAttention(CHANNELS, 8, METADATA, 2, **options).double()
+    torch.nn.init.normal_(sparse.prior)
+    dense.load_state_dict(sparse.state_dict())
+    x, edges = draw()
+    attr = {name: torch.randn(index.size(1), 3, dtype=torch.float64) for name, index in edges.items()}
+    arguments = (x, edges, attr) if "edge_dim" in options else (x, edges)
+    results = []
+    for layer in (sparse, dense):
+        torch.manual_seed(1)
+        out, weights = layer(*arguments, return_attention_weights=True)
+        results.append(
+            (out, {k: w for k, w in weights.items() if len(w)}, gradients(out, [*x.values(), *layer.parameters()]))
+        )
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    sparse.register_message_forward_hook(lambda *_: None)
+    torch.manual_seed(1)
+    torch.testing.assert_close(sparse(*arguments), results[0][0])
+
+
+def test_order_of_types_relations_and_edges_changes_no_bit():
+    torch.manual_seed(0)
+    layer = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2)
+    x, edges = draw(dtype=torch.float32)
+    expected = layer(x, edges)
+    turned = {name: edges[name].flip(1) for name in reversed(edges)}
+    found = layer(dict(reversed(x.items())), turned)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    # Nor does a relation without edges.
+    del turned["a", "none", "c"]
+    found = layer(x, turned)
+    assert set(expected) - set(found) == {"c"}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_one_relation_is_graph_attention():
+    relation = ("node", "to", "node")
+    layer = ours.HeteroGraphAttention(6, 8, (["node"], [relation]), 2, per_relation=False).double()
+    plain = ours.GraphAttention(6, 8, 2).double()
+    plain.load_state_dict(
+        {
+            f"{mine}.{kind}": getattr(getattr(layer, theirs)["node"], kind)
+            for mine, theirs in (
+                ("lin_query", "query_lin"),
+                ("lin_key", "key_lin"),
+                ("lin_value", "value_lin"),
+                ("lin_out", "out_lin"),
+            )
+            for kind in ("weight", "bias")
+        }
+    )
+    x, edge_index, edge_type = torch.randn(12, 6, dtype=torch.float64), *typed_edges()[1:]
+    torch.testing.assert_close(layer({"node": x}, {relation: edge_index})["node"], plain(x, edge_index))
+    # Relations with equal weights are one relation.
+    names = [("node", str(number), "node") for number in range(3)]
+    merged = ours.HeteroGraphAttention(6, 8, (["node"], names), 2, per_relation=False).double()
+    merged.load_state_dict({**layer.state_dict(), "prior": torch.ones(3, 2)})
+    parts = {name: edge_index[:, edge_type == number] for number, name in enumerate(names)}
+    torch.testing.assert_close(merged({"node": x}, parts)["node"], plain(x, edge_index))
+
+
+def hetero_data():
+    x, edges = draw()
+    data = HeteroData()
+    for name, rows in x.items():
+        data[name].x = rows.detach()
+    for name, index in edges.items():
+        data[name].edge_index = index
+    return data
+
+
+def test_layers_read_hetero_data_and_its_batches():
+    layer = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2).double()
+    data = hetero_data()
+    one = layer(data.x_dict, data.edge_index_dict)
+    torch.testing.assert_close(layer(data.x_dict, Relations.from_data(data)), one)
+    batch = Batch.from_data_list([data, data])
+    for name, out in layer(batch.x_dict, batch.edge_index_dict).items():
+        torch.testing.assert_close(out, torch.cat([one[name]] * 2))
+
+
+def test_lazy_channels_are_found_at_the_first_call():
+    layer = ours.HeteroGraphAttention(-1, 8, METADATA, 2).double()
+    x, edges = draw()
+    assert layer(x, edges)["a"].shape == (7, 8)
+    assert layer.query_lin["b"].in_channels == 4
+
+
+# Relations.
+
+
+def test_relations_make_each_row_once():
+    x, edges = draw()
+    relations = Relations(edges, SIZES)
+    assert list(relations.num_nodes) == ["a", "b", "c", "nobody"] and relations.relations == sorted(RELATIONS)
+    pairs = {(name, int(j)) for name, index in edges.items() for j in index[0]}
+    rows, begins = relations.source_rows, relations.begins
+    found = []
+    for r, name in enumerate(relations.relations):
+        found += [(name, int(node) - begins[name[0]]) for node in rows.node[rows.ptr[r] : rows.ptr[r + 1]]]
+    assert found == sorted(pairs) and len(found) == relations.across.num_sources
+    assert relations.across.num_targets == sum(SIZES.values())
+    assert relations.within.num_targets == len({(name, int(i)) for name, index in edges.items() for i in index[1]})
+    joined = relations.join_edges({name: index[0] for name, index in edges.items()})
+    assert all(torch.equal(part, edges[name][0]) for name, part in relations.split_edges(joined).items())
+    rows = {name: row[:, :2] for name, row in x.items()}
+    parts = relations.split_nodes(relations.join_nodes(rows))
+    assert all(torch.equal(part, rows[name]) for name, part in parts.items())
+    again = pickle.loads(pickle.dumps(relations)).to("cpu")
+    assert again.across == relations.across and repr(again) == repr(relations)
+
+
+def test_relations_of_types_keep_the_order_of_edges():
+    _, edge_index, edge_type = typed_edges()
+    relations = Relations.from_types(edge_index, edge_type, 12, 4)
+    assert torch.equal(relations.across.edge_index[1], edge_index[1])
+    assert torch.equal(relations.source_rows.node[relations.within.edge_index[0]], edge_index[0])
+    assert torch.equal(relations.target_rows.node[relations.within.edge_index[1]], edge_index[1])
+    parts = relations.split_edges(edge_index.t())
+    assert all(torch.equal(parts["node", r, "node"], edge_index.t()[edge_type == r]) for r in range(4))
+
+
+def test_many_keys_are_sorted_and_few_are_marked():
+    key = torch.tensor([7, 3, 7, 2**40])
+    found, index = module._number(key, 2**41)
+    assert found.tolist() == [3, 7, 2**40] and index.tolist() == [1, 0, 1, 2]
+    found, index = module._number(key[:3], 8)
+    assert found.tolist() == [3, 7] and index.tolist() == [1, 0, 1]
+
+
+def test_relations_of_repeated_calls_are_known_until_they_are_written_to():
+    _, edges = draw()
+    relations = module.known_relations(edges, SIZES)
+    assert module.known_relations(dict(edges), SIZES) is relations
+    edges["a", "x", "b"][0, 0] = 1 - edges["a", "x", "b"][0, 0].clamp(max=1)
+    changed = module.known_relations(edges, SIZES)
+    assert changed is not relations and changed.across != relations.across
+    before = len(module._known)
+    del edges
+    assert len(module._known) < before
+
+
+EDGES = torch.tensor([[0], [1]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda: Relations(EDGES), TypeError, "edges must be a dictionary, got Tensor"),
+        (lambda: Relations({"a": EDGES}), TypeError, r"must have keys \(source type, relation, target type\), got 'a'"),
+        (
+            lambda: Relations({("a", "r", "b"): EDGES}, {"b": 1}),
+            EdgeRangeError,
+            r"edge_index\[1\].* because b has 1 nodes, got 1",
+        ),
+        (lambda: Relations({}, {"a": -1}), ValueError, r"num_nodes\['a'\] must be at least 0, got -1"),
+        (lambda: Relations.from_data(3), TypeError, "data must be a HeteroData, got int"),
+        (
+            lambda: Relations.from_types(EDGES, torch.tensor([0.5]), 2),
+            TypeError,
+            "edge_type must be a tensor of integers",
+        ),
+        (lambda: Relations.from_types(EDGES, torch.tensor([0, 1]), 2), ValueError, r"edge_type must have shape \[1\]"),
+        (
+            lambda: Relations.from_types(EDGES, torch.tensor([3]), 2, 3),
+            ValueError,
+            r"edge_type must lie in \[0, 3\), got 3",
+        ),
+        (lambda: ours.HeteroGraphAttention(4, 8, METADATA, 3), ValueError, "heads must divide out_channels, 8, got 3"),
+        (lambda: ours.HeteroGraphAttention(4, 8, TYPES), TypeError, "metadata must be the types"),
+        (
+            lambda: ours.HeteroGraphAttention(4, 8, (["a"], [("a", "r", "b")])),
+            ValueError,
+            "must list the node types of",
+        ),
+        (
+            lambda: ours.HeteroGraphAttention({"a": 4}, 8, METADATA),
+            ValueError,
+            "must have every node type, got none for 'b'",
+        ),
+    ],
+)
+def test_bad_relations_are_told_in_one_line(call, error, text):
+    with pytest.raises(error, match=text) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x, edges: (x["a"], edges), "x_dict must be a dictionary"),
+        (lambda x, edges: ({**x, "d": x["a"]}, edges), "must have the metadata's node types"),
+        (lambda x, edges: ({**x, "a": x["b"]}, edges), r"x_dict\['a'\] must have shape \[N, 6\]"),
+        (lambda x, edges: (x, {("a", "q", "b"): EDGES}), "must have relations of the metadata"),
+        (lambda x, edges: ({"a": x["a"]}, edges), "x_dict must have the node types of"),
+        (lambda x, edges: (x, Relations(edges, {**SIZES, "a": 9})), "must have the numbers of nodes of x_dict"),
+        (lambda x, edges: (x, edges, {}), "needs a layer with edge_dim"),
+    ],
+)
+def test_bad_calls_are_told_in_one_line(change, text):
+    layer = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2).double()
+    with pytest.raises((TypeError, ValueError), match=text) as caught:
+        layer(*change(*draw()))
+    assert "\n" not in str(caught.value)
