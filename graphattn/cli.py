@@ -21,7 +21,7 @@ from .errors import check_choice, check_int, message
 from .kernels import KERNELS
 from .memory import parse_bytes
 from .normalizers import NORMALIZERS
-from .patterns import Edges, Full, Grid, Pattern, Window, metis_parts
+from .patterns import Edges, Full, Grid, Pattern, Relations, Window, metis_parts
 from .scores import Additive, DotProduct, Score
 
 
@@ -76,7 +76,7 @@ class Choice(NamedTuple):
     sizes: Sequence[int]
     option: str | None
     default: int
-    make: Callable[[int, int], Pattern]
+    make: Callable[[int, int], Pattern | Relations]
 
 
 def random_edges(size: int, degree: int) -> Edges:
@@ -99,6 +99,13 @@ def random_edges(size: int, degree: int) -> Edges:
     return Edges(torch.stack([source.flatten(), target]), size)
 
 
+def random_relations(size: int, degree: int) -> Relations:
+    """Four relations between the same nodes, over each of which every node attends to `degree` random ones."""
+    source, target = random_edges(size, min(4 * degree, size)).edge_index
+    kind = torch.arange(len(source)) % 4
+    return Relations.from_types(torch.stack([source, target]), kind, size, 4)
+
+
 def square_grid(pixels: int, radius: int) -> Grid:
     """Make the square grid whose number of pixels is nearest."""
     return Grid([max(1, round(math.sqrt(pixels)))] * 2, radius)
@@ -112,6 +119,7 @@ PATTERNS = {
     "window": Choice("window of radius {}", MANY, "radius", 16, Window),
     "grid": Choice("square grid of radius {}", MANY, "radius", 2, square_grid),
     "random": Choice("random edges of in-degree {}", MANY, "degree", 16, random_edges),
+    "relations": Choice("4 relations of in-degree {} each", MANY, "degree", 4, random_relations),
 }
 SCORES = ("dot_product", "tanh", "leaky_relu")
 PICTURES = (".png", ".svg", ".pdf")

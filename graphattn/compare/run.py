@@ -18,7 +18,7 @@ from ..errors import check_int, message
 from ..functional import attention
 from ..memory import peak_memory
 from ..normalizers import Entmax, Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
-from ..patterns import Edges, Pattern
+from ..patterns import Edges, Pattern, Relations
 from ..patterns.box import Box
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .result import Comparison, Cost, Row
@@ -28,7 +28,7 @@ Side = Callable[[torch.dtype], dict[str, Tensor]]
 
 
 def compare(
-    make_pattern: Callable[[int], Pattern],
+    make_pattern: Callable[[int], Pattern | Relations],
     sizes: int | Iterable[int],
     *,
     heads: int = 4,
@@ -56,7 +56,8 @@ def compare(
     edges.
 
     Args:
-        make_pattern: returns the pattern of a size, on the device to compare on.
+        make_pattern: returns the pattern of a size, on the device to compare on; or `Relations`, across which targets
+            attend.
         sizes: passed to `make_pattern`, smallest first.
         heads: H.
         width: D and V.
@@ -103,7 +104,8 @@ def compare(
     rows: list[Row] = []
     with tqdm(listed, desc="compare", unit="size", disable=not progress, leave=False) as bar:
         for size in bar:
-            pattern = make_pattern(size)
+            made = make_pattern(size)
+            pattern = made.across if isinstance(made, Relations) else made
             if not isinstance(pattern, Pattern):
                 raise TypeError(message("compare", "make_pattern", "must return a Pattern", type(pattern).__name__))
             tensors = _draw(pattern, heads, width, score, seed)

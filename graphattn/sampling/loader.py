@@ -1,6 +1,6 @@
 """Mini-batches of a graph that is too large to train on as a whole: sampled neighborhoods, and clusters.
 
-With pyg-lib installed, PyG's own loaders work as well, and also sample by weight, by time and in heterogeneous graphs.
+With pyg-lib installed, PyG's own loaders work as well, and also sample by weight and by time.
 The loaders here need only Numba (and, for clusters, pymetis).
 """
 
@@ -17,13 +17,14 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import ClusterData as PyGClusterData
 from torch_geometric.loader import NodeLoader
 from torch_geometric.loader.base import DataLoaderIterator
-from torch_geometric.sampler import BaseSampler, NodeSamplerInput, SamplerOutput
+from torch_geometric.sampler import BaseSampler, HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
 from ..compiled import compiled_loop, load, run_tasks
 from ..csr import CSR, build_csr
 from ..errors import check_int, message, shape_of
 from ..patterns import Edges, metis_parts
 from ..patterns.lookup import known_edges, remember_edges
+from .hetero import Fans, HeteroNeighborSampler
 
 # Further options of PyG's samplers, with their default values.
 NOT_OFFERED = {
@@ -84,15 +85,10 @@ class NeighborSampler(BaseSampler):
         self, data: Data, num_neighbors: Sequence[int], *, replace: bool = False, seed: int = 0, **options: Any
     ) -> None:
         where = "NeighborSampler"
-        for name, value in options.items():
-            if name not in NOT_OFFERED:
-                raise TypeError(message(where, name, "is not an argument"))
-            if value != NOT_OFFERED[name]:
-                fix = USE_PYG.format("NeighborLoader")
-                raise NotImplementedError(message(where, name, f"must be {NOT_OFFERED[name]!r} here", value, fix))
+        check_options(where, options)
         for name, value, kind in (("data", data, HeteroData), ("num_neighbors", num_neighbors, dict)):
             if isinstance(value, kind):
-                fix = USE_PYG.format("NeighborLoader")
+                fix = "Use HeteroNeighborSampler."
                 raise NotImplementedError(message(where, name, "must be of one type of nodes", kind.__name__, fix))
         if not isinstance(data, Data):
             raise TypeError(message(where, "data", "must be a Data", type(data).__name__))
@@ -184,7 +180,7 @@ class NeighborSampler(BaseSampler):
 class NeighborLoader(NodeLoader):
     """Mini-batches of seeds and their sampled neighborhoods, with compressed edges.
 
-    The counterpart of PyG's `NeighborLoader` for homogeneous graphs, without a compiled package. Its batches have the
+    The counterpart of PyG's `NeighborLoader`, without a compiled package. Its batches have the
         attributes of PyG's (`batch_size`, `n_id`, `e_id`, `input_id`, `num_sampled_nodes`, ...), and in addition
         `pattern`, an `Edges` of the whole batch that has compressed rows and columns: nothing is sorted again;
         `layer_patterns`, one for each hop: the edges that layer l of as many layers needs, without those that can't
@@ -192,10 +188,12 @@ class NeighborLoader(NodeLoader):
 
     Layers recognize `batch.edge_index` as the pattern, too, as long as the batch isn't moved; after `batch.to(device)`
     pass `batch.pattern`. A `NodeLoader` of PyG with a `NeighborSampler` gives the same batches without patterns.
+    Batches of a `HeteroData` have no patterns either: layers make `Relations` of their edges.
 
     Args:
-        data, num_neighbors, replace, seed: as in `NeighborSampler`.
-        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes if omitted.
+        data, num_neighbors, replace, seed: as in `NeighborSampler`; or a `HeteroData`, as in `HeteroNeighborSampler`.
+        input_nodes: the seeds, [n] integers or a mask [N] of bool; all nodes if omitted. With several types of nodes, a
+            pair of the seeds' type and the seeds, or the type for all of its nodes.
         transform: called with each batch. If it changes the edges, the batch gets a new `pattern`, and has no
             `layer_patterns`.
         kwargs: of `torch.utils.data.DataLoader`, such as batch_size, shuffle, num_workers.
@@ -219,8 +217,8 @@ class NeighborLoader(NodeLoader):
 
     def __init__(
         self,
-        data: Data,
-        num_neighbors: Sequence[int],
+        data: Data | HeteroData,
+        num_neighbors: Fans,
         input_nodes: Any = None,
         *,
         replace: bool = False,
@@ -229,17 +227,24 @@ class NeighborLoader(NodeLoader):
         **kwargs: Any,
     ) -> None:
         options = {name: kwargs.pop(name) for name in NOT_OFFERED if name in kwargs}
-        sampler = NeighborSampler(data, num_neighbors, replace=replace, seed=seed, **options)
         if kwargs.get("batch_sampler") is None:
             check_int("NeighborLoader", "batch_size", kwargs.get("batch_size", 1), 1)
+        self._then = transform
+        if isinstance(data, HeteroData):
+            check_options("HeteroNeighborSampler", options)
+            hetero = HeteroNeighborSampler(data, num_neighbors, replace=replace, seed=seed)
+            super().__init__(data, hetero, _read_pair(input_nodes, hetero.num_nodes), **kwargs)
+            return
+        sampler = NeighborSampler(data, num_neighbors, replace=replace, seed=seed, **options)  # type: ignore[arg-type]
         if input_nodes is not None:
             input_nodes = _read_nodes("NeighborLoader", "input_nodes", input_nodes, sampler.num_nodes)
-        self._then = transform
         super().__init__(data, sampler, input_nodes, **kwargs)
 
-    def filter_fn(self, out: SamplerOutput) -> Data:
+    def filter_fn(self, out: SamplerOutput | HeteroSamplerOutput) -> Data | HeteroData:
         """Add features and patterns to the sampled nodes and edges."""
         batch = super().filter_fn(out)
+        if isinstance(out, HeteroSamplerOutput):
+            return batch if self._then is None else self._then(batch)
         batch.layer_patterns = _patterns(batch.edge_index, out.metadata[2])
         batch.pattern = batch.layer_patterns[0]
         return batch if self._then is None else _transform(self._then, batch)
@@ -271,6 +276,25 @@ class ClusterData(PyGClusterData):
 
     def _metis(self, edge_index: Tensor, num_nodes: int) -> Tensor:
         return metis_parts(edge_index, self.num_parts, num_nodes, recursive=self.recursive)
+
+
+def check_options(where: str, options: dict[str, Any]) -> None:
+    """Raise at the first of PyG's further options that is set."""
+    for name, value in options.items():
+        if name not in NOT_OFFERED:
+            raise TypeError(message(where, name, "is not an argument"))
+        if value != NOT_OFFERED[name]:
+            fix = USE_PYG.format("NeighborLoader")
+            raise NotImplementedError(message(where, name, f"must be {NOT_OFFERED[name]!r} here", value, fix))
+
+
+def _read_pair(input_nodes: Any, num_nodes: dict[Any, int]) -> Any:
+    """The type of the seeds, and the seeds or None for all."""
+    kind, nodes = input_nodes if isinstance(input_nodes, tuple) and len(input_nodes) == 2 else (input_nodes, None)
+    if kind not in num_nodes:
+        rule = f"must be (type, nodes) with one of the types {list(num_nodes)}"
+        raise ValueError(message("NeighborLoader", "input_nodes", rule, repr(kind)))
+    return kind, None if nodes is None else _read_nodes("NeighborLoader", "input_nodes", nodes, num_nodes[kind])
 
 
 def _read_nodes(where: str, argument: str, nodes: Any, num_nodes: int) -> Tensor:
@@ -343,8 +367,10 @@ def _transform(transform: Callable[[Data], Data], batch: Data) -> Data:
     return batch
 
 
-def _recognize(batch: Data) -> Data:
+def _recognize(batch: Any) -> Any:
     """Let layers find the pattern of a batch's edge_index in the training process."""
+    if isinstance(batch, HeteroData):
+        return batch
     pattern, edge_index = batch.get("pattern"), batch.get("edge_index")
     if isinstance(pattern, Edges) and isinstance(edge_index, Tensor) and torch.equal(pattern.edge_index, edge_index):
         remember_edges(edge_index, pattern)

@@ -325,8 +325,8 @@ GRAPH = random_graph(10, 30)
         (
             (HeteroData(), [1]),
             {},
-            NotImplementedError,
-            "data must be of one type of nodes, got HeteroData. Use torch_geo",
+            ValueError,
+            "input_nodes must be .type, nodes. with one of the types .., got None",
         ),
         ((GRAPH, {"a": [1]}), {}, NotImplementedError, "num_neighbors must be of one type of nodes, got dict"),
         ((GRAPH.edge_index, [1]), {}, TypeError, "data must be a Data, got Tensor"),

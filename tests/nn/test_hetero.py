@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch_geometric.data import Batch, HeteroData
+from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.utils import to_torch_coo_tensor
 
 import graphattn
@@ -16,6 +17,7 @@ from graphattn import Relations
 from graphattn import nn as ours
 from graphattn.errors import EdgeRangeError
 from graphattn.patterns import relations as module
+from graphattn.sampling import HeteroNeighborSampler, NeighborLoader
 
 # Neither types nor relations are in the order of their names, one relation has no edges, and one type no node.
 TYPES = ["b", "a", "c", "nobody"]
@@ -414,4 +416,81 @@ def test_bad_calls_are_told_in_one_line(change, text):
     layer = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2).double()
     with pytest.raises((TypeError, ValueError), match=text) as caught:
         layer(*change(*draw()))
+    assert "\n" not in str(caught.value)
+
+
+# Sampled neighborhoods.
+
+
+def large_data():
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"a": 60, "b": 40, "c": 30}
+    data = HeteroData()
+    for name, size in sizes.items():
+        data[name].x = torch.randn(size, 4, generator=generator)
+    for source, relation, target in [("a", "x", "b"), ("b", "y", "a"), ("c", "w", "b"), ("a", "z", "a")]:
+        ends = [torch.randint(sizes[end], (300,), generator=generator) for end in (source, target)]
+        data[source, relation, target].edge_index = torch.stack(ends)
+    return data
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_laws_of_samples_over_relations(replace):
+    data, fans = large_data(), [3, 2]
+    sampler = HeteroNeighborSampler(data, fans, replace=replace)
+    seeds = torch.tensor([5, 7, 0, 21])
+    out = sampler.sample_from_nodes(NodeSamplerInput(None, seeds, input_type="b"))
+    assert torch.equal(out.node["b"][:4], seeds) and out.num_sampled_nodes["b"][0] == 4
+    for name, rows in out.node.items():
+        assert rows.unique().numel() == rows.numel() == sum(out.num_sampled_nodes[name])
+    for relation in data.edge_types:
+        source, _, target = relation
+        row, col, edge = out.row[relation], out.col[relation], out.edge[relation]
+        ends = torch.stack([out.node[source][row], out.node[target][col]])
+        assert torch.equal(ends, data[relation].edge_index[:, edge])
+        # Nodes of a hop have their edges drawn in the next one; the last hop's have none.
+        bounds = torch.tensor([0, *out.num_sampled_nodes[target]]).cumsum(0)
+        degree = data[relation].edge_index[1].bincount(minlength=data[target].num_nodes)[out.node[target]]
+        drawn = col.bincount(minlength=len(out.node[target]))
+        for hop, fan in enumerate([*fans, 0]):
+            part = slice(int(bounds[hop]), int(bounds[hop + 1]))
+            expected = fan * (degree[part] > 0) if replace else degree[part].clamp(max=fan)
+            assert torch.equal(drawn[part], expected)
+        assert replace or edge.unique().numel() == edge.numel()
+        assert len(edge) == sum(out.num_sampled_edges[relation])
+    again = sampler.sample_from_nodes(NodeSamplerInput(None, seeds, input_type="b"))
+    assert all(torch.equal(again.edge[name], out.edge[name]) for name in out.edge)
+
+
+def test_all_neighbors_over_relations_give_the_seeds_their_results():
+    data = large_data()
+    layers = torch.nn.ModuleList(ours.HeteroGraphAttention(4, 4, data.metadata(), 2) for _ in range(2))
+
+    def run(x, edges):
+        for layer in layers:
+            x = {**x, **layer(x, edges)}
+        return x
+
+    expected = run(data.x_dict, data.edge_index_dict)["b"]
+    for batch in NeighborLoader(data, [-1, -1], ("b", torch.arange(10, 40)), batch_size=10):
+        seeds = batch["b"].n_id[: batch["b"].batch_size]
+        torch.testing.assert_close(run(batch.x_dict, batch.edge_index_dict)["b"][: len(seeds)], expected[seeds])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "text"),
+    [
+        (lambda data: NeighborLoader(data, [2], "d"), ValueError, "input_nodes must be .type, nodes. .* got 'd'"),
+        (lambda data: NeighborLoader(data, [2], ("b", [40])), IndexError, "input_nodes must lie in .0, 40., .* got 40"),
+        (lambda data: NeighborLoader(data, {("a", "x", "b"): [2]}, "b"), ValueError, "one number for each hop of"),
+        (lambda data: NeighborLoader(data, {"x": [2]}, "b"), ValueError, "must be of the relations"),
+        (lambda data: NeighborLoader(data, [], "b"), ValueError, "Use num_neighbors=.10, 10. for two hops"),
+        (lambda data: NeighborLoader(data, [2], "b", disjoint=True), NotImplementedError, "disjoint must be False"),
+        (lambda data: HeteroNeighborSampler(data, [-1], replace=True), ValueError, "with replace=True"),
+        (lambda data: HeteroNeighborSampler(3, [1]), TypeError, "data must be a HeteroData, got int"),
+    ],
+)
+def test_bad_samples_over_relations_are_told_in_one_line(call, error, text):
+    with pytest.raises(error, match=text) as caught:
+        call(large_data())
     assert "\n" not in str(caught.value)

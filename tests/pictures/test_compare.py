@@ -390,7 +390,7 @@ def test_random_edges_have_their_degree_and_never_change():
     [
         (
             ["--pattern", "widnow"],
-            "--pattern must be one of 'full', 'causal', 'window', 'grid', 'random', got 'widnow'",
+            "--pattern must be one of 'full', 'causal', 'window', 'grid', 'random', 'relations', got 'widnow'",
         ),
         (["--pattern", "widnow"], "Did you mean 'window'?"),
         (["--memory-limit", "2 Gigs"], "got '2 Gigs'. Use --memory-limit 2GiB."),

@@ -39,7 +39,7 @@ NAMES = {
         draw_arcs draw_graph draw_graph_weights draw_heads draw_neighborhood draw_pattern draw_pixel_weights
         draw_receptive_field draw_weights explore layout mark_node
     """,
-    "graphattn.sampling": "ClusterData NeighborLoader NeighborSampler",
+    "graphattn.sampling": "ClusterData HeteroNeighborSampler NeighborLoader NeighborSampler",
     "graphattn.testing": "assert_matches_dense error_budget graph_zoo pattern_zoo random_call",
     "graphattn.transforms": "ImageToGraph SequenceToGraph",
 }
