@@ -19,10 +19,9 @@ from ..dropout import draw_seed, keep_edges
 from ..errors import check_choice, check_float_tensor, check_int, check_probability, message, shape_of
 from ..kernels import KERNELS
 from ..normalizers import UserNormalizer, as_normalizer
-from ..patterns.relations import Relation, Relations, Rows, known_relations
+from ..patterns.relations import Pairs, Relation, Relations, known_relations
 from ..scores import Score, ScoreFunction, as_score
-from ..segments import Rows as Segments
-from ..segments import gather, segment_sum
+from ..segments import Rows, gather, segment_sum
 from .attention import GraphAttention
 from .project import project_rows
 from .projections import ACTIVATIONS, SCORE_NAMES, Projections, check_heads
@@ -426,9 +425,9 @@ class DenseHeteroGraphAttention(_Hetero):
         return torch.cat(kept, -1)
 
 
-def _segments(rows: Rows, num_nodes: int) -> Segments:
+def _segments(rows: Pairs, num_nodes: int) -> Rows:
     """Pairs of a relation and a node, grouped by node."""
-    return Segments.from_index(rows.node, num_nodes)
+    return Rows.from_index(rows.node, num_nodes)
 
 
 def _read_metadata(where: str, metadata: Any) -> tuple[list[Any], list[Relation]]:

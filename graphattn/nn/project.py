@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..kernels.base import LastDerivative
-from ..patterns.relations import Rows
+from ..patterns.relations import Pairs
 
 
-def project_rows(x: Tensor, weight: Tensor, rows: Rows, *, is_plain: bool = False) -> Tensor:
+def project_rows(x: Tensor, weight: Tensor, rows: Pairs, *, is_plain: bool = False) -> Tensor:
     """Project the node of each row with the weights of the row's relation: one matrix product per relation.
 
     Args:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 Relation = tuple[Any, Any, Any]
 
 
-class Rows(NamedTuple):
+class Pairs(NamedTuple):
     """What pairs of a relation and a node edges have at one of their ends, each once, relation by relation.
 
     Attributes:
@@ -201,12 +201,12 @@ class Relations:
         return self._edge_type
 
     @property
-    def source_rows(self) -> Rows:
+    def source_rows(self) -> Pairs:
         """Pairs of a relation and a source."""
         return self._keep("sources", lambda: self._rows(0))
 
     @property
-    def target_rows(self) -> Rows:
+    def target_rows(self) -> Pairs:
         """Pairs of a relation and a target."""
         return self._keep("targets", lambda: self._rows(1))
 
@@ -259,12 +259,12 @@ class Relations:
                 self._kept[name] = build()
         return self._kept[name]
 
-    def _rows(self, side: int) -> Rows:
+    def _rows(self, side: int) -> Pairs:
         count, total = len(self.relations), self.total
         key = self._edge_type * total + self._edge_index[side]
         found, index = _number(key, count * total)
         ends = torch.arange(count + 1, device=key.device) * total
-        return Rows(found % max(total, 1), torch.searchsorted(found, ends).tolist(), index)
+        return Pairs(found % max(total, 1), torch.searchsorted(found, ends).tolist(), index)
 
     def _pattern(self, target: Tensor, num_targets: int) -> Edges:
         rows = self.source_rows

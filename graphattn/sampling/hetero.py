@@ -11,14 +11,13 @@ from torch import Tensor
 from torch_geometric.data import HeteroData
 from torch_geometric.sampler import BaseSampler, HeteroSamplerOutput, NodeSamplerInput
 
-from ..compiled import compiled_loop, load, run_tasks
-from ..errors import check_int, message, shape_of
+from ..compiled import load
+from ..errors import check_int, message
 from ..patterns import Edges
 from ..patterns.base import Sides
 from ..patterns.relations import Relation
+from .draw import arrays_of, check_seeds, draw_hop
 
-# The least number of rows that are worth a thread's turn.
-ROWS_AT_ONCE = 64
 Fans = Sequence[int] | Mapping[Relation, Sequence[int]]
 
 
@@ -73,9 +72,8 @@ class HeteroNeighborSampler(BaseSampler):
                 fix = "Place edges in edge_index or adj_t."
                 raise ValueError(message(where, f"data[{name!r}]", "must have edges", fix=fix))
             sizes = (self.num_nodes[name[0]], self.num_nodes[name[2]])
-            csr = Edges.between(f"{where}, data[{name!r}]", edges, *sizes, Sides(str(name[0]), str(name[2]))).csr()
-            perm = np.empty(0, np.int32) if csr.perm is None else csr.perm.cpu().numpy()
-            self._graphs[name] = (csr.ptr.cpu().numpy(), csr.index.cpu().numpy(), perm)
+            sides = Sides(str(name[0]), str(name[2]))
+            self._graphs[name] = arrays_of(Edges.between(f"{where}, data[{name!r}]", edges, *sizes, sides).csr())
         # Compiled now, so that workers don't compile again.
         if self.relations:
             self._sample(self.relations[0][2], torch.empty(0, dtype=torch.int64), None)
@@ -94,21 +92,12 @@ class HeteroNeighborSampler(BaseSampler):
         if kind not in self.num_nodes:
             rule = f"must be one of the types {list(self.num_nodes)}"
             raise ValueError(message(where, "input_type", rule, repr(kind), "Use input_nodes=(type, nodes)."))
-        if seeds.is_floating_point() or seeds.dtype == torch.bool or seeds.dim() != 1:
-            raise TypeError(
-                message(where, "seeds", "must be integers of shape [n]", f"{seeds.dtype} of shape {shape_of(seeds)}")
-            )
-        outside = (seeds < 0) | (seeds >= self.num_nodes[kind])
-        if bool(outside.any()):
-            place = int(outside.nonzero()[0])
-            rule = f"must lie in [0, {self.num_nodes[kind]}), the nodes of {kind!r}"
-            raise IndexError(message(where, "seeds", rule, f"{seeds[place].item()} at place {place}"))
-        loops = load("sampling.jit.neighbors")
         nothing = np.empty(0, np.int64)
         found = dict.fromkeys(self.num_nodes, nothing)
-        found[kind] = seeds.to(torch.int64).contiguous().numpy()
+        found[kind] = check_seeds(where, seeds, self.num_nodes[kind])
         # Each relation draws with random numbers of its own.
-        keys = {name: loops.hash_seeds(self.seed + (r << 32), found[kind]) for r, name in enumerate(self.relations)}
+        hash_seeds = load("sampling.jit.neighbors").hash_seeds
+        keys = {name: hash_seeds(self.seed + (r << 32), found[kind]) for r, name in enumerate(self.relations)}
         begins = dict.fromkeys(self.num_nodes, 0)
         nodes = {name: [len(rows)] for name, rows in found.items()}
         parts: dict[Relation, list[tuple[Any, ...]]] = {name: [] for name in self.relations}
@@ -118,7 +107,10 @@ class HeteroNeighborSampler(BaseSampler):
             for name in self.relations:
                 source, _, target = name
                 begin, rows = begins[target], found[target][begins[target] : ends[target]]
-                *drawn, found[source] = self._draw(loops, name, hop, begin, rows, keys[name], found[source])
+                fan_out, graph = self.num_neighbors[name][hop], self._graphs[name]
+                *drawn, _, found[source] = draw_hop(
+                    graph, begin, rows, fan_out, self.replace, keys[name], found[source]
+                )
                 parts[name].append(tuple(drawn))
             begins = ends
             for name, rows in found.items():
@@ -135,22 +127,6 @@ class HeteroNeighborSampler(BaseSampler):
             num_sampled_edges={name: [len(part[0]) for part in some] for name, some in parts.items()},
             metadata=(input_id, None),
         )
-
-    def _draw(
-        self, loops: Any, name: Relation, hop: int, begin: int, rows: Any, key: int, known: Any
-    ) -> tuple[Any, Any, Any, Any]:
-        """Positions of sources and targets of the drawn edges, their ids, and the source's nodes with new ones last."""
-        ptr, index, perm = self._graphs[name]
-        row_ptr = loops.count_rows(rows, self.num_neighbors[name][hop], self.replace, ptr)
-        source, target, edge = (np.empty(row_ptr[-1], np.int64) for _ in range(3))
-        drawn = (begin, rows, row_ptr, self.replace, key, ptr, index, perm, source, edge)
-        ordered = (begin, row_ptr, source, edge, target)
-        draw = compiled_loop(loops.draw_rows, (ptr.dtype, index.dtype, perm.dtype), *drawn)
-        order = compiled_loop(loops.order_rows, (), *ordered)
-        run_tasks(draw, len(rows), *drawn, least=ROWS_AT_ONCE)
-        known = loops.number_nodes(known, source)
-        run_tasks(order, len(rows), *ordered, least=ROWS_AT_ONCE)
-        return source, target, edge, known
 
     def sample_from_edges(self, inputs: Any, neg_sampling: Any = None) -> HeteroSamplerOutput:
         """Raise NotImplementedError."""

@@ -19,11 +19,12 @@ from torch_geometric.loader import NodeLoader
 from torch_geometric.loader.base import DataLoaderIterator
 from torch_geometric.sampler import BaseSampler, HeteroSamplerOutput, NodeSamplerInput, SamplerOutput
 
-from ..compiled import compiled_loop, load, run_tasks
+from ..compiled import load
 from ..csr import CSR, build_csr
 from ..errors import check_int, message, shape_of
 from ..patterns import Edges, metis_parts
 from ..patterns.lookup import known_edges, remember_edges
+from .draw import arrays_of, check_nodes, check_seeds, draw_hop
 from .hetero import Fans, HeteroNeighborSampler
 
 # Further options of PyG's samplers, with their default values.
@@ -38,8 +39,6 @@ NOT_OFFERED = {
     "transform_sampler_output": None,
     "weight_attr": None,
 }
-# The least number of rows that are worth a thread's turn.
-ROWS_AT_ONCE = 64
 USE_PYG = "Use torch_geometric.loader.{}, which needs pyg-lib."
 
 
@@ -111,10 +110,7 @@ class NeighborSampler(BaseSampler):
         if self.seed >= 2**63:
             raise ValueError(message(where, "seed", "must be less than 2^63", seed))
         self.num_nodes = int(data.num_nodes or 0)
-        csr = known_edges(where, data.edge_index, self.num_nodes, self.num_nodes).csr()
-        # Workers of a DataLoader share arrays with their parent.
-        ptr, index = csr.ptr.cpu().numpy(), csr.index.cpu().numpy()
-        self._graph = (ptr, index, np.empty(0, np.int32) if csr.perm is None else csr.perm.cpu().numpy())
+        self._graph = arrays_of(known_edges(where, data.edge_index, self.num_nodes, self.num_nodes).csr())
         # Compiled now, so that workers don't compile again.
         self._sample(torch.empty(0, dtype=torch.int64), None)
 
@@ -134,28 +130,15 @@ class NeighborSampler(BaseSampler):
     # The loops' hash overflows: Numba ignores that, but NumPy, if nothing is compiled, warns.
     @np.errstate(over="ignore")
     def _sample(self, nodes: Tensor, input_id: Tensor | None) -> SamplerOutput:
-        if nodes.is_floating_point() or nodes.dtype == torch.bool or nodes.dim() != 1:
-            got = f"{nodes.dtype} of shape {shape_of(nodes)}"
-            raise TypeError(message("NeighborSampler", "seeds", "must be integers of shape [n]", got))
-        _check_nodes("NeighborSampler", "seeds", nodes, self.num_nodes)
-        loops, (ptr, index, perm) = load("sampling.jit.neighbors"), self._graph
-        found = nodes.to(torch.int64).contiguous().numpy()
-        key = loops.hash_seeds(self.seed, found)
+        found = check_seeds("NeighborSampler", nodes, self.num_nodes)
+        key = load("sampling.jit.neighbors").hash_seeds(self.seed, found)
         counts, begin, parts = [len(found)], 0, []
         for fan_out in self.num_neighbors:
             hop = found[begin:]
-            row_ptr = loops.count_rows(hop, fan_out, self.replace, ptr)
-            source, target, edge = (np.empty(row_ptr[-1], np.int64) for _ in range(3))
-            drawn = (begin, hop, row_ptr, self.replace, key, ptr, index, perm, source, edge)
-            ordered = (begin, row_ptr, source, edge, target)
-            draw = compiled_loop(loops.draw_rows, (ptr.dtype, index.dtype, perm.dtype), *drawn)
-            order = compiled_loop(loops.order_rows, (), *ordered)
-            run_tasks(draw, len(hop), *drawn, least=ROWS_AT_ONCE)
-            found = loops.number_nodes(found, source)
-            run_tasks(order, len(hop), *ordered, least=ROWS_AT_ONCE)
+            *drawn, found = draw_hop(self._graph, begin, hop, fan_out, self.replace, key, found)
             begin += len(hop)
             counts.append(len(found) - begin)
-            parts.append((source, target, edge, np.diff(row_ptr)))
+            parts.append(drawn)
         row, col, edge_id, degree = (torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True))
         edges = [len(part[0]) for part in parts]
         return SamplerOutput(
@@ -311,17 +294,8 @@ def _read_nodes(where: str, argument: str, nodes: Any, num_nodes: int) -> Tensor
         raise TypeError(message(where, argument, rule, read.dtype))
     if read.dtype == torch.bool:
         return read
-    _check_nodes(where, argument, read, num_nodes)
+    check_nodes(where, argument, read, num_nodes)
     return read.to(torch.int64)
-
-
-def _check_nodes(where: str, argument: str, nodes: Tensor, num_nodes: int) -> None:
-    """Raise IndexError at the first of `nodes` that the graph doesn't have."""
-    outside = (nodes < 0) | (nodes >= num_nodes)
-    if bool(outside.any()):
-        place = int(outside.nonzero()[0])
-        rule = f"must lie in [0, {num_nodes}), the nodes of the graph"
-        raise IndexError(message(where, argument, rule, f"{nodes[place].item()} at place {place}"))
 
 
 def _compress(

@@ -17,8 +17,7 @@ from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...patterns.relations import known_relations, known_types
 from ...scores import Additive, DotProduct
-from ...segments import Rows as Segments
-from ...segments import gather, segment_sum
+from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
 from .fused import Fused
 
@@ -62,16 +61,16 @@ def attend_by_scores(
     )
 
 
-def _ends(pattern: Edges) -> tuple[Segments, Segments]:
+def _ends(pattern: Edges) -> tuple[Rows, Rows]:
     """The edges in the caller's order, grouped by target and by source."""
 
-    def build() -> tuple[Segments, Segments]:
+    def build() -> tuple[Rows, Rows]:
         (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()
         perms = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
         of_target, of_source = perms
-        return Segments(target, by_target.ptr, of_target), Segments(source, by_source.ptr, of_source)
+        return Rows(target, by_target.ptr, of_target), Rows(source, by_source.ptr, of_source)
 
-    found: tuple[Segments, Segments] = pattern.keep("ends of edges", build)
+    found: tuple[Rows, Rows] = pattern.keep("ends of edges", build)
     return found
 
 
@@ -155,14 +154,11 @@ class HANConv(FusedHetero, conv.HANConv):
             return conv.HANConv.forward(self, x_dict, edge_index_dict, return_semantic_attention_weights)
         heads, width = self.heads, self.out_channels // self.heads
         rows = {name: self.proj[name](x).view(-1, heads, width) for name, x in x_dict.items()}
+        halves = self._halves(rows, list(edge_index_dict))
         found: dict[str, list[Tensor]] = {name: [] for name in x_dict}
         for relation, edge_index in edge_index_dict.items():
             source, _, target = relation
-            name = "__".join(relation)
-            key, query = (
-                (rows[side] * weight).sum(-1, keepdim=True)
-                for side, weight in ((source, self.lin_src[name]), (target, self.lin_dst[name]))
-            )
+            key, query = halves[relation, 0], halves[relation, 1]
             pattern = known_edges("HANConv", edge_index, rows[source].size(0), rows[target].size(0))
             score = Additive(key.new_ones(heads, 1), "leaky_relu", self.negative_slope)
             options: dict[str, Any] = dict(score=score, dropout_p=self._drops(), backend=self.backend)
@@ -173,6 +169,24 @@ class HANConv(FusedHetero, conv.HANConv):
         if not return_semantic_attention_weights:
             return outs
         return outs, {name: weights for name, (_, weights) in grouped.items()}
+
+    def _halves(self, rows: dict[str, Tensor], relations: list[Any]) -> dict[tuple[Any, int], Tensor]:
+        """[N, H, 1], what sources (0) and targets (1) of each relation add to the scores.
+
+        One product for each type of nodes, so that its rows are read once for all relations.
+        """
+        columns: dict[str, list[tuple[tuple[Any, int], Tensor]]] = {name: [] for name in rows}
+        for relation in relations:
+            for end, weights in enumerate((self.lin_src, self.lin_dst)):
+                weight = weights["__".join(relation)][0]
+                matrix = torch.diag_embed(weight.t()).transpose(0, 1).flatten(0, 1)
+                columns[relation[2 * end]].append(((relation, end), matrix))
+        found: dict[tuple[Any, int], Tensor] = {}
+        for name, some in columns.items():
+            if some:
+                parts = (rows[name].flatten(1) @ torch.cat([matrix for _, matrix in some], 1)).split(self.heads, 1)
+                found |= {of: part.unsqueeze(-1) for (of, _), part in zip(some, parts, strict=True)}
+        return found
 
 
 class RGATConv(FusedHetero, conv.RGATConv):
@@ -273,7 +287,7 @@ class RGATConv(FusedHetero, conv.RGATConv):
         if is_within:
             # Rows of targets are added up node by node, relation after relation.
             rows = relations.target_rows
-            out = segment_sum(out, Segments.from_index(rows.node, relations.total), -3)
+            out = segment_sum(out, Rows.from_index(rows.node, relations.total), -3)
         if self.mod == "additive":
             ones = scores.new_ones(scores.shape)
             sums = attend_by_scores(ones, values, relations.across, normalizer="identity", backend=self.backend)
