@@ -436,6 +436,9 @@ def _read_metadata(where: str, metadata: Any) -> tuple[list[Any], list[Relation]
         rule = "must be the types of nodes and the relations (source type, name, target type)"
         raise TypeError(message(where, "metadata", rule, repr(metadata), "Use data.metadata()."))
     types, relations = list(metadata[0]), [tuple(name) for name in metadata[1]]
+    for name in types:
+        if not isinstance(name, str):
+            raise TypeError(message(where, "metadata", "must name the types of nodes by strings", repr(name)))
     for name in relations:
         if name[0] not in types or name[2] not in types:
             raise ValueError(message(where, "metadata", f"must list the node types of {name}", types))

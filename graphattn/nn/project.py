@@ -25,7 +25,7 @@ def project_rows(x: Tensor, weight: Tensor, rows: Pairs, *, is_plain: bool = Fal
         [rows, G, C].
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.autocast(device, enabled=False):

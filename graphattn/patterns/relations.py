@@ -99,10 +99,11 @@ class Relations:
                 largest = int(listed.edge_index[side].max()) + 1 if listed.edge_index.numel() else 0
                 sizes[kind] = max(sizes.get(kind, 0), largest, known or 0)
         self._set({name: sizes[name] for name in sorted(sizes, key=_order)}, names)
+        fix = "Give num_nodes." if num_nodes is None else ""
         for name, edge_index in lists.items():
             (source, _, target), reasons = name, (f"{name[0]} has {{}} nodes", f"{name[2]} has {{}} nodes")
             place = f"{where}, edges[{name!r}]"
-            check_indices(place, edge_index, sizes[source], sizes[target], reasons, "Give num_nodes.")
+            check_indices(place, edge_index, sizes[source], sizes[target], reasons, fix)
         begins = self.begins
         shifts = [torch.tensor([[begins[name[0]]], [begins[name[2]]]], dtype=torch.int64) for name in names]
         nothing = torch.empty(2, 0, dtype=torch.int64)
@@ -149,6 +150,7 @@ class Relations:
             ValueError: a type or an index is out of range.
         """
         where = "Relations.from_types"
+        check_int(where, "num_nodes", num_nodes, 0)
         listed = Edges.between(where, edge_index, num_nodes, num_nodes, Sides("x", "x")).edge_index
         if not isinstance(edge_type, Tensor) or edge_type.is_floating_point() or edge_type.dtype == torch.bool:
             kind = str(edge_type.dtype) if isinstance(edge_type, Tensor) else type(edge_type).__name__
@@ -164,7 +166,8 @@ class Relations:
         self = cls.__new__(cls)
         self._set({"node": num_nodes}, [("node", number, "node") for number in range(count)])
         self.num_edges = torch.bincount(edge_type, minlength=count).tolist()
-        self._edge_index, self._edge_type, self._is_flat = listed, edge_type.to(torch.int64), True
+        # Copies: what is derived of them must not change when the caller writes to his own.
+        self._edge_index, self._edge_type, self._is_flat = listed.clone(), edge_type.to(torch.int64, copy=True), True
         return self
 
     def _set(self, num_nodes: dict[Any, int], relations: list[Relation]) -> None:
@@ -230,7 +233,8 @@ class Relations:
 
     def join_edges(self, of_relations: Mapping[Relation, Tensor]) -> Tensor:
         """Concatenate a tensor per relation, [E, ...] each, in the order of the patterns' edges."""
-        return torch.cat([of_relations[name] for name in self.relations])
+        joined = torch.cat([of_relations[name] for name in self.relations])
+        return joined[self._edge_type.argsort(stable=True).argsort()] if self._is_flat else joined
 
     def split_edges(self, of_edges: Tensor) -> dict[Relation, Tensor]:
         """The edges of each relation, in the caller's order; of edges with types, those of each type."""
@@ -328,8 +332,6 @@ def _lookup(ids: tuple[int, ...], tensors: Iterable[Tensor], state: tuple[Any, .
     ):
         return known.relations
     relations: Relations = read()
-    # A relation's edges are copied where they are joined; those with types are the caller's own tensor.
-    relations._edge_index = relations._edge_index.detach()
 
     def forget(_: weakref.ref[Tensor]) -> None:
         _known.pop(ids, None)

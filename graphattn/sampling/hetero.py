@@ -67,10 +67,10 @@ class HeteroNeighborSampler(BaseSampler):
         self._graphs = {}
         for name in self.relations:
             store = data[name]
-            edges = store.get("edge_index", store.get("adj_t"))
+            edges = store.get("edge_index")
             if edges is None:
-                fix = "Place edges in edge_index or adj_t."
-                raise ValueError(message(where, f"data[{name!r}]", "must have edges", fix=fix))
+                fix = "Place edges in edge_index: PyG can't take parts of an adj_t."
+                raise ValueError(message(where, f"data[{name!r}]", "must have an edge_index", fix=fix))
             sizes = (self.num_nodes[name[0]], self.num_nodes[name[2]])
             sides = Sides(str(name[0]), str(name[2]))
             self._graphs[name] = arrays_of(Edges.between(f"{where}, data[{name!r}]", edges, *sizes, sides).csr())
@@ -145,7 +145,9 @@ def _read_fans(where: str, num_neighbors: Any, relations: list[Relation]) -> dic
             raise ValueError(message(where, "num_neighbors", rule, repr(name)))
     found = {}
     for name in relations:
-        fans = given.get(name)
+        if name not in given:
+            raise ValueError(message(where, "num_neighbors", "must name each relation", f"none for {name}"))
+        fans = given[name]
         fans = fans.tolist() if isinstance(fans, Tensor) else fans
         if not isinstance(fans, Sequence) or isinstance(fans, str) or len(fans) == 0:
             fix = "Use num_neighbors=[10, 10] for two hops."

@@ -6,7 +6,7 @@ The loaders here need only Numba (and, for clusters, pymetis).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -273,8 +273,9 @@ def check_options(where: str, options: dict[str, Any]) -> None:
 
 def _read_pair(input_nodes: Any, num_nodes: dict[Any, int]) -> Any:
     """The type of the seeds, and the seeds or None for all."""
-    kind, nodes = input_nodes if isinstance(input_nodes, tuple) and len(input_nodes) == 2 else (input_nodes, None)
-    if kind not in num_nodes:
+    is_pair = isinstance(input_nodes, tuple | list) and len(input_nodes) == 2
+    kind, nodes = input_nodes if is_pair else (input_nodes, None)
+    if not isinstance(kind, Hashable) or kind not in num_nodes:
         rule = f"must be (type, nodes) with one of the types {list(num_nodes)}"
         raise ValueError(message("NeighborLoader", "input_nodes", rule, repr(kind)))
     return kind, None if nodes is None else _read_nodes("NeighborLoader", "input_nodes", nodes, num_nodes[kind])

@@ -198,6 +198,21 @@ def test_layers_are_timed_as_they_are_called(is_trained):
     assert x[0].grad is None and layer.lin_key.weight.grad is None
 
 
+def test_hooks_see_the_arguments_as_the_model_passes_them():
+    layer = pyg.GATConv(6, 4)
+    layer.register_forward_pre_hook(lambda _, args: (2 * args[0], *args[1:]))
+    layer.register_forward_hook(lambda _, args, out: {"out": out})
+    graphattn.accelerate(layer, X, EDGES)
+    assert layer(X, EDGES)["out"].shape == (4, 4)
+
+
+def test_a_model_that_cannot_be_copied_says_so():
+    layer = pyg.GATConv(6, 4)
+    layer.kept = layer(X, EDGES)
+    with pytest.raises(TypeError, match=r"model must be copied to be measured, got .* Use accelerate\(model\) without"):
+        graphattn.accelerate(layer, X, EDGES)
+
+
 def test_a_model_that_cannot_be_called_is_left_as_it_was():
     layer = pyg.GATConv(6, 4)
     with pytest.raises(RuntimeError):

@@ -10,6 +10,7 @@ import torch
 import torch_geometric.nn as pyg
 from torch_geometric.data import Batch, HeteroData
 from torch_geometric.sampler import NodeSamplerInput
+from torch_geometric.transforms import ToSparseTensor
 from torch_geometric.utils import to_torch_coo_tensor
 
 import graphattn
@@ -159,6 +160,42 @@ def test_models_over_relations_are_accelerated_and_restored():
     assert graphattn.restore(model) == 3 and [type(layer) for layer in model] == before
 
 
+def test_layers_over_relations_are_timed_with_edges_that_are_new(monkeypatch):
+    model, read = pyg.HGTConv(CHANNELS, 8, METADATA).double(), []
+    known = module.known_relations
+    monkeypatch.setattr(
+        "graphattn.nn.pyg.hetero.known_relations", lambda *given: read.append(known(*given)) or read[-1]
+    )
+    report = graphattn.accelerate(model, *draw())
+    assert (report.changed + report.left)[0].speedup > 0
+    assert len(read) > 2 and read[0] is not read[1]
+
+
+def test_what_rgat_does_where_pyg_is_at_the_edge_of_its_numbers():
+    options = {"mod": "f-additive", "attention_mode": PRODUCT}
+    theirs, mine = (layer.float() for layer in pair("RGATConv", 8, 4, 3, heads=2, **options))
+    x, edge_index, edge_type = typed_edges()
+    arguments = (3 * x.float(), edge_index, edge_type)
+    torch.testing.assert_close(mine(*arguments), theirs(*arguments), rtol=1e-4, atol=1e-3)
+    assert mine(x[:0].float(), edge_index[:, :0], edge_type[:0]).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda kinds, attr: (-kinds - 1, attr), r"edge_type must lie in \[0, 3\)"),
+        (lambda kinds, attr: (kinds[:1], attr), r"edge_type must be integers of shape \[60\]"),
+        (lambda kinds, attr: (kinds > 0, attr), r"edge_type must be integers of shape \[60\], got torch.bool"),
+        (lambda kinds, attr: (kinds, attr[:1]), r"edge_attr must have shape \[60, 3\], one row per edge"),
+    ],
+)
+def test_heat_checks_types_and_features(change, text):
+    _, mine = pair("HEATConv", 8, 4, 2, 3, 3, 3, 5)
+    x, edge_index, edge_type = typed_edges()
+    with pytest.raises(ValueError, match=text):
+        mine(x, edge_index, torch.arange(12) % 2, *change(edge_type, torch.randn(60, 3, dtype=torch.float64)))
+
+
 def test_sparse_adjacencies_and_unknown_relations_are_left_to_pyg():
     theirs, mine = pair("HGTConv", CHANNELS, 8, METADATA)
     x, edges = draw()
@@ -191,6 +228,7 @@ def test_half_precision_and_compiled_graphs():
     single = copy.deepcopy(mine).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = single({name: row.detach().float() for name, row in x.items()}, edges)
+        torch.testing.assert_close(mine(x, edges), exact)
     half = copy.deepcopy(mine).bfloat16()({name: row.detach().bfloat16() for name, row in x.items()}, edges)
     for name, expected in exact.items():
         for found in (rough[name], half[name]):
@@ -333,6 +371,10 @@ def test_relations_of_types_keep_the_order_of_edges():
     assert torch.equal(relations.source_rows.node[relations.within.edge_index[0]], edge_index[0])
     assert torch.equal(relations.target_rows.node[relations.within.edge_index[1]], edge_index[1])
     parts = relations.split_edges(edge_index.t())
+    assert torch.equal(relations.join_edges(parts), edge_index.t())
+    edge_type[:] = 0
+    assert relations.edge_type.any()
+    edge_type = relations.edge_type
     assert all(torch.equal(parts["node", r, "node"], edge_index.t()[edge_type == r]) for r in range(4))
 
 
@@ -484,11 +526,17 @@ def test_all_neighbors_over_relations_give_the_seeds_their_results():
     [
         (lambda data: NeighborLoader(data, [2], "d"), ValueError, "input_nodes must be .type, nodes. .* got 'd'"),
         (lambda data: NeighborLoader(data, [2], ("b", [40])), IndexError, "input_nodes must lie in .0, 40., .* got 40"),
-        (lambda data: NeighborLoader(data, {("a", "x", "b"): [2]}, "b"), ValueError, "one number for each hop of"),
+        (
+            lambda data: NeighborLoader(data, {("a", "x", "b"): [2]}, "b"),
+            ValueError,
+            "must name each relation, got none for",
+        ),
         (lambda data: NeighborLoader(data, {"x": [2]}, "b"), ValueError, "must be of the relations"),
         (lambda data: NeighborLoader(data, [], "b"), ValueError, "Use num_neighbors=.10, 10. for two hops"),
         (lambda data: NeighborLoader(data, [2], "b", disjoint=True), NotImplementedError, "disjoint must be False"),
         (lambda data: HeteroNeighborSampler(data, [-1], replace=True), ValueError, "with replace=True"),
+        (lambda data: NeighborLoader(ToSparseTensor()(data), [1], "b"), ValueError, "must have an edge_index"),
+        (lambda data: NeighborLoader(data, [1], ["b", [40]]), IndexError, "input_nodes must lie in"),
         (lambda data: HeteroNeighborSampler(3, [1]), TypeError, "data must be a HeteroData, got int"),
     ],
 )

@@ -12,13 +12,16 @@ from torch.nn.functional import gelu, leaky_relu
 from torch_geometric.nn.conv.han_conv import group
 
 from ...call import is_transformed
+from ...errors import message, shape_of
 from ...functional import attention
+from ...normalizers import Softmax
 from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...patterns.relations import known_relations, known_types
 from ...scores import Additive, DotProduct
 from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
+from .edges import check_edge_attr
 from .fused import Fused
 
 
@@ -227,7 +230,7 @@ class RGATConv(FusedHetero, conv.RGATConv):
         relations = known_types(edge_index, edge_type, x.size(0), self.num_relations)
         values, scores = self._scores(x, relations, edge_attr)
         out, alpha = self._combine(relations, scores, values, isinstance(return_attention_weights, bool))
-        out = out.view(x.size(0), self.heads, -1)
+        out = out.view(x.size(0), self.heads, self.dim * self.out_channels)
         out = out.flatten(1) if self.concat else out.mean(1)
         out = out if self.bias is None else out + self.bias
         return out if alpha is None else (out, (edge_index, alpha))
@@ -244,6 +247,8 @@ class RGATConv(FusedHetero, conv.RGATConv):
         of_edges = None
         if edge_attr is not None:
             edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+            check_edge_attr("RGATConv", edge_attr, self.lin_edge, len(relations.edge_type), x.size(0))
+            edge_attr = edge_attr.view(len(edge_attr), -1)
             assert self.lin_edge is not None, (
                 "Please set 'edge_dim = edge_attr.size(-1)' while calling the RGATConv layer"
             )
@@ -275,13 +280,15 @@ class RGATConv(FusedHetero, conv.RGATConv):
         """Weighted sums [N, H * dim, C], and the weights."""
         is_within = self.attention_mechanism == "within-relation"
         pattern = relations.within if is_within else relations.across
-        needs_weights = return_weights or self.mod == "f-additive"
-        options: dict[str, Any] = dict(dropout_p=self._drops(), backend=self.backend)
-        result = attend_by_scores(scores, values, pattern, return_weights=needs_weights, **options)
         out: Tensor
-        alpha: Tensor | None
-        out, alpha = result if needs_weights else (result, None)
-        if self.mod == "f-additive" and alpha is not None:
+        alpha: Tensor | None = None
+        if self.mod != "f-additive":
+            options: dict[str, Any] = dict(dropout_p=self._drops(), backend=self.backend)
+            result = attend_by_scores(scores, values, pattern, return_weights=return_weights, **options)
+            out, alpha = result if return_weights else (result, None)
+        else:
+            # Whether a weight is 0 decides about a jump of 1, and the loops' exponential is 0 below normal numbers.
+            alpha = Softmax().on_rows(scores, _ends(pattern)[0])
             lifted = torch.where(alpha > 0, alpha + 1, alpha)
             out = attend_by_scores(lifted, values, pattern, normalizer="identity", backend=self.backend)
         if is_within:
@@ -321,8 +328,11 @@ class HEATConv(FusedHetero, conv.HEATConv):
         """See PyG."""
         if self._is_pygs(edge_index) or edge_attr is None or x.dim() != 2:
             return conv.HEATConv.forward(self, x, edge_index, node_type, edge_type, edge_attr)
-        x = self.hetero_lin(x, node_type)
         pattern = known_edges("HEATConv", edge_index, x.size(0), x.size(0))
+        _check_types("node_type", node_type, x.size(0), self.hetero_lin.num_types)
+        _check_types("edge_type", edge_type, pattern.num_edges, self.edge_type_emb.num_embeddings)
+        check_edge_attr("HEATConv", edge_attr, self.edge_attr_emb, pattern.num_edges, x.size(0))
+        x = self.hetero_lin(x, node_type)
         slope, width = self.negative_slope, self.out_channels
         of_types = leaky_relu(self.edge_type_emb.weight, slope)
         of_edges = leaky_relu(self.edge_attr_emb(edge_attr), slope)
@@ -341,3 +351,13 @@ class HEATConv(FusedHetero, conv.HEATConv):
             out = out + x.unsqueeze(1) if self.root_weight else out
             return out.flatten(1)
         return out.mean(1) + x if self.root_weight else out.mean(1)
+
+
+def _check_types(argument: str, types: Tensor, count: int, bound: int) -> None:
+    """Raise unless there is a type for each node, or edge, in its range."""
+    if types.is_floating_point() or types.dtype == torch.bool or types.shape != (count,):
+        rule, got = f"must be integers of shape [{count}]", f"{types.dtype} of shape {shape_of(types)}"
+        raise ValueError(message("HEATConv", argument, rule, got))
+    if count and not (int(types.min()) >= 0 and int(types.max()) < bound):
+        got = f"{int(types.min())} to {int(types.max())}"
+        raise ValueError(message("HEATConv", argument, f"must lie in [0, {bound})", got))

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from ...errors import message
 
 # Of each layer: at most so many rounds, and so many seconds once there were two.
 ROUNDS, SECONDS = 9, 2.0
@@ -33,11 +36,19 @@ def time_layers(
 
     All of this happens to a copy of the model, and random numbers go on where they were. Edges are new each time to the
     first of our layers that gets them, as those of a loader are. Layers that don't run have no timing.
+
+    Raises:
+        TypeError: the model can't be copied.
     """
     devices = {x.device for x in (*model.parameters(), *model.buffers())}
     on_gpu = [device for device in devices if device.type == "cuda"]
     with torch.random.fork_rng(on_gpu), torch.set_grad_enabled(model.training):
-        model = copy.deepcopy(model)
+        try:
+            model = copy.deepcopy(model)
+        except Exception as error:
+            rule, fix = "must be copied to be measured", "Use accelerate(model) without its inputs."
+            got = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise TypeError(message("accelerate", "model", rule, got, fix)) from error
         layers = dict(model.named_modules())
         calls: dict[str, _Recorded] = {}
 
@@ -45,18 +56,20 @@ def time_layers(
             if name not in calls:
                 calls[name] = _Recorded(args, kwargs)
 
-        hooks = [layers[name].register_forward_pre_hook(partial(record, name), with_kwargs=True) for name in names]
+        # Ahead of the layer's own hooks, which run again when it is timed.
+        options = {"with_kwargs": True, "prepend": True}
+        hooks = [layers[name].register_forward_pre_hook(partial(record, name), **options) for name in names]
         model(*args, **kwargs)
         for hook in hooks:
             hook.remove()
         found: dict[str, Timing] = {}
-        read: list[Any] = []
+        read: list[Tensor] = []
         for name, recorded in calls.items():
-            ours, is_new = copy.deepcopy(layers[name]), not any(recorded.edges is x for x in read)
+            ours, new = copy.deepcopy(layers[name]), recorded.edges_beyond(read)
             change(ours)
-            found[name] = _race(*(recorded.step(layer, is_new, on_gpu) for layer in (layers[name], ours)))
+            found[name] = _race(*(recorded.step(layer, new, on_gpu) for layer in (layers[name], ours)))
             # The next layer would be the first to read edges if this one stays PyG's.
-            read += [recorded.edges] if found[name].speedup >= 1 else []
+            read += new if found[name].speedup >= 1 else []
         return found
 
 
@@ -64,36 +77,32 @@ class _Recorded:
     """What a layer was called with."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Layers of PyG take features and edges first, by name or not.
-        given = dict(zip(("x", "edge_index"), args, strict=False)) | kwargs
-        self._more = [_detached(x) for x in args[2:]]
-        self._given = {name: _detached(x) for name, x in given.items()}
-        self.edges = given.get("edge_index")
+        self._leaves, self._form = tree_flatten((args, kwargs))
 
-    def step(self, layer: torch.nn.Module, is_new: bool, on_gpu: list[torch.device]) -> Callable[[], None]:
-        """One call of a layer, with its backward pass where gradients are on, on edges that are new to it or not."""
-        given = [part for x in (*self._more, *self._given.values()) for part in (x if type(x) is tuple else (x,))]
-        leaves = [x for x in (*given, *layer.parameters()) if isinstance(x, Tensor) and x.requires_grad]
+    def edges_beyond(self, read: list[Tensor]) -> list[Tensor]:
+        """The tensors of integers, which are edges and types, that aren't among those."""
+        edges = [x for x in self._leaves if type(x) is Tensor and not (x.is_floating_point() or x.dtype == torch.bool)]
+        return [x for x in edges if not any(x is y for y in read)]
+
+    def step(self, layer: torch.nn.Module, new: list[Tensor], on_gpu: list[torch.device]) -> Callable[[], None]:
+        """One call of a layer, with its backward pass where gradients are on; some of its edges are new to it."""
+        # Layers recognize edges that aren't new by the tensor itself.
+        given = [x.detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x for x in self._leaves]
+        inputs = [x for x in (*given, *layer.parameters()) if isinstance(x, Tensor) and x.requires_grad]
+        places = [i for i, x in enumerate(self._leaves) if any(x is y for y in new)]
 
         def call() -> None:
-            given = dict(self._given)
-            if is_new and type(self.edges) is Tensor:
-                given["edge_index"] = self.edges.clone()
-            first = [given.pop("x"), given.pop("edge_index")] if self._more else []
-            out = layer(*first, *self._more, **given)
-            out = out[0] if isinstance(out, tuple) else out
-            if leaves and out.requires_grad:
-                torch.autograd.grad(out.sum(), leaves, allow_unused=True)
+            leaves = list(given)
+            for i in places:
+                leaves[i] = leaves[i].clone()
+            args, kwargs = tree_unflatten(leaves, self._form)
+            outs = [x for x in tree_leaves(layer(*args, **kwargs)) if isinstance(x, Tensor) and x.requires_grad]
+            if inputs and outs:
+                torch.autograd.grad([x.sum() for x in outs], inputs, allow_unused=True)
             for device in on_gpu:
                 torch.cuda.synchronize(device)
 
         return call
-
-
-def _detached(x: Any) -> Any:
-    if type(x) is tuple:
-        return tuple(map(_detached, x))
-    return x.detach().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
 
 def _race(theirs: Callable[[], None], ours: Callable[[], None]) -> Timing:
