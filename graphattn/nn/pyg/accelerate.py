@@ -74,8 +74,8 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
         model: any module, an attention layer itself included; basic models, `Sequential`, `HeteroConv`, `to_hetero`
             and `GPSConv` as well.
         *args: what the model is called with, for a measurement of some seconds: forward and backward in training mode,
-            else forward. It happens to a copy of the model, hooks included, but with these very inputs. Edges are read anew
-            in each step, as those of a loader are.
+            else forward. It happens to a copy of the model, hooks included, but with these very inputs. Edges are read
+            anew in each step, as those of a loader are.
         **kwargs: the same, by name.
 
     Returns:
