@@ -76,6 +76,7 @@ bench: setup
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/projections.py
 
 # DGL loads a library named after the exact torch version, up to 2.2.1, so it needs a separate environment.
 bench-dgl: setup $(VENV)-dgl/.installed

@@ -76,6 +76,22 @@ def cases() -> dict[str, Callable[[], Callable[[], object]]]:
         for is_backward in (False, True):
             label = f"{name}: forward{' + backward' if is_backward else ''}"
             found[label] = lambda make=make, h=heads, d=width, b=is_backward, k=kind: call(make, h, d, b, k)
+
+    def read(nodes: int, count: int, is_sorted: bool) -> Callable[[], object]:
+        torch.manual_seed(0)
+        index = random_edges(nodes, count)
+        index = index[:, index[0].argsort(stable=True)].contiguous() if is_sorted else index
+
+        def run() -> None:
+            pattern = Edges(index, nodes)
+            pattern.csr(), pattern.csc()
+
+        return run
+
+    for nodes, count in ((30, 60), (2_708, 13_264), (20_000, 400_000)):
+        for is_sorted in (False, True):
+            label = f"new edges, {nodes:,} / {count:,}{', sorted by source' if is_sorted else ''}"
+            found[label] = lambda nodes=nodes, count=count, is_sorted=is_sorted: read(nodes, count, is_sorted)
     return found
 
 
