@@ -57,7 +57,7 @@ class _Project(torch.autograd.Function):
         ctx.ptr = ptr
         out = x.new_empty(len(node), weight.size(1), weight.size(3))
         for low, high, w in _relations(ptr, weight):
-            # Plain indexing takes three times as long.
+            # Faster than plain indexing.
             out[low:high] = _product(x.index_select(0, node[low:high]), w)
         return out
 

@@ -52,7 +52,7 @@ class Relations:
 
     Raises:
         TypeError: `edges` is not a dictionary with such keys.
-        ValueError: an index is out of range, or a relation is there twice.
+        ValueError: an index is out of range.
 
     Example:
         >>> edges = {

@@ -36,7 +36,7 @@ class HeteroNeighborSampler(BaseSampler):
 
     Raises:
         TypeError: `data` isn't a HeteroData, or a number isn't an integer.
-        ValueError: there is no hop, or relations have different numbers of them; a relation has no edges attribute.
+        ValueError: there is no hop, or relations have different numbers of them; a relation has no edge_index.
         IndexError: a seed isn't a node of the graph; raised when sampling.
 
     Example:
@@ -92,8 +92,7 @@ class HeteroNeighborSampler(BaseSampler):
         if kind not in self.num_nodes:
             rule = f"must be one of the types {list(self.num_nodes)}"
             raise ValueError(message(where, "input_type", rule, repr(kind), "Use input_nodes=(type, nodes)."))
-        nothing = np.empty(0, np.int64)
-        found = dict.fromkeys(self.num_nodes, nothing)
+        found = dict.fromkeys(self.num_nodes, np.empty(0, np.int64))
         found[kind] = check_seeds(where, seeds, self.num_nodes[kind])
         # Each relation draws with random numbers of its own.
         hash_seeds = load("sampling.jit.neighbors").hash_seeds
@@ -116,8 +115,7 @@ class HeteroNeighborSampler(BaseSampler):
             for name, rows in found.items():
                 nodes[name].append(len(rows) - ends[name])
         joined = {name: [np.concatenate(side) for side in zip(*some, strict=True)] for name, some in parts.items()}
-        sides = ({name: torch.from_numpy(part[i]) for name, part in joined.items()} for i in range(3))
-        row, col, edge = sides
+        row, col, edge = ({name: torch.from_numpy(part[i]) for name, part in joined.items()} for i in range(3))
         return HeteroSamplerOutput(
             node={name: torch.from_numpy(rows) for name, rows in found.items()},
             row=row,

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import torch
@@ -353,7 +354,8 @@ def _trace(function: Any, given: Sequence[Tensor | None], device: torch.device) 
             table: Any = core_aten_decompositions()
             module = make_fx(torch.func.functionalize(call, remove="mutations"), table)(*fake)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise Unsupported(f"it depends on the values of its arguments ({error.func})") from None
+        where, fix = f"{error.func}{_in_line(_users_line(error))}", "use torch.where in place of if, and no .item()"
+        raise Unsupported(f"it depends on the values of its arguments ({where}): {fix}") from None
     except Unsupported:
         raise
     except Exception as error:
@@ -432,5 +434,16 @@ def _is_own(node: Node) -> bool:
 def _unsupported(node: Node, what: str) -> Unsupported:
     """An error that names the operation and the user's own line."""
     line = (node.meta.get("custom") or {}).get("line")
-    where = f" in `{line}`" if line else ""
-    return Unsupported(f"aten.{_name(node)}{where} {what}")
+    return Unsupported(f"aten.{_name(node)}{_in_line(line)} {what}")
+
+
+def _users_line(error: Exception) -> str:
+    """The last line of an error's stack that is neither torch's nor ours."""
+    ours = (OF_TORCH, str(Path(__file__).parent))
+    stack = [(frame.f_code.co_filename, number) for frame, number in walk_tb(error.__traceback__)]
+    outside = [place for place in stack if not place[0].startswith(ours)]
+    return linecache.getline(*outside[-1]).strip() if outside else ""
+
+
+def _in_line(line: str | None) -> str:
+    return f" in `{line}`" if line else ""

@@ -482,7 +482,10 @@ RECORD = types.SimpleNamespace(factor=1.0)
 REFUSED = {
     "mixes edges": (mixes_edges, "aten.mean in `return score - score.mean(-2, keepdim=True)"),
     "mixes nodes": (mixes_nodes, "its result for an edge depends on other edges"),
-    "depends on values": (depends_on_values, "it depends on the values of its arguments (aten._local_scalar_dense"),
+    "depends on values": (
+        depends_on_values,
+        "it depends on the values of its arguments (aten._local_scalar_dense.default in `return (query_i * key_j)",
+    ),
     "writes in place": (writes_in_place, "writes in place: use its form without the underscore"),
     "without gradient": (without_gradient, "a block without any"),
     "own derivative": (lambda q, k, e: Doubled.apply((q * k).sum(-1)), "it has derivatives of its own"),

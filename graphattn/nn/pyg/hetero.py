@@ -22,7 +22,7 @@ from ...scores import Additive, DotProduct
 from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
 from .edges import check_edge_attr
-from .fused import Fused
+from .fused import Fused, why_not_fused
 
 
 class FusedHetero(Fused):
@@ -41,27 +41,17 @@ class FusedHetero(Fused):
         """Whether PyG computes everything: with hooks, explainers, and for edges that only PyG reads."""
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
             return True
-        if self._why_not() is not None or self.explain or self._is_watched():
+        if why_not_fused(self) is not None or self.explain or self._is_watched():
             return True
         return any(not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta for x in edges)
 
-    def _why_not(self) -> str | None:
-        from .fused import why_not_fused
 
-        return why_not_fused(self)
-
-
-def attend_by_scores(
-    scores: Tensor, value: Tensor, pattern: Edges, *, edge_value: Tensor | None = None, **options: Any
-) -> Any:
+def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: Any) -> Any:
     """Attention by given scores [E, H] of the pattern's edges, to values [S, H_kv, V]."""
     query = value.new_zeros(pattern.num_targets, scores.size(-1), 1)
     key = value.new_zeros(pattern.num_sources, value.size(-2), 1)
-    dtype = value.dtype
-    scores = scores if scores.dtype in (dtype, torch.float32) else scores.to(dtype)
-    return attention(
-        query, key, value, pattern, score=DotProduct(1.0), edge_bias=scores, edge_value=edge_value, **options
-    )
+    scores = scores if scores.dtype in (value.dtype, torch.float32) else scores.to(value.dtype)
+    return attention(query, key, value, pattern, score=DotProduct(1.0), edge_bias=scores, **options)
 
 
 def _ends(pattern: Edges) -> tuple[Rows, Rows]:
@@ -69,8 +59,7 @@ def _ends(pattern: Edges) -> tuple[Rows, Rows]:
 
     def build() -> tuple[Rows, Rows]:
         (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()
-        perms = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
-        of_target, of_source = perms
+        of_target, of_source = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
         return Rows(target, by_target.ptr, of_target), Rows(source, by_source.ptr, of_source)
 
     found: tuple[Rows, Rows] = pattern.keep("ends of edges", build)
@@ -131,9 +120,8 @@ class HGTConv(FusedHetero, conv.HGTConv):
         rows, is_plain = relations.source_rows, self.backend == "scatter"
         of_key = of_key * prior.view(-1, heads, 1, 1).to(of_key.dtype)
         keys, _, values = kqv.unbind(1)
-        return project_rows(keys, of_key, rows, is_plain=is_plain), project_rows(
-            values, of_value, rows, is_plain=is_plain
-        )
+        key = project_rows(keys, of_key, rows, is_plain=is_plain)
+        return key, project_rows(values, of_value, rows, is_plain=is_plain)
 
 
 class HANConv(FusedHetero, conv.HANConv):
