@@ -103,11 +103,11 @@ soak: setup
 
 # Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
 # next one runs even if one fails. Writes benchmarks/results/gpu.
-GPU_TESTS := -m gpu tests/kernels/test_gpu.py
+GPU_TESTS := -m gpu -p no:benchmark tests/kernels/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
 	@export PYTHONPATH=.; status=0; \
-	several=$$($(PYTHON) -c "import importlib.util as u; print('-n 4' if u.find_spec('xdist') else '')"); \
+	several=$$($(PYTHON) -c "import importlib.util as u; print('-n auto --maxprocesses 12' if u.find_spec('xdist') else '')"); \
 	timeout 200 $(PYTHON) -m pytest $$several $(GPU_TESTS) || status=1; \
 	if command -v compute-sanitizer > /dev/null; then \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 70 compute-sanitizer --tool memcheck --error-exitcode 1 \

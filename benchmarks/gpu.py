@@ -9,6 +9,7 @@ share gets a line that says so, and the next one runs.
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import signal
 import statistics
@@ -23,10 +24,11 @@ import torch
 from harness import RESULTS, Line, in_ms, ratio, versions
 from systems import with_backward, without_gradients
 from torch import Tensor
-from torch.nn.functional import leaky_relu, scaled_dot_product_attention
+from torch.nn.functional import elu, leaky_relu, scaled_dot_product_attention
+from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import scatter, softmax
 
-from graphattn import Additive, Edges, Full, Grid, Pattern, Window, attention, explain_backend
+from graphattn import Additive, Edges, Full, Grid, Pattern, Window, accelerate, attention, explain_backend
 from graphattn.memory import format_bytes, peak_memory
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -244,6 +246,44 @@ def edge_features(setting: Setting, lines: list[Line]) -> None:
     lines[0].detail = ", ".join(f"{name} {in_ms(taken[name])}" for name in systems)
 
 
+class Network(torch.nn.Module):
+    """Attention layers of PyG with ELU between them."""
+
+    def __init__(self, layers: list[torch.nn.Module]) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(layers)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Rows of the last layer."""
+        for layer in self.layers:
+            x = elu(layer(x, edge_index))
+        return x
+
+
+def layers(setting: Setting, lines: list[Line], size: tuple[int, int], kind: str) -> None:
+    """A step of two of PyG's layers, before and after accelerate, and their peak memory."""
+    nodes, edges = map(setting.nodes, size)
+    edge_index = torch.randint(nodes, (2, edges), device=setting.device)
+    x = torch.randn(nodes, 64, device=setting.device)
+    build = {
+        "GAT": lambda: GATConv(64, 8, heads=8),
+        "GATv2": lambda: GATv2Conv(64, 8, heads=8),
+        "TransformerConv": lambda: TransformerConv(64, 16, heads=4),
+    }[kind]
+    theirs = Network([build(), build()]).to(setting.device)
+    ours = copy.deepcopy(theirs)
+    accelerate(ours)
+    step = lambda model: lambda: model(x, edge_index).square().mean().backward()
+    torch.testing.assert_close(ours(x, edge_index), theirs(x, edge_index), rtol=1e-3, atol=1e-3)
+    taken = setting.race({"PyG": step(theirs), "graphattn": step(ours)})
+    lines[0].measured = ratio(taken, "PyG", "graphattn")
+    lines[0].detail = ", ".join(f"{name} {in_ms(taken[name])}" for name in taken)
+    if len(lines) > 1:
+        before, after = (peak_memory(step(model), setting.device) or 1 for model in (theirs, ours))
+        lines[1].measured = after / before
+        lines[1].detail = f"PyG {format_bytes(before)}, graphattn {format_bytes(after)}"
+
+
 def memory(setting: Setting, lines: list[Line]) -> None:
     """The peak allocation of a forward call, in addition to its output and lse."""
     nodes = setting.nodes(2**18)
@@ -298,6 +338,16 @@ def cases(setting: Setting) -> list[Case]:
         name = f"{2**17:,} nodes, degree 16, H4 D32, {kind}: {BOTH}, float32"
         lines = [asked(name, f"{pyg}, eager", 8), asked(name, f"{pyg} under torch.compile", 2)]
         found.append(Case(lines, on(against_pyg, kind), 40))
+    for kind in ("GAT", "GATv2", "TransformerConv"):
+        large = f"{kind}, 2 layers, 100k nodes, 1M edges, 64 wide: a step, float32"
+        found.append(
+            Case(
+                [asked(large, "PyG's layers", 4), asked(f"{large}: peak memory", "PyG's layers", 0.25, most=True)],
+                on(layers, (100_000, 1_000_000), kind),
+            )
+        )
+        small = f"{kind}, 2 layers, 2,708 nodes, 10,556 edges, 64 wide: a step, float32"
+        found.append(Case([asked(small, "PyG's layers", 1)], on(layers, (2708, 10_556), kind)))
     name = f"{2**18:,} nodes, degree 16, H4 D32, power law: "
     found.append(
         Case([asked(name + what, "the uniform twin", 1.25, most=True) for what in ("forward", BOTH)], on(skew))

@@ -1,4 +1,8 @@
-"""FlexAttention on a GPU: torch compiles a kernel for the pattern's mask, and skips blocks without edges."""
+"""Torch's own attention on a GPU.
+
+FlexAttention compiles a kernel for the pattern's mask, and skips blocks without edges. Where all pairs are edges,
+`scaled_dot_product_attention` needs no mask.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..call import Call
 from ..normalizers import Softmax
@@ -16,12 +21,16 @@ from ..offset_bias import OffsetBias
 from ..patterns import Full, Grid, Pattern, Window
 from ..patterns.box import Box
 from ..scores import DotProduct
-from .base import Kernel, Result, in_parts, share
+from .base import Kernel, Result, in_parts, needs_grad, share
 
 # Targets, and sources, of a block.
 BLOCK = 128
-# FLOP per second that the compiled kernel is assumed to reach, by bytes per number: a guess, as no GPU was measured.
-RATE = {2: 2e14, 4: 2e13}
+# Sources where nothing is trained: fewer pairs outside of the pattern are computed. Backward takes all at a time.
+FEWER_COLUMNS = 64
+# FLOP per second that the compiled kernel reaches on an H200, by bytes per number, masked pairs included; for float32 a
+# guess. Seconds of a call, forward and backward, which its Python code takes.
+RATE = {2: 1.5e14, 4: 2e13}
+CALL = 1.4e-3
 
 
 class Flex(Kernel):
@@ -60,44 +69,93 @@ class Flex(Kernel):
         blocks = call.pattern.keep("flex block count", lambda: int(_blocks(call.pattern)[1].sum()))
         flop = 2 * BLOCK**2 * blocks * (call.query.size(-1) + call.value.size(-1))
         rate = RATE[min(call.query.dtype.itemsize, 4)]
-        return share(call) * (4e-4 + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)
+        return share(call) * (CALL + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
         from torch.nn.attention.flex_attention import AuxRequest
 
-        dims = len(call.batch_shape)
-        heads_first = lambda x: x.reshape(x.shape[:dims].numel(), *x.shape[dims:]).transpose(1, 2)
-        query, key, value = map(heads_first, (call.query, call.key, call.value))
-        pattern = call.pattern
+        batch, pattern = call.batch_shape, call.pattern
+        dims, is_cuda = len(batch), call.query.device.type == "cuda"
+        size = call.pattern.keep("flex size", lambda: _size_of_all(pattern))
+        heads_first = lambda x: x.reshape(batch.numel(), *x.shape[dims:]).transpose(1, 2)
         assert isinstance(call.score, DotProduct)
-        out, aux = _flex_attention(query.device.type)(
+        scale = call.score.factor(call.query.size(-1))
+        if size is not None and _is_plain(call):
+            parts = (x.reshape(-1, n, *x.shape[-2:]).transpose(1, 2) for x, n in zip(_data(call), size, strict=True))
+            query, key, value = parts
+            is_causal = isinstance(pattern, Full) and pattern.causal
+            out = scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)
+            return Result(out.transpose(1, 2).reshape(*call.query.shape[:-1], -1), None, None)
+        query, key, value = map(heads_first, _data(call))
+        columns = BLOCK if needs_grad(call) or not is_cuda else FEWER_COLUMNS
+        kind, mask = pattern.keep("flex mask", lambda: _mask_of(pattern))
+        what = (
+            kind,
+            query.dtype,
+            query.size(1),
+            key.size(1),
+            query.size(3),
+            value.size(3),
+            columns,
+            call.edge_bias is None,
+        )
+        out, aux = _flex_attention(query.device.type, what)(
             query,
             key,
             value,
             score_mod=_bias_of(pattern, call.edge_bias) if isinstance(call.edge_bias, OffsetBias) else None,
-            block_mask=pattern.keep(f"flex on {query.device}", lambda: _block_mask(pattern)),
-            scale=call.score.factor(query.size(-1)),
+            block_mask=pattern.keep(f"flex {columns}", lambda: _block_mask(pattern, mask, columns)),
+            scale=scale,
             enable_gqa=key.size(1) != query.size(1),
             return_aux=AuxRequest(lse=True),
+            kernel_options={"BLOCK_N": columns} if is_cuda and _reads_more(query, columns) else None,
         )
-        lse = in_parts(aux.lse.transpose(1, 2)).unflatten(0, call.batch_shape or (1,)) if call.return_lse else None
-        out = out.transpose(1, 2).unflatten(0, call.batch_shape or (1,))
+        lse = in_parts(aux.lse.transpose(1, 2)).unflatten(0, batch or (1,)) if call.return_lse else None
+        out = out.transpose(1, 2).unflatten(0, batch or (1,))
         return Result(out, None, lse) if dims else Result(out[0], None, None if lse is None else lse[0])
 
 
-def _flex_attention(device: str) -> Any:
+def _data(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    return call.query, call.key, call.value
+
+
+def _size_of_all(pattern: Pattern) -> tuple[int, int, int] | None:
+    """Targets, and sources twice, of each component, if all pairs in it are edges and it is as large as the others."""
+    if not isinstance(pattern, Full):
+        return None
+    sizes = torch.cat([pattern.shape, pattern.source_shape], 1).unique(dim=0).tolist()
+    return (sizes[0][0], sizes[0][1], sizes[0][1]) if len(sizes) == 1 else None
+
+
+def _is_plain(call: Call) -> bool:
+    """Whether torch has a kernel without masks and biases that computes the call, and stores no scores."""
+    is_same = call.query.shape[-2:] == call.key.shape[-2:] == call.value.shape[-2:]
+    return call.edge_bias is None and not call.return_lse and is_same
+
+
+def _reads_more(query: Tensor, columns: int) -> bool:
+    """Whether torch's own choice of sources at a time is more than the blocks have."""
+    return columns < BLOCK and query.dtype.itemsize == 2 and query.size(-1) == 64
+
+
+def _flex_attention(device: str, what: Any) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Uncompiled it stores all scores; inside torch.compile it is compiled with the rest of the graph.
-    return _compiled() if device == "cuda" and not torch.compiler.is_compiling() else flex_attention
+    return _compiled(what) if device == "cuda" and not torch.compiler.is_compiling() else flex_attention
 
 
 @functools.cache
-def _compiled() -> Any:
+def _compiled(what: Any) -> Any:
+    """A function of its own for each kind of call: after eight recompilations of one, torch no longer compiles it."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled: Any = torch.compile(flex_attention)
+    def attend(*inputs: Any, **options: Any) -> Any:
+        return flex_attention(*inputs, **options)
+
+    attend.__code__ = attend.__code__.replace(co_name=f"flex_{abs(hash(what)):x}")
+    compiled: Any = torch.compile(attend)
     return compiled
 
 
@@ -125,46 +183,80 @@ def _find_blocks(pattern: Pattern) -> tuple[Tensor, Tensor]:
     return low, torch.where(high < 0, 0, high // BLOCK - low + 1)
 
 
-def _block_mask(pattern: Pattern) -> Any:
-    """Which blocks are computed, and which pairs count in them."""
+def _block_mask(pattern: Pattern, mask: Callable[..., Tensor], columns: int) -> Any:
+    """Which blocks of BLOCK targets and so many sources are computed, and which pairs count in them."""
     from torch.nn.attention.flex_attention import BlockMask
 
     low, number = _blocks(pattern)
-    columns = -(-pattern.num_sources // BLOCK)
-    index = (low[:, None] + torch.arange(columns, device=pattern.device)) % columns
+    split, count = BLOCK // columns, -(-pattern.num_sources // columns)
+    index = (split * low[:, None] + torch.arange(count, device=pattern.device)) % count
+    # The last block of BLOCK sources may have fewer than all of its parts.
+    number = torch.minimum(split * number, count - split * low).clamp(min=0)
     return BlockMask.from_kv_blocks(
         number.to(torch.int32)[None, None],
         index.to(torch.int32)[None, None],
-        BLOCK_SIZE=BLOCK,
-        mask_mod=_mask_of(pattern),
+        BLOCK_SIZE=(BLOCK, columns),
+        mask_mod=mask,
         seq_lengths=(pattern.num_targets, pattern.num_sources),
     )
 
 
-def _mask_of(pattern: Pattern) -> Callable[..., Tensor]:
-    """The definition for one pair, as FlexAttention traces it: lookups by node, without branches."""
+def _mask_of(pattern: Pattern) -> tuple[Any, Callable[..., Tensor]]:
+    """The definition for one pair, as FlexAttention traces it, without branches; and what is constant in it."""
     assert isinstance(pattern, Box)
+    if isinstance(pattern, Window | Grid) and pattern.shape.size(0) == 1 and _clips(pattern):
+        return _mask_of_one(pattern)
     component, first, count = pattern._spans()
-    rows = torch.arange(pattern.num_sources, device=pattern.device)
-    source_component = torch.searchsorted(pattern.source_ptr, rows, right=True) - 1
-    coordinate = pattern.positions()[1]
-    extent = pattern.source_shape[component]
     steps = [along.step for along in pattern._offset_ranges()]
-    is_cyclic = pattern._is_cyclic
+    is_cyclic, is_one = pattern._is_cyclic, pattern.shape.size(0) == 1
+    rows = torch.arange(pattern.num_sources, device=pattern.device)
+    whose = torch.searchsorted(pattern.source_ptr, rows, right=True) - 1
+    coordinate, extent = pattern.positions()[1], pattern.shape[component]
+    # Numbers of 32 bits, each axis next to each other: a mask reads them for every block.
+    component, whose = component.to(torch.int32), whose.to(torch.int32)
+    per_axis = lambda x: [column.contiguous() for column in x.to(torch.int32).unbind(1)]
+    axes = list(zip(steps, *map(per_axis, (coordinate, first, count, extent)), strict=True))
 
     def sees(batch: Tensor, head: Tensor, target: Tensor, source: Tensor) -> Tensor:
-        allowed = component[target] == source_component[source]
-        for axis, step in enumerate(steps):
-            distance = coordinate[source, axis] - first[target, axis]
+        allowed = source >= 0 if is_one else component[target] == whose[source]
+        for step, place, low, many, size in axes:
+            distance = place[source] - low[target]
             if is_cyclic:
-                # First and coordinate differ by at most one turn around a torus.
-                distance = (distance + extent[target, axis]) % extent[target, axis]
-            allowed = allowed & (distance >= 0) & (distance < count[target, axis] * step)
+                # First and place differ by at most one turn around a torus.
+                distance = (distance + size[target]) % size[target]
+            allowed = allowed & (distance >= 0) & (distance < many[target] * step)
             if step > 1:
                 allowed = allowed & (distance % step == 0)
         return allowed
 
-    return sees
+    return ("lookup", is_cyclic, is_one, tuple(steps)), sees
+
+
+def _clips(pattern: Window | Grid) -> bool:
+    return isinstance(pattern, Window) or pattern.border == "clip"
+
+
+def _mask_of_one(pattern: Window | Grid) -> tuple[Any, Callable[..., Tensor]]:
+    """The definition by arithmetic alone, for one array whose windows are cut off at its border."""
+    extents, ranges = pattern.shape[0].tolist(), pattern._offset_ranges()
+    strides = [math.prod(extents[axis + 1 :]) for axis in range(len(extents))]
+    # The first axis needs no remainder, so that sequences of any length have one mask.
+    axes = [
+        (stride, extent, x.start, x.stop, x.step) for stride, extent, x in zip(strides, extents, ranges, strict=True)
+    ]
+    axes[0] = (strides[0], 0, *axes[0][2:])
+
+    def sees(batch: Tensor, head: Tensor, target: Tensor, source: Tensor) -> Tensor:
+        allowed = source >= 0
+        for stride, extent, start, stop, step in axes:
+            a, b = (target, source) if stride == 1 else (target // stride, source // stride)
+            distance = (b % extent) - (a % extent) if extent else b - a
+            allowed = allowed & (distance >= start) & (distance < stop)
+            if step > 1:
+                allowed = allowed & ((distance - start) % step == 0)
+        return allowed
+
+    return tuple(axes), sees
 
 
 def _bias_of(pattern: Pattern, bias: OffsetBias) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ import torch
 from graphattn import Additive, Edges, Full, Grid, OffsetBias, Window, attention, dense_attention, explain_backend
 from graphattn.kernels import KERNELS
 from graphattn.kernels.flex import BLOCK, Flex, _blocks
-from graphattn.testing import pattern_zoo, random_call
+from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
 # Uncompiled, it says that it holds all scores.
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -42,6 +42,15 @@ def test_flex_matches_the_oracle(name, offset_table, on_cpu):
     found = attention(**tensors, pattern=pattern, backend="flex", return_lse=True)
     expected = dense_attention(**tensors, pattern=pattern, return_lse=True)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("sizes", [7, [5, 5, 5]])
+def test_full_patterns_of_one_size_need_no_mask(sizes, causal, on_cpu, monkeypatch):
+    monkeypatch.setattr("graphattn.kernels.flex._flex_attention", None)
+    pattern = Full(sizes, causal=causal)
+    tensors = random_call(pattern, batch=(2,), width=16, dtype=torch.float32)
+    assert_matches_dense(tensors, pattern, backend="flex", return_weights=False, return_lse=False)
 
 
 @pytest.mark.parametrize("name", PATTERNS)

@@ -106,14 +106,14 @@ def test_the_estimate_by_hand():
     rows, edges = 64 * 2 * 8 * 4, 1000
     moved = 3 * (2 * rows + 8 * edges) / gpu_plan.MEMORY + 3 * edges * 2 * 8 * 4 / gpu_plan.CACHE
     counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / gpu_plan.INSTRUCTIONS
-    assert gpu_plan.estimate(call) == pytest.approx(max(moved, counted) + 12e-5, rel=1e-12)
+    assert gpu_plan.estimate(call) == pytest.approx(max(moved, counted) + gpu_plan.CALL, rel=1e-12)
     alone = call_on_a_thousand_edges(requires_grad=False, dtype=torch.float32)
     assert gpu_plan.estimate(alone) == pytest.approx(FORWARD_SHARE * gpu_plan.estimate(call), rel=1e-12)
 
 
 def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
     monkeypatch.setattr(gpu_plan, "INSTRUCTIONS", math.inf)
-    seconds = lambda **options: gpu_plan.estimate(call_on_a_thousand_edges(**options)) - 12e-5
+    seconds = lambda **options: gpu_plan.estimate(call_on_a_thousand_edges(**options)) - gpu_plan.CALL
     full = seconds(dtype=torch.float32, width=64)
     assert 0.5 < seconds(dtype=torch.bfloat16, width=64) / full < 0.52
     assert seconds(dtype=torch.float32, width=64, edge_tensors=True) / full > 1
@@ -122,19 +122,27 @@ def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
     assert full < beyond < full * gpu_plan.CACHE / gpu_plan.MEMORY
 
 
-def test_auto_takes_the_kernel_only_once_it_was_measured(monkeypatch):
+@pytest.mark.parametrize(("capability", "is_measured"), [((9, 0), True), ((8, 0), False)])
+def test_only_chips_that_were_measured_count_as_such(capability, is_measured, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert gpu_kernel._is_measured.__wrapped__(torch.device("cuda")) == is_measured
+    assert not gpu_kernel._is_measured.__wrapped__(torch.device("cpu"))
+
+
+def test_auto_takes_the_kernel_only_where_it_was_measured(monkeypatch):
     monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
     monkeypatch.setattr(gpu_kernel, "HAS_TRITON", True)
     pattern = graph_zoo()["unsorted edges"]
     tensors = random_call(pattern)
     kernel = gpu_kernel.TritonCSR()
-    monkeypatch.setattr(gpu_kernel, "MEASURED", False)
+    monkeypatch.setattr(gpu_kernel, "_is_measured", lambda device: False)
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
     assert "\n  triton   runs only if named explicitly\n" in str(report)
     assert str(explain_backend(**tensors, pattern=pattern, backend="triton")).startswith("backend='triton' runs")
     assert not kernel.reads_traced_edges(torch.device("cpu"))
-    monkeypatch.setattr(gpu_kernel, "MEASURED", True)
+    monkeypatch.setattr(gpu_plan, "CALL", 1e-5)
+    monkeypatch.setattr(gpu_kernel, "_is_measured", lambda device: True)
     report = explain_backend(**tensors, pattern=pattern)
-    assert report.chosen == "triton" and "\n> triton   can run, estimated 0.12 ms\n" in str(report)
+    assert report.chosen == "triton" and "\n> triton   can run, estimated 0.01 ms\n" in str(report)
     assert kernel.reads_traced_edges(torch.device("cpu")) and not kernel.reads_traced_edges(torch.device("meta"))

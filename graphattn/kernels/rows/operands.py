@@ -306,13 +306,8 @@ def schema(kind: type[NamedTuple]) -> str:
 
 def flatten(operands: Forward | Weights | Backward | Attend) -> list[Any]:
     """Return the operands one after another, without their groups."""
-    flat: list[Any] = []
-    for x in operands:
-        if isinstance(x, GROUPS):
-            flat += x
-        else:
-            flat.append(x)
-    return flat
+    # Some versions of torch.compile know no other way to take a named tuple apart.
+    return [x for group in operands for x in (group if isinstance(group, GROUPS) else (group,))]
 
 
 def pack(operands: Forward | Weights | Backward) -> list[Any]:

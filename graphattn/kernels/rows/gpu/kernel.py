@@ -36,13 +36,16 @@ from ..operands import (
     sums_shape,
 )
 from ..own import needs_scores, why_not_traced, with_given_scores
+from .launch import launch
 from .own import NAME, edge_loop
 from .plan import WIDEST, Block, ItemPlan, block_of, estimate, merge_block, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Whether a GPU has run these kernels and `make gpu` has passed and measured there. Until then "auto" never takes them,
-# whatever the estimate: that they are right rests on an interpreter, and a wrong result costs more than a slow one.
-MEASURED = False
+# Chips, by compute capability, on which `make gpu` has passed and measured: an H200. Elsewhere "auto" never takes these
+# kernels, whatever the estimate, as a wrong result costs more than a slow one.
+MEASURED = frozenset({(9, 0)})
+# Parts of a sum that are added in its own dtype before the rest is in float64.
+PARTS = 64
 
 
 class TritonCSR(Kernel):
@@ -64,17 +67,22 @@ class TritonCSR(Kernel):
         return why_not_traced(call) if needs_scores(call) else None
 
     def cost(self, call: Call) -> float:
-        """Count bytes, instructions and launches, see `estimate`; infinite until they were measured."""
-        return estimate(call) if MEASURED else math.inf
+        """Count bytes, instructions and the call itself, see `estimate`; infinite where nothing was measured."""
+        return estimate(call) if _is_measured(call.query.device) else math.inf
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On a GPU, if Triton is there, and "auto" takes the kernel."""
-        return MEASURED and HAS_TRITON and device.type == self.device
+        return HAS_TRITON and device.type == self.device and _is_measured(device)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
         call = with_given_scores(call) if needs_scores(call) else call
         return run_fused(call, edges_for(call, self.name, ItemPlan), is_exact=True)
+
+
+@functools.cache
+def _is_measured(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in MEASURED
 
 
 class _Operands:
@@ -129,26 +137,21 @@ class _Operands:
         programs = shape.batches * blocks * -(-kv_heads // heads)
         if not programs:
             return
-        kernel[(programs,)](
-            items,
-            items.size(0),
-            blocks,
-            *tensors,
-            *numbers,
-            SCORE=self.mode.score,
-            NORMALIZER=self.mode.normalizer,
-            ROWS=rows,
-            KV_HEADS=kv_heads,
-            GROUP=group,
-            KV_BLOCK=heads,
-            GROUP_BLOCK=power_of_two(group),
-            IS_EVEN=kv_heads % heads == 0 and group == power_of_two(group),
-            WIDTH=shape.width,
-            WIDTH_BLOCK=power_of_two(shape.width),
-            NUMBER=_number(self.tensors.query),
-            num_warps=warps,
+        constants = {
+            "SCORE": self.mode.score,
+            "NORMALIZER": self.mode.normalizer,
+            "ROWS": rows,
+            "KV_HEADS": kv_heads,
+            "GROUP": group,
+            "KV_BLOCK": heads,
+            "GROUP_BLOCK": power_of_two(group),
+            "IS_EVEN": kv_heads % heads == 0 and group == power_of_two(group),
+            "WIDTH": shape.width,
+            "WIDTH_BLOCK": power_of_two(shape.width),
+            "NUMBER": _number(self.tensors.query),
             **options,
-        )
+        }
+        launch(kernel, programs, (items, items.size(0), blocks, *tensors, *numbers), constants, warps)
 
     def values(self) -> dict[str, Any]:
         """What kernels that read values are compiled for."""
@@ -187,24 +190,17 @@ def forward(given: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     if slots and shape.batches:
         cut = operands.plan.cut
         pieces, heads_block = merge_block(shape.heads, shape.value_width)
-        merge_forward[(shape.batches * cut.size(0) * -(-shape.heads // heads_block),)](
-            cut,
-            out,
-            sums,
-            exact,
-            *parts,
-            cut.size(0),
-            slots,
-            shape.targets,
-            keep_scale(mode.dropout_p),
-            NORMALIZER=mode.normalizer,
-            PIECES=pieces,
-            num_warps=8,
-            HEADS=shape.heads,
-            HEADS_BLOCK=heads_block,
-            NUMBER=_number(query),
+        programs = shape.batches * cut.size(0) * -(-shape.heads // heads_block)
+        arguments = (cut, out, sums, exact, *parts, cut.size(0), slots, shape.targets, keep_scale(mode.dropout_p))
+        constants = {
+            "NORMALIZER": mode.normalizer,
+            "PIECES": pieces,
+            "HEADS": shape.heads,
+            "HEADS_BLOCK": heads_block,
+            "NUMBER": _number(query),
             **operands.values(),
-        )
+        }
+        launch(merge_forward, programs, arguments, constants, warps=8)
     return out, sums, exact
 
 
@@ -286,7 +282,7 @@ def _target_gradients(operands: _Operands, grads: Sequence[Any], needs: Needs) -
     if part is not None:
         _merge(merge_sums, operands, shape.targets, found["query"], part)
     if vectors is not None:
-        found["vector"] = vectors.sum(0, dtype=torch.float64)
+        found["vector"] = _sum_programs(vectors)
     for name, x in of_edges.items():
         if x.size(0) != batches:
             found[name] = found[name].sum(0, keepdim=True)
@@ -322,9 +318,20 @@ def _merge(kernel: Any, operands: _Operands, rows: int, whole: Tensor, part: Ten
     batches, plan, size = operands.shape.batches, operands.plan, whole.size(2) * whole.size(3)
     pieces, block = merge_block(size, 1)
     if batches and plan.cut.size(0):
-        options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole), "num_warps": 8}
+        constants = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": _number(whole)}
         programs = batches * plan.cut.size(0) * -(-size // block)
-        kernel[(programs,)](plan.cut, whole, part, plan.cut.size(0), plan.slots(), rows, **options)
+        arguments = (plan.cut, whole, part, plan.cut.size(0), plan.slots(), rows)
+        launch(kernel, programs, arguments, constants, warps=8)
+
+
+def _sum_programs(x: Tensor) -> Tensor:
+    """Sum over the programs that each wrote a part, in float64 after a first step in the accumulator's dtype.
+
+    In float64 alone a hundred thousand parts take a third of the pass that wrote them.
+    """
+    steps = x.size(0) // PARTS
+    first = x[: steps * PARTS].view(steps, PARTS, *x.shape[1:]).sum(1)
+    return first.sum(0, dtype=torch.float64) + x[steps * PARTS :].sum(0, dtype=torch.float64)
 
 
 def _number(like: Tensor) -> Any:

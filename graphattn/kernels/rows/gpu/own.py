@@ -14,6 +14,7 @@ from torch import Tensor
 from ..op import keep_plan
 from ..own import Loop, Own
 from .emit import source_of
+from .launch import launch
 from .plan import Block, ItemPlan, block_of, merge_block
 
 NAME = "triton"
@@ -80,26 +81,16 @@ def _launch(
     if not programs:
         return
     kernel = trace.kept.setdefault((NAME, loop), None) or _compile(trace, loop)
-    kernel[(programs,)](
-        items,
-        items.size(0),
-        blocks,
-        plan.index,
-        plan.perm if plan.perm.numel() else None,
-        *inputs,
-        own.slopes,
-        *results,
-        plan.slots(),
-        pattern.num_targets,
-        pattern.num_sources,
-        pattern.num_edges,
-        *own.strides,
-        ROWS=rows,
-        HEAD_BLOCK=heads,
-        IS_EVEN=trace.heads % heads == 0,
-        NUMBER=getattr(importlib.import_module("triton.language"), str(trace.dtype).removeprefix("torch.")),
-        num_warps=warps,
-    )
+    lists = (items, items.size(0), blocks, plan.index, plan.perm if plan.perm.numel() else None)
+    sizes = (plan.slots(), pattern.num_targets, pattern.num_sources, pattern.num_edges)
+    constants = {
+        "ROWS": rows,
+        "HEAD_BLOCK": heads,
+        "IS_EVEN": trace.heads % heads == 0,
+        "NUMBER": getattr(importlib.import_module("triton.language"), str(trace.dtype).removeprefix("torch.")),
+    }
+    arguments = (*lists, *inputs, own.slopes, *results, *sizes, *own.strides)
+    launch(kernel, programs, arguments, constants, warps, trace.kept)
 
 
 @functools.cache
@@ -128,6 +119,7 @@ def _merge(plan: ItemPlan, batches: int, whole: Tensor, part: Tensor) -> None:
     pieces, block = merge_block(size, 1)
     if batches and plan.cut.size(0):
         number = getattr(importlib.import_module("triton.language"), str(whole.dtype).removeprefix("torch."))
-        options = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": number, "num_warps": 8}
+        constants = {"PIECES": pieces, "SIZE": size, "BLOCK": block, "NUMBER": number}
         programs = batches * plan.cut.size(0) * -(-size // block)
-        merge_sums[(programs,)](plan.cut, whole, part, plan.cut.size(0), plan.slots(), whole.size(1), **options)
+        arguments = (plan.cut, whole, part, plan.cut.size(0), plan.slots(), whole.size(1))
+        launch(merge_sums, programs, arguments, constants, warps=8)

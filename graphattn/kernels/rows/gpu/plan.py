@@ -34,13 +34,11 @@ LOAD_BYTES = 16
 MERGED_PIECES, MERGED_NUMBERS = 16, 128
 
 # Published H200 figures, not measured here: bytes per second of its memory, and of its cache while what
-# is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach; seconds from
-# one launch to the next.
+# is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach.
 MEMORY, CACHE, CACHE_BYTES = 4.2e12, 5.5e12, 4e7
 INSTRUCTIONS = 0.5 * 132 * 4 * 1.755e9
-LAUNCH = 1e-5
-# Forward and backward: whole rows, short ones and a merge, thrice, and what prepares the slopes.
-LAUNCHES = 12
+# Seconds of a call on thirty nodes, forward and backward, which its Python code takes: measured.
+CALL = 1e-3
 # Instructions of a warp for an edge and a head, and more for each number of key and value: read off the compiled loops.
 # The passes backward take 1.3 and 1.5 times as many as forward.
 PER_EDGE, PER_NUMBER, PASSES = 1.0, 0.15, 3.8
@@ -199,4 +197,4 @@ def estimate(call: Call) -> float:
         held = min(1.0, CACHE_BYTES / rows) if rows else 1.0
         seconds += passes * batch * edges * per_edge * width * itemsize * (held / CACHE + (1 - held) / MEMORY)
     instructions = PASSES * batch * edges * call.heads * (PER_EDGE + PER_NUMBER * width)
-    return share(call) * (max(seconds, instructions / INSTRUCTIONS) + LAUNCHES * LAUNCH)
+    return share(call) * (max(seconds, instructions / INSTRUCTIONS) + CALL)
