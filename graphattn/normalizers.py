@@ -185,6 +185,30 @@ class Normalized(Elementwise):
         return weight / torch.where(total == 0, 1, total)
 
 
+class Share(Normalized):
+    """s / sum of s over the target's edges: of scores that are products of positive features, see `feature_map`.
+
+    Example:
+        >>> Share().dense(torch.tensor([3.0, 1.0, -torch.inf]), torch.tensor(True))
+        tensor([0.7500, 0.2500, 0.0000])
+    """
+
+    name = "share"
+
+    def __init__(self) -> None:
+        """Take none."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def _apply(self, score: Tensor) -> Tensor:
+        return torch.where(score == -torch.inf, 0, score)
+
+    def __repr__(self) -> str:
+        return repr(self.name)
+
+
 class Plain(Elementwise):
     """An elementwise normalizer of the library, which has a name and no arguments."""
 

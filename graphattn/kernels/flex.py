@@ -76,7 +76,8 @@ class Flex(Kernel):
         from torch.nn.attention.flex_attention import AuxRequest
 
         batch, pattern = call.batch_shape, call.pattern
-        dims, is_cuda = len(batch), call.query.device.type == "cuda"
+        dims, device = len(batch), call.query.device
+        is_cuda = device.type == "cuda"
         size = call.pattern.keep("flex size", lambda: _size_of_all(pattern))
         heads_first = lambda x: x.reshape(batch.numel(), *x.shape[dims:]).transpose(1, 2)
         assert isinstance(call.score, DotProduct)
@@ -89,7 +90,7 @@ class Flex(Kernel):
             return Result(out.transpose(1, 2).reshape(*call.query.shape[:-1], -1), None, None)
         query, key, value = map(heads_first, _data(call))
         columns = BLOCK if needs_grad(call) or not is_cuda else FEWER_COLUMNS
-        kind, mask = pattern.keep("flex mask", lambda: _mask_of(pattern))
+        kind, mask = pattern.keep(f"flex mask on {device}", lambda: _mask_of(pattern))
         what = (
             kind,
             query.dtype,
@@ -100,12 +101,12 @@ class Flex(Kernel):
             columns,
             call.edge_bias is None,
         )
-        out, aux = _flex_attention(query.device.type, what)(
+        out, aux = _flex_attention(device.type, what)(
             query,
             key,
             value,
             score_mod=_bias_of(pattern, call.edge_bias) if isinstance(call.edge_bias, OffsetBias) else None,
-            block_mask=pattern.keep(f"flex {columns}", lambda: _block_mask(pattern, mask, columns)),
+            block_mask=pattern.keep(f"flex {columns} on {device}", lambda: _block_mask(pattern, mask, columns)),
             scale=scale,
             enable_gqa=key.size(1) != query.size(1),
             return_aux=AuxRequest(lse=True),

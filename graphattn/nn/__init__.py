@@ -11,11 +11,20 @@ from .encodings import RandomWalkPosition as RandomWalkPosition
 from .encodings import RelativeBias as RelativeBias
 from .encodings import Rotary as Rotary
 from .encodings import Sinusoidal as Sinusoidal
+from .feature_maps import RandomFeatures as RandomFeatures
 from .hetero import DenseHeteroGraphAttention as DenseHeteroGraphAttention
 from .hetero import HeteroGraphAttention as HeteroGraphAttention
 from .pyg.accelerate import AccelerateReport as AccelerateReport
 from .pyg.accelerate import accelerate as accelerate
 from .pyg.accelerate import restore as restore
+from .pyg.convs import AGNNConv as AGNNConv
+from .pyg.convs import FAConv as FAConv
+from .pyg.convs import GATEConv as GATEConv
+from .pyg.convs import GENConv as GENConv
+from .pyg.convs import GeneralConv as GeneralConv
+from .pyg.convs import PointTransformerConv as PointTransformerConv
+from .pyg.convs import ResGatedGraphConv as ResGatedGraphConv
+from .pyg.convs import SuperGATConv as SuperGATConv
 from .pyg.hetero import HANConv as HANConv
 from .pyg.hetero import HEATConv as HEATConv
 from .pyg.hetero import HGTConv as HGTConv
@@ -46,6 +55,7 @@ __all__ = [
     "LaplacianPosition",
     "LearnedPosition",
     "RGATConv",
+    "RandomFeatures",
     "RandomWalkPosition",
     "RelativeBias",
     "Rotary",

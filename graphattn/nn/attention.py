@@ -22,6 +22,7 @@ from ..patterns.base import Sides
 from ..patterns.containers import read_edges
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
+from .feature_maps import FeatureMap
 from .projections import Projections
 from .typed import Features, Maybe, No, Weights, Yes, typed_as
 
@@ -49,6 +50,9 @@ class GraphAttention(Projections, MessagePassing):
         bias: whether the projections of queries, keys, values and output have a bias.
         add_self_loops: let every node attend to itself; new loops come after the given edges, with zero features.
         encoding: a positional encoding, see `graphattn.nn.encodings`; one that changes features doesn't support a pair.
+        feature_map: "elu" (elu + 1), "relu", or a function or module from [*B, N, H, D] to positive features
+            [*B, N, H, F], such as `RandomFeatures`: weights are products of features over their sum, and full patterns
+            take linear time. It excludes other scores and normalizers, edge features, dropout and biases of pairs.
         backend: as in `attention`.
 
     Raises:
@@ -77,6 +81,7 @@ class GraphAttention(Projections, MessagePassing):
         bias: bool = True,
         add_self_loops: bool = False,
         encoding: Encoding | None = None,
+        feature_map: str | FeatureMap | None = None,
         backend: str = "auto",
     ) -> None:
         MessagePassing.__init__(self, aggr="add", node_dim=-3)
@@ -84,7 +89,7 @@ class GraphAttention(Projections, MessagePassing):
         self.add_self_loops = add_self_loops
         self.backend = backend
         widths = (in_channels, out_channels, heads, kv_heads, head_channels)
-        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map)
 
     def reset_parameters(self) -> None:
         """Initialize all parameters again."""
@@ -188,6 +193,8 @@ class GraphAttention(Projections, MessagePassing):
         bias: Tensor | OffsetBias | None,
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
+        if self.feature_map is not None and not return_weights:
+            return self._attend_by_features(query, key, value, pattern), None
         options: Options = {
             "score": self._own_score(),
             "normalizer": self.normalizer,
@@ -199,6 +206,18 @@ class GraphAttention(Projections, MessagePassing):
         if return_weights:
             return attention(query, key, value, pattern, backend=self.backend, **options, return_weights=True)
         return attention(query, key, value, pattern, backend=self.backend, **options), None
+
+    def _attend_by_features(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
+        """Sums of products of features, of values and of ones; no kernel normalizes."""
+        dtype = value.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            # Sums over all nodes of a large graph.
+            query, key, value = query.float(), key.float(), value.float()
+        ones = value.new_ones(*value.shape[:-1], 1)
+        options: Options = {"score": self._own_score(), "normalizer": "identity"}
+        out = attention(query, key, torch.cat([value, ones], -1), pattern, backend=self.backend, **options)
+        total = out[..., -1:]
+        return (out[..., :-1] / torch.where(total == 0, 1, total)).to(dtype)
 
     def _pass_messages(
         self,

@@ -15,6 +15,7 @@ from ..offset_bias import OffsetBias
 from ..patterns import Pattern
 from ..scores import Score, ScoreFunction, as_score
 from .encodings import Encoding
+from .feature_maps import FeatureMap
 from .projections import Projections
 from .typed import Features, Maybe, No, Yes, typed_as
 
@@ -48,10 +49,11 @@ class DenseGraphAttention(Projections):
         dropout: float = 0.0,
         bias: bool = True,
         encoding: Encoding | None = None,
+        feature_map: str | FeatureMap | None = None,
     ) -> None:
         torch.nn.Module.__init__(self)
         widths = (in_channels, out_channels, heads, kv_heads, head_channels)
-        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map)
 
     @overload
     def forward(
@@ -109,6 +111,8 @@ class DenseGraphAttention(Projections):
             query, key, bias = self._encode_scores(query, key, pattern)
             bias = bias.of_edges(pattern) if isinstance(bias, OffsetBias) else bias
             pair_bias = self._to_matrix(bias, pattern)
+        elif self.feature_map is not None:
+            query, key = self._map_features(query), self._map_features(key)
         edge = None
         if self.lin_edge is not None and edge_attr is not None:
             edge = self._split(self.lin_edge(edge_attr), self.kv_heads)

@@ -22,11 +22,12 @@ from ..errors import (
     message,
     shape_of,
 )
-from ..normalizers import Elementwise, Normalized, Normalizer, as_normalizer
+from ..normalizers import Elementwise, Normalized, Normalizer, Share, as_normalizer
 from ..offset_bias import OffsetBias
 from ..patterns import Pattern
 from ..scores import Additive, DotProduct, Score, ScoreFunction, as_score
 from .encodings import Encoding
+from .feature_maps import FEATURE_MAPS, FeatureMap
 from .typed import Features
 
 # The names of a layer's scores, and the activation of those whose vector the layer owns.
@@ -57,6 +58,7 @@ class Projections(torch.nn.Module):
         dropout: float,
         bias: bool,
         encoding: Encoding | None,
+        feature_map: str | FeatureMap | None,
     ) -> None:
         where = type(self).__name__
         source_channels, target_channels = _read_channels(where, in_channels)
@@ -84,6 +86,11 @@ class Projections(torch.nn.Module):
         self.own_normalizer = own if isinstance(own, torch.nn.Module) else None
         self.normalizer = as_normalizer(where, normalizer)
         self.encoding = encoding
+        # A module is registered, with its parameters.
+        self.feature_map: Any = feature_map
+        if feature_map is not None:
+            self._check_feature_map()
+            self.normalizer = Share()
 
         width = self.out_channels // self.heads if self.head_channels is None else self.head_channels
         if encoding is not None:
@@ -98,6 +105,23 @@ class Projections(torch.nn.Module):
             self.lin_edge = Linear(self.edge_dim, self.kv_heads * width, **{**options, "bias": False})
         self._build_vector(width)
         self._draw_parameters()
+
+    def _check_feature_map(self) -> None:
+        """Raise unless there is such a map, and no option that it excludes."""
+        where, given = type(self).__name__, self.feature_map
+        if isinstance(given, str):
+            check_choice(where, "feature_map", given, FEATURE_MAPS)
+        elif not callable(given) or isinstance(given, type):
+            raise TypeError(message(where, "feature_map", "must be a name, a function or a module", repr(given)))
+        for name, value, default in (
+            ("score", self.score, "dot_product"),
+            ("normalizer", getattr(self.normalizer, "name", None), "softmax"),
+            ("edge_dim", self.edge_dim, None),
+            ("dropout", self.dropout, 0.0),
+        ):
+            if value != default:
+                rule = f"must be {default!r} with a feature_map, which determines the weights and computes none of them"
+                raise ValueError(message(where, name, rule, repr(value)))
 
     def _build_vector(self, width: int) -> None:
         """Register the vector of an additive score: new for a name; a given one is trained if it is a parameter."""
@@ -185,16 +209,31 @@ class Projections(torch.nn.Module):
     def _encode_scores(
         self, query: Tensor, key: Tensor, pattern: Pattern
     ) -> tuple[Tensor, Tensor, Tensor | OffsetBias | None]:
-        """Let the encoding change query and key, and return a bias of the scores."""
-        if self.encoding is None:
-            return query, key, None
-        query, key = self.encoding.rotate(query, key, pattern)
-        bias = self.encoding.bias(pattern)
+        """Let the encoding change query and key, then map them to features; return a bias of the scores."""
+        bias = None
+        if self.encoding is not None:
+            query, key = self.encoding.rotate(query, key, pattern)
+            bias = self.encoding.bias(pattern)
+        if self.feature_map is not None:
+            if bias is not None:
+                rule = "must not have a bias of pairs with a feature_map, which computes none of them"
+                raise ValueError(message(type(self).__name__, "encoding", rule, type(self.encoding).__name__))
+            query, key = self._map_features(query), self._map_features(key)
         if isinstance(bias, OffsetBias):
             bias.check(type(self).__name__, query, pattern)
         return query, key, bias
 
+    def _map_features(self, x: Tensor) -> Tensor:
+        """Features [*B, N, H, F] of the rows of queries or keys [*B, N, H, D]."""
+        found = (FEATURE_MAPS[self.feature_map] if isinstance(self.feature_map, str) else self.feature_map)(x)
+        if not isinstance(found, Tensor) or found.shape[:-1] != x.shape[:-1]:
+            rule = f"must return a tensor of shape {[*x.shape[:-1]]} and any width"
+            raise ValueError(message(type(self).__name__, "feature_map", rule, shape_of(found)))
+        return found
+
     def _own_score(self) -> Score | ScoreFunction:
+        if self.feature_map is not None:
+            return DotProduct(1.0)
         if self.score_vector is not None and isinstance(self.score, Additive):
             return self.score.with_tensors({"vector": self.score_vector})
         if self.score_vector is not None:
@@ -258,18 +297,19 @@ class Projections(torch.nn.Module):
 
     def _write_options(self) -> str:
         """Arguments of the constructor after the numbers of channels: the heads, and those that aren't the default."""
-        encoding, normalizer = self.encoding, self.normalizer
+        encoding, normalizer, is_softmax = self.encoding, self.normalizer, self.feature_map is None
         written = None if encoding is None else f"{type(encoding).__name__}({encoding.extra_repr()})"
         options = (
             ("kv_heads", self.kv_heads, self.heads),
             ("head_channels", self.head_channels, None),
             ("score", _written(self.score), "'dot_product'"),
-            ("normalizer", _written(getattr(normalizer, "own", normalizer)), "'softmax'"),
+            ("normalizer", _written(getattr(normalizer, "own", normalizer)), "'softmax'" if is_softmax else "'share'"),
             ("edge_dim", self.edge_dim, None),
             ("dropout", self.dropout, 0.0),
             ("bias", getattr(self.lin_query, "bias", None) is not None, True),
             ("add_self_loops", getattr(self, "add_self_loops", False), False),
             ("encoding", written, None),
+            ("feature_map", None if is_softmax else _written(self.feature_map), None),
             ("backend", _written(getattr(self, "backend", "auto")), "'auto'"),
         )
         chosen = [f"{name}={value}" for name, value, default in options if value != default]

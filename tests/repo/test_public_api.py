@@ -25,7 +25,7 @@ NAMES = {
     "graphattn.nn": """
         ALiBi AccelerateReport AttentionReadout DenseGraphAttention DenseHeteroGraphAttention Encoding
         GATConv GATv2Conv GraphAttention GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention
-        LaplacianPosition LearnedPosition RGATConv RandomWalkPosition RelativeBias Rotary Seq2Seq Sinusoidal
+        LaplacianPosition LearnedPosition RGATConv RandomFeatures RandomWalkPosition RelativeBias Rotary Seq2Seq Sinusoidal
         TransformerBlock TransformerConv accelerate conv_as_attention restore
     """,
     "graphattn.distributed": """

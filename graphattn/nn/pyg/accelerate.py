@@ -158,6 +158,8 @@ def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
 
 def _attends(module: torch.nn.Module) -> bool:
     """Whether a module is an attention layer, judging by names, and not only a container of others."""
+    if isinstance(module, Fused) or own_class(module) in FUSED:
+        return True
     if isinstance(module, MessagePassing):
         # Other layers of PyG have an alpha, too, that is not an attention weight.
         steps = (getattr(step, "__code__", None) for step in (module.message, module.edge_update))

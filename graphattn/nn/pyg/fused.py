@@ -119,8 +119,10 @@ class Fused(MessagePassing):
 
     heads: int
     dropout: float
-    # PyG's class, which a subclass replaces.
+    # PyG's class, which a subclass replaces; the aggregation and the dimension of nodes that it is fused for.
     theirs: type[Any]
+    aggregation: type[Any] = SumAggregation
+    node_dims: tuple[int, ...] = (0,)
 
     def __init_subclass__(cls) -> None:
         if "theirs" not in vars(cls):
@@ -276,6 +278,62 @@ class Fused(MessagePassing):
         return bias.unsqueeze(-1).expand(-1, self.heads)
 
 
+class FusedWhole(Fused):
+    """What our versions share whose whole `forward` is ours, or else PyG's."""
+
+    node_dims = (0, -2)
+    # Arguments with which PyG's class can be made, so that it generates its code.
+    example: tuple[Any, ...] = ()
+
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        if "_jinja_propagate" not in vars(self.theirs):
+            with torch.random.fork_rng(devices=[]):
+                self.theirs(*self.example)
+
+    def _is_pygs(self, *edges: Any) -> bool:
+        """Whether PyG computes everything: with hooks, explainers, and for edges that only PyG reads."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
+            return True
+        if why_not_fused(self) is not None or self.explain or self._is_watched():
+            return True
+        return any(not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta for x in edges)
+
+
+class FusedConv(FusedWhole):
+    """One that is a single call on one graph. Under torch.compile it is PyG's, which compiles as a whole."""
+
+    def _is_pygs(self, *edges: Any) -> bool:
+        return torch.compiler.is_compiling() or FusedWhole._is_pygs(self, *edges)
+
+    def _edges(self, x: Tensor, edge_index: Tensor) -> Edges:
+        """The edges of a graph with a row of features per node."""
+        return known_edges(type(self).__name__, edge_index, x.size(0), x.size(0))
+
+    def _loops(self, x: Tensor, edge_index: Tensor) -> Loops:
+        """The same with one loop at each node, last."""
+        return self._edges(x, edge_index).renew_self_loops(x.size(0))
+
+    def _attend_to(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, **options: Any) -> Any:
+        """Attend without autocast, whose operators have cast what they should, in the dtype of PyG's own result."""
+        given = [x for x in (query, key, value, *options.values()) if isinstance(x, Tensor)]
+        dtype = functools.reduce(torch.promote_types, {x.dtype for x in given})
+        options = {name: x.to(dtype) if isinstance(x, Tensor | Score) else x for name, x in options.items()}
+        with torch.autocast(query.device.type, enabled=False):
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+            return attention(query, key, value, pattern, backend=self.backend, **options)
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    """Whether someone watches a module."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" in vars(module) or any(getattr(module, kind) for kind in kinds)
+
+
+def writable(out: Tensor, is_the_kernels: bool) -> Tensor:
+    """Copy the kernel's output if nothing was added: its backward pass needs it, and the caller may write to it."""
+    return out.clone() if is_the_kernels and out.requires_grad else out
+
+
 def own_class(layer: torch.nn.Module) -> type[Any]:
     """A layer's class, without the subclasses that torch generates for parametrizations and sharded parameters."""
     return _own(type(layer))
@@ -303,8 +361,10 @@ def why_not_fused(layer: Any) -> str | None:
     reason = _why_not_class(type(layer))
     if reason is not None:
         return reason
-    if not isinstance(layer.aggr_module, SumAggregation):
-        return f"aggr={layer.aggr!r} is not 'add'"
+    known = FUSED.get(own_class(layer), own_class(layer))
+    if not isinstance(layer.aggr_module, known.aggregation):
+        wanted = "add" if known.aggregation is SumAggregation else "softmax"
+        return f"aggr={layer.aggr!r} is not {wanted!r}"
     if layer.flow != "source_to_target":
         return f"flow={layer.flow!r} is not 'source_to_target'"
     if layer.decomposed_layers != 1:
@@ -312,4 +372,4 @@ def why_not_fused(layer: Any) -> str | None:
     replaced = [name for name in REPLACEABLE if name in vars(layer)]
     if replaced:
         return f"its {replaced[0]} was replaced"
-    return None if layer.node_dim == 0 else f"node_dim={layer.node_dim} is not 0"
+    return None if layer.node_dim in known.node_dims else f"node_dim={layer.node_dim} is not {known.node_dims[0]}"

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.functional import gelu, leaky_relu
 from torch_geometric.nn.conv.han_conv import group
 
-from ...call import is_transformed
 from ...errors import message, shape_of
 from ...functional import attention
 from ...normalizers import Softmax
@@ -22,28 +21,7 @@ from ...scores import Additive, DotProduct
 from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
 from .edges import check_edge_attr
-from .fused import Fused, why_not_fused
-
-
-class FusedHetero(Fused):
-    """What our versions of PyG's layers over relations share."""
-
-    backend: str
-    # Arguments with which PyG's class can be made, so that it generates its code.
-    example: tuple[Any, ...] = ()
-
-    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
-        if "_jinja_propagate" not in vars(self.theirs):
-            with torch.random.fork_rng(devices=[]):
-                self.theirs(*self.example)
-
-    def _is_pygs(self, *edges: Any) -> bool:
-        """Whether PyG computes everything: with hooks, explainers, and for edges that only PyG reads."""
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
-            return True
-        if why_not_fused(self) is not None or self.explain or self._is_watched():
-            return True
-        return any(not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta for x in edges)
+from .fused import FusedWhole
 
 
 def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: Any) -> Any:
@@ -66,7 +44,7 @@ def _ends(pattern: Edges) -> tuple[Rows, Rows]:
     return found
 
 
-class HGTConv(FusedHetero, conv.HGTConv):
+class HGTConv(FusedWhole, conv.HGTConv):
     """`torch_geometric.nn.HGTConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`. PyG takes relations to come in the metadata's order; here any order of the dictionary
@@ -124,7 +102,7 @@ class HGTConv(FusedHetero, conv.HGTConv):
         return key, project_rows(values, of_value, rows, is_plain=is_plain)
 
 
-class HANConv(FusedHetero, conv.HANConv):
+class HANConv(FusedWhole, conv.HANConv):
     """`torch_geometric.nn.HANConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`.
@@ -180,7 +158,7 @@ class HANConv(FusedHetero, conv.HANConv):
         return found
 
 
-class RGATConv(FusedHetero, conv.RGATConv):
+class RGATConv(FusedWhole, conv.RGATConv):
     """`torch_geometric.nn.RGATConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`, and makes a row of values per relation and source, where PyG multiplies each edge by a
@@ -295,7 +273,7 @@ class RGATConv(FusedHetero, conv.RGATConv):
         return out, alpha if return_weights else None
 
 
-class HEATConv(FusedHetero, conv.HEATConv):
+class HEATConv(FusedWhole, conv.HEATConv):
     """`torch_geometric.nn.HEATConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, overload
 
-import torch
 import torch_geometric.nn.conv as conv
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
@@ -17,7 +16,7 @@ from ...patterns.annotations import SparseTensorLike
 from ...scores import Additive, DotProduct
 from ..typed import Features, Maybe, No, Weights, Yes, typed_as
 from .edges import check_one_graph, edge_values, rows_of_nothing, sides_of, with_loops
-from .fused import Fused, Graph
+from .fused import Fused, Graph, has_hooks, writable
 
 # For type checkers, which can't read PyG's own types: the arguments of its layers, and the patterns that ours accept.
 Edges = Tensor | SparseTensorLike | Pattern
@@ -87,7 +86,7 @@ class TransformerConv(Fused, conv.TransformerConv):
         graph = self._read(x, edge_index, edge_attr, target.size(0), None, return_weights)
         edge_attr = edge_attr.view(-1, 1) if edge_attr is not None and edge_attr.dim() == 1 else edge_attr
         out = conv.TransformerConv.forward(self, x, graph, edge_attr)
-        out = _writable(out, self.concat and not self.root_weight)
+        out = writable(out, self.concat and not self.root_weight)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     if TYPE_CHECKING:
@@ -185,7 +184,7 @@ class GATConv(Fused, conv.GATConv):
             with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         )
         out = conv.GATConv.forward(self, x, graph, edge_attr, size)
-        out = _writable(out, self.concat and self.bias is None and self.res is None)
+        out = writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     if TYPE_CHECKING:
@@ -220,7 +219,7 @@ class GATConv(Fused, conv.GATConv):
     def _score_edges(self, edge_attr: Tensor) -> Tensor:
         """[E, H], the edges' part of the scores: projection and vector as one matrix, so that no [E, H, C] is built."""
         lin_edge, att_edge = self.lin_edge, self.att_edge
-        if type(lin_edge) is Linear and "forward" not in vars(lin_edge) and not _has_hooks(lin_edge):
+        if type(lin_edge) is Linear and not has_hooks(lin_edge):
             weight = lin_edge.weight.view(self.heads, self.out_channels, -1)
             return edge_attr @ (weight * att_edge.view(self.heads, self.out_channels, 1)).sum(1).t()
         return (lin_edge(edge_attr).view(-1, self.heads, self.out_channels) * att_edge).sum(-1)
@@ -289,7 +288,7 @@ class GATv2Conv(Fused, conv.GATv2Conv):
             with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         )
         out = conv.GATv2Conv.forward(self, x, graph, edge_attr)
-        out = _writable(out, self.concat and self.bias is None and self.res is None)
+        out = writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
     if TYPE_CHECKING:
@@ -307,13 +306,3 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         score = Additive(self.att[0], "leaky_relu", self.negative_slope)
         options = dict(edge_key=edge, edge_bias=bias, dropout_p=self._drops(), backend=self.backend)
         return graph.attend(target, source, source, score, **options)
-
-
-def _has_hooks(module: torch.nn.Module) -> bool:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind) for kind in kinds)
-
-
-def _writable(out: Tensor, is_the_kernels: bool) -> Tensor:
-    """Copy the kernel's output if nothing was added: its backward pass needs it, and the caller may write to it."""
-    return out.clone() if is_the_kernels and out.requires_grad else out
