@@ -17,6 +17,9 @@ from .hetero import HeteroGraphAttention as HeteroGraphAttention
 from .pyg.accelerate import AccelerateReport as AccelerateReport
 from .pyg.accelerate import accelerate as accelerate
 from .pyg.accelerate import restore as restore
+from .pyg.batches import AttentionalAggregation as AttentionalAggregation
+from .pyg.batches import GPSConv as GPSConv
+from .pyg.batches import SoftmaxAggregation as SoftmaxAggregation
 from .pyg.convs import AGNNConv as AGNNConv
 from .pyg.convs import FAConv as FAConv
 from .pyg.convs import GATEConv as GATEConv
@@ -38,14 +41,21 @@ from .transformer import GraphTransformer as GraphTransformer
 from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
+    "AGNNConv",
     "ALiBi",
     "AccelerateReport",
     "AttentionReadout",
+    "AttentionalAggregation",
     "DenseGraphAttention",
     "DenseHeteroGraphAttention",
     "Encoding",
+    "FAConv",
     "GATConv",
+    "GATEConv",
     "GATv2Conv",
+    "GENConv",
+    "GPSConv",
+    "GeneralConv",
     "GraphAttention",
     "GraphTransformer",
     "HANConv",
@@ -54,13 +64,17 @@ __all__ = [
     "HeteroGraphAttention",
     "LaplacianPosition",
     "LearnedPosition",
+    "PointTransformerConv",
     "RGATConv",
     "RandomFeatures",
     "RandomWalkPosition",
     "RelativeBias",
+    "ResGatedGraphConv",
     "Rotary",
     "Seq2Seq",
     "Sinusoidal",
+    "SoftmaxAggregation",
+    "SuperGATConv",
     "TransformerBlock",
     "TransformerConv",
     "accelerate",

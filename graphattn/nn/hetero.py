@@ -62,7 +62,7 @@ class _Hetero(Projections):
             as_score(where, score)
         self.score, self.normalizer = score, as_normalizer(where, normalizer)
         self.own_normalizer = normalizer if isinstance(normalizer, torch.nn.Module) else None
-        self.encoding = self.head_channels = None
+        self.encoding = self.head_channels = self.feature_map = None
         if not isinstance(in_channels, Mapping):
             in_channels = dict.fromkeys(self.node_types, in_channels)
         missing = [name for name in self.node_types if name not in in_channels]

@@ -16,14 +16,15 @@ from torch.nn.utils.parametrizations import weight_norm
 import graphattn
 from graphattn import nn as ours
 from graphattn.nn.pyg import timing
-from graphattn.nn.pyg.fused import FUSED, why_not_fused
-from graphattn.nn.pyg.hetero import FusedHetero
+from graphattn.nn.pyg.fused import FUSED, Fused, FusedWhole, why_not_fused
 from graphattn.patterns.lookup import known_edges
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 # Those over relations have tests of their own: test_hetero.
-OF_ONE = {theirs: mine for theirs, mine in FUSED.items() if not issubclass(mine, FusedHetero)}
+OF_ONE = {
+    theirs: mine for theirs, mine in FUSED.items() if issubclass(mine, Fused) and not issubclass(mine, FusedWhole)
+}
 PAIRS = pytest.mark.parametrize(("theirs", "mine"), OF_ONE.items(), ids=[cls.__name__ for cls in OF_ONE])
 DENSE = (
     "MultiheadAttention attends within padded batches; GraphAttention.from_multihead_attention(layer) with "
@@ -106,13 +107,15 @@ def test_a_layer_whose_class_was_given_back_by_hand_is_no_longer_ours_to_restore
 def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
     model = pyg.GPSConv(6, pyg.TransformerConv(6, 3, heads=2), heads=2)
     assert str(graphattn.accelerate(model)) == (
-        f"1 layer accelerated, 1 left\n  conv: TransformerConv\n  attn: left, {DENSE}"
+        "2 layers accelerated, 0 left\n  the model itself: GPSConv\n  conv: TransformerConv"
     )
+    encoder = torch.nn.TransformerEncoderLayer(6, 2)
+    assert str(graphattn.accelerate(encoder)) == f"0 layers accelerated, 1 left\n  self_attn: left, {DENSE}"
     performer = pyg.GPSConv(6, pyg.GATConv(6, 3, heads=2), heads=2, attn_type="performer")
     assert str(graphattn.accelerate(performer)) == (
-        "1 layer accelerated, 1 left\n  conv: GATConv\n"
-        "  attn: left, PerformerAttention is not one of HGTConv, HANConv, RGATConv, HEATConv, TransformerConv, "
-        "GATConv, GATv2Conv"
+        "1 layer accelerated, 2 left\n  conv: GATConv\n"
+        "  the model itself: left, PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has "
+        "linear attention\n  attn: left, there is no version of PerformerAttention here"
     )
 
 
@@ -130,8 +133,7 @@ class SelfAttention(torch.nn.Module):
 SEEN = {
     "one of torch's own": (torch.nn.TransformerEncoderLayer(8, 2), ["self_attn"]),
     "innermost alone": (pyg.aggr.SetTransformerAggregation(4), ["encoders.0.mab.attn", "pma.mab.attn", "decoders.0"]),
-    "weights without heads": (pyg.AGNNConv(), [""]),
-    "weights in edge_update": (pyg.models.AttentiveFP(4, 4, 4, 1, 2, 2), ["gate_conv"]),
+    "weights without heads": (pyg.FeaStConv(4, 4, 2), [""]),
     "inside of a layer": (pyg.DNAConv(4), ["multi_head"]),
     "a user's own messages": (Gated(), [""]),
     "a user's own module": (torch.nn.Sequential(SelfAttention()), ["0"]),

@@ -23,10 +23,11 @@ NAMES = {
         load_graph
     """,
     "graphattn.nn": """
-        ALiBi AccelerateReport AttentionReadout DenseGraphAttention DenseHeteroGraphAttention Encoding
-        GATConv GATv2Conv GraphAttention GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention
-        LaplacianPosition LearnedPosition RGATConv RandomFeatures RandomWalkPosition RelativeBias Rotary Seq2Seq Sinusoidal
-        TransformerBlock TransformerConv accelerate conv_as_attention restore
+        AGNNConv ALiBi AccelerateReport AttentionReadout AttentionalAggregation DenseGraphAttention
+        DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GPSConv GeneralConv GraphAttention
+        GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention LaplacianPosition LearnedPosition
+        PointTransformerConv RGATConv RandomFeatures RandomWalkPosition RelativeBias ResGatedGraphConv Rotary Seq2Seq
+        Sinusoidal SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate conv_as_attention restore
     """,
     "graphattn.distributed": """
         DistributedPattern Part block_parts load_part read_graph read_part save_parts split_graph sum_gradients

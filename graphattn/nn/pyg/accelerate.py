@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch_geometric.nn import MessagePassing
+from torch_geometric.nn import MessagePassing, conv
 
 from ...errors import message
-from .fused import FUSED, Fused, own_class, why_not_fused
+from .fused import FUSED, Fused, FusedModule, own_class, why_not_fused
 from .timing import time_layers
 
 _MARK = "_was_accelerated"
+OURS = (Fused, FusedModule)
+# PyG class -> the name of the module inside that attends.
+FUSED_WITHIN: dict[type[Any], str] = {conv.GPSConv: "attn", conv.GENConv: "aggr_module"}
 
 
 class Change(NamedTuple):
@@ -98,7 +101,7 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     found: list[tuple[str, Any]] = []
     changed, left, before = [], [], 0
     for name, layer in _attentions("accelerate", model):
-        if isinstance(layer, Fused) or own_class(layer).__module__.startswith("graphattn."):
+        if isinstance(layer, OURS) or own_class(layer).__module__.startswith("graphattn."):
             before += 1
             continue
         reason = _why_left(layer)
@@ -140,12 +143,13 @@ def restore(model: torch.nn.Module) -> int:
     """
     count = 0
     for _, layer in _attentions("restore", model):
-        if isinstance(layer, Fused) and layer.__dict__.get(_MARK, False):
+        if isinstance(layer, OURS) and layer.__dict__.get(_MARK, False):
             _change_class(layer, FUSED[layer.theirs], layer.theirs)
             del layer.__dict__[_MARK]
-            if layer.explain:
+            if getattr(layer, "explain", False):
                 # As PyG does for an explainer: its generated code doesn't support masks.
-                layer.__dict__["propagate"] = type(layer)._orig_propagate.__get__(layer)
+                own: Any = type(layer)
+                layer.__dict__["propagate"] = own._orig_propagate.__get__(layer)
             count += 1
     return count
 
@@ -153,12 +157,22 @@ def restore(model: torch.nn.Module) -> int:
 def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(message(where, "model", "must be a torch.nn.Module", type(model).__name__))
-    return [(name, layer) for name, layer in model.named_modules() if _attends(layer)]
+    found = [(name, layer) for name, layer in model.named_modules() if _attends(layer)]
+    # What a layer of ours, or one that will be ours, computes in another way.
+    within = {id(getattr(layer, FUSED_WITHIN[theirs], None)) for _, layer in found if (theirs := _of_pyg(layer))}
+    return [(name, layer) for name, layer in found if id(layer) not in within]
+
+
+def _of_pyg(layer: torch.nn.Module) -> type[Any] | None:
+    """PyG's class, if it is one of those that hold an attention of their own, and this one can be ours."""
+    own = own_class(layer)
+    theirs = next((cls for cls in FUSED_WITHIN if own in (cls, FUSED[cls])), None)
+    return theirs if theirs is not None and why_not_fused(layer) is None else None
 
 
 def _attends(module: torch.nn.Module) -> bool:
     """Whether a module is an attention layer, judging by names, and not only a container of others."""
-    if isinstance(module, Fused) or own_class(module) in FUSED:
+    if isinstance(module, OURS) or own_class(module) in FUSED:
         return True
     if isinstance(module, MessagePassing):
         # Other layers of PyG have an alpha, too, that is not an attention weight.

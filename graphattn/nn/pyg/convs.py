@@ -12,11 +12,13 @@ from torch_geometric.nn.aggr import SoftmaxAggregation
 from torch_geometric.nn.dense.linear import Linear
 from torch_geometric.nn.models.attentive_fp import GATEConv as PyGsGATEConv
 
-from ...patterns import Pattern
+from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...scores import Additive, DotProduct
+from ...segments import gather
 from .edges import check_edge_attr
 from .fused import FusedConv, has_hooks, writable
+from .sums import ends_of
 
 
 def _channels(x: Tensor) -> Tensor:
@@ -140,7 +142,10 @@ class SuperGATConv(FusedConv, conv.SuperGATConv):
 
 
 class GATEConv(FusedConv, PyGsGATEConv):
-    """`torch_geometric.nn.models.attentive_fp.GATEConv`, fused: the first layer of `AttentiveFP`."""
+    """The first layer of `torch_geometric.nn.AttentiveFP`, fused.
+
+    Arguments, parameters and results are those of `torch_geometric.nn.models.attentive_fp.GATEConv`.
+    """
 
     theirs = PyGsGATEConv
     example = (1, 1, 1)
@@ -267,9 +272,9 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
         of_source, of_target = pos if isinstance(pos, tuple) else (pos, pos)
         if self._is_pygs(edge_index) or not all(map(_is_matrix, (source, target, of_source, of_target))):
             return conv.PointTransformerConv.forward(self, x, pos, edge_index)
-        given = known_edges("PointTransformerConv", edge_index, source.size(0), target.size(0))
+        given: Edges = known_edges("PointTransformerConv", edge_index, source.size(0), target.size(0))
         loops = min(of_source.size(0), of_target.size(0))
-        pattern: Pattern = given.renew_self_loops(loops).pattern if self.add_self_loops else given
+        pattern: Any = given.renew_self_loops(loops).pattern if self.add_self_loops else given
         key, query, value = -self.lin_src(source), self.lin_dst(target), self.lin(source)
         is_linear = type(self.pos_nn) in (Linear, torch.nn.Linear) and not has_hooks(self.pos_nn)
         if is_linear and self.attn_nn is None:
@@ -278,17 +283,15 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
             bias = self.pos_nn.bias
             term = term if bias is None else term + bias
             # What all sources of a target share cancels where weights are normalized.
-            ones = _channels(value.new_ones(()).expand(target.size(0), value.size(1)))
-            rows = (ones, _channels(key - shift), _channels(value - shift))
-            out = self._attend_to(*rows, pattern, score=DotProduct(1.0)).squeeze(-1)
+            out = self._share(key - shift, value - shift, pattern)
             has_edges = (pattern.csr().ptr.diff() > 0).unsqueeze(1)
             return out + torch.where(has_edges, term, 0)
-        source_of, target_of = pattern.edge_index
-        delta = self.pos_nn(of_target[target_of] - of_source[source_of])
+        by_target, by_source = ends_of(pattern)
+        delta = self.pos_nn(gather(of_target, by_target, -2) - gather(of_source, by_source, -2))
         if self.attn_nn is None:
             options: dict[str, Any] = dict(score=_sum_of_both(query, value.size(1)), edge_key=_channels(delta))
         else:
-            scores = self.attn_nn(query[target_of] + key[source_of] + delta)
+            scores = self.attn_nn(gather(query, by_target, -2) + gather(key, by_source, -2) + delta)
             options = dict(score=DotProduct(1.0), edge_bias=scores)
             query, key = torch.zeros_like(query), torch.zeros_like(key)
         rows = (_channels(query), _channels(key), _channels(value))
@@ -316,25 +319,31 @@ class GENConv(FusedConv, conv.GENConv):
             return conv.GENConv.forward(self, x, edge_index, edge_attr, size)
         pattern = known_edges("GENConv", edge_index, source.size(0), target.size(0))
         rows = self.lin_src(source) if hasattr(self, "lin_src") else source
-        ones = _channels(rows.new_ones(()).expand(target.size(0), rows.size(1)))
-        if edge_attr is None:
-            value = rows.relu() + self.eps
-            out = self._attend_to(
-                ones, _channels(value * aggregation.t), _channels(value), pattern, score=DotProduct(1.0)
-            )
-        else:
+        if edge_attr is not None:
             check_edge_attr("GENConv", edge_attr, None, pattern.num_edges, target.size(0))
             edge_attr = self.lin_edge(edge_attr) if hasattr(self, "lin_edge") else edge_attr
             assert edge_attr.size(-1) == rows.size(-1)
-            messages = (rows[pattern.edge_index[0]] + edge_attr).relu() + self.eps
-            nothing = _channels(rows.new_zeros(()).expand(source.size(0), rows.size(1)))
-            options: dict[str, Any] = dict(edge_bias=messages * aggregation.t, edge_value=_channels(messages))
-            out = self._attend_to(ones, nothing, nothing, pattern, score=DotProduct(1.0), **options)
-        out = out.squeeze(-1)
+            # A message for each edge: the edges are what is attended to.
+            rows = gather(rows, ends_of(pattern)[1], -2) + edge_attr
+            pattern = by_edge(pattern)
+        messages = rows.relu() + self.eps
+        out = self._share(messages * aggregation.t, messages, pattern)
         if hasattr(self, "msg_norm"):
             out = self.msg_norm(target, out)
         out = out + (self.lin_dst(target) if hasattr(self, "lin_dst") else target)
         return self.mlp(out)
+
+
+def by_edge(pattern: Edges) -> Edges:
+    """The pattern whose sources are another's edges, each of which its target attends to."""
+
+    def build() -> Edges:
+        target = pattern.edge_index[1]
+        listed = torch.stack([torch.arange(len(target), device=target.device), target])
+        return Edges(listed, num_sources=len(target), num_targets=pattern.num_targets)
+
+    found: Edges = pattern.keep("edges as sources", build)
+    return found
 
 
 def _is_matrix(x: Any) -> bool:

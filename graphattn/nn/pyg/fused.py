@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+from abc import abstractmethod
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ from ...patterns.across_processes import RemotePattern
 from ...patterns.base import Sides
 from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
-from ...scores import Score
+from ...scores import DotProduct, Score
 from .edges import check_edge_attr
+from .sums import share_by_source
 
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
@@ -37,7 +39,7 @@ REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 SMALL_IN_A_GRAPH = 2**15
 
 # PyG class -> our replacement.
-FUSED: dict[type[Any], type[Fused]] = {}
+FUSED: dict[type[Any], type[Any]] = {}
 
 
 class Graph:
@@ -125,14 +127,7 @@ class Fused(MessagePassing):
     node_dims: tuple[int, ...] = (0,)
 
     def __init_subclass__(cls) -> None:
-        if "theirs" not in vars(cls):
-            return
-        FUSED[cls.theirs] = cls
-        # PyG's cheat sheet and inspector, and `help`, read arguments and documentation from the class.
-        own: Any = cls.forward
-        own.__signature__ = inspect.signature(cls.theirs.forward)
-        if cls.__doc__ is not None and cls.theirs.__doc__ is not None:
-            cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
+        _register(cls)
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
         """Let PyG generate its code for its own class, when the first layer is made or loaded; ours needs none."""
@@ -278,6 +273,37 @@ class Fused(MessagePassing):
         return bias.unsqueeze(-1).expand(-1, self.heads)
 
 
+def _register(cls: type[Any]) -> None:
+    """Note whom a class replaces."""
+    if "theirs" not in vars(cls):
+        return
+    FUSED[cls.theirs] = cls
+    # PyG's cheat sheet and inspector, and `help`, read arguments and documentation from the class.
+    own: Any = cls.forward
+    own.__signature__ = inspect.signature(cls.theirs.forward)
+    if cls.__doc__ is not None and cls.theirs.__doc__ is not None:
+        cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
+
+
+class FusedModule(torch.nn.Module):
+    """What our versions share of PyG's modules that pass no messages."""
+
+    backend = "auto"
+    theirs: type[Any]
+
+    def __init_subclass__(cls) -> None:
+        _register(cls)
+
+    if TYPE_CHECKING:
+        # PyG's attributes have no types.
+        def __getattr__(self, name: str) -> Any: ...
+
+    @staticmethod
+    @abstractmethod
+    def why_not(layer: Any) -> str | None:
+        """Why a layer, PyG's or ours, can't be ours; None if it can."""
+
+
 class FusedWhole(Fused):
     """What our versions share whose whole `forward` is ours, or else PyG's."""
 
@@ -322,6 +348,19 @@ class FusedConv(FusedWhole):
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
             return attention(query, key, value, pattern, backend=self.backend, **options)
 
+    def _share(self, score: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
+        """Softmax over each target's sources of their scores, times their values, for each channel: [S, C] to [T, C].
+
+        Two sums of rows, on a CPU and unless exponents overflow; else channels are heads of one number.
+        """
+        found = share_by_source(score, value, pattern) if value.device.type == "cpu" else None
+        if found is not None:
+            return found
+        ones = value.new_ones(()).expand(pattern.num_targets, value.size(1), 1)
+        rows = (ones, score.unsqueeze(-1), value.unsqueeze(-1))
+        out: Tensor = self._attend_to(*rows, pattern, score=DotProduct(1.0)).squeeze(-1)
+        return out
+
 
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether someone watches a module."""
@@ -349,7 +388,7 @@ def _why_not_class(kind: type[Any]) -> str | None:
         return None
     theirs = next((cls for cls in FUSED if issubclass(kind, cls)), None)
     if theirs is None:
-        return f"{kind.__name__} is not one of {', '.join(cls.__name__ for cls in FUSED)}"
+        return f"there is no version of {kind.__name__} here"
     own = _own(kind)
     if own is not theirs and own is not FUSED[theirs]:
         return f"{own.__name__} is a subclass of {theirs.__name__}, and may behave differently"
@@ -362,6 +401,8 @@ def why_not_fused(layer: Any) -> str | None:
     if reason is not None:
         return reason
     known = FUSED.get(own_class(layer), own_class(layer))
+    if issubclass(known, FusedModule):
+        return known.why_not(layer)
     if not isinstance(layer.aggr_module, known.aggregation):
         wanted = "add" if known.aggregation is SumAggregation else "softmax"
         return f"aggr={layer.aggr!r} is not {wanted!r}"

@@ -22,6 +22,7 @@ from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
 from .edges import check_edge_attr
 from .fused import FusedWhole
+from .sums import ends_of
 
 
 def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: Any) -> Any:
@@ -30,18 +31,6 @@ def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: A
     key = value.new_zeros(pattern.num_sources, value.size(-2), 1)
     scores = scores if scores.dtype in (value.dtype, torch.float32) else scores.to(value.dtype)
     return attention(query, key, value, pattern, score=DotProduct(1.0), edge_bias=scores, **options)
-
-
-def _ends(pattern: Edges) -> tuple[Rows, Rows]:
-    """The edges in the caller's order, grouped by target and by source."""
-
-    def build() -> tuple[Rows, Rows]:
-        (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()
-        of_target, of_source = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
-        return Rows(target, by_target.ptr, of_target), Rows(source, by_source.ptr, of_source)
-
-    found: tuple[Rows, Rows] = pattern.keep("ends of edges", build)
-    return found
 
 
 class HGTConv(FusedWhole, conv.HGTConv):
@@ -208,7 +197,7 @@ class RGATConv(FusedWhole, conv.RGATConv):
         values = project_rows(x.unsqueeze(1), weight.unsqueeze(1), relations.source_rows, is_plain=plain).squeeze(1)
         of_query = (weight @ self.q).unsqueeze(1)
         queries = project_rows(x.unsqueeze(1), of_query, relations.target_rows, is_plain=plain).squeeze(1)
-        by_target, by_source = _ends(relations.within)
+        by_target, by_source = ends_of(relations.within)
         query, key = gather(queries, by_target, -2), gather(values @ self.k, by_source, -2)
         of_edges = None
         if edge_attr is not None:
@@ -254,7 +243,7 @@ class RGATConv(FusedWhole, conv.RGATConv):
             out, alpha = result if return_weights else (result, None)
         else:
             # Whether a weight is 0 decides about a jump of 1, and the loops' exponential is 0 below normal numbers.
-            alpha = Softmax().on_rows(scores, _ends(pattern)[0])
+            alpha = Softmax().on_rows(scores, ends_of(pattern)[0])
             lifted = torch.where(alpha > 0, alpha + 1, alpha)
             out = attend_by_scores(lifted, values, pattern, normalizer="identity", backend=self.backend)
         if is_within:
@@ -305,7 +294,7 @@ class HEATConv(FusedWhole, conv.HEATConv):
         # The vector of the scores acts on each part of what PyG joins for each edge.
         sizes = [width, width, of_types.size(-1), of_edges.size(-1)]
         of_target, of_source, of_type, of_edge = self.att.weight.split(sizes, 1)
-        by_target, by_source = _ends(pattern)
+        by_target, by_source = ends_of(pattern)
         ends = gather(x @ of_target.t(), by_target, -2) + gather(x @ of_source.t(), by_source, -2)
         scores = leaky_relu(ends + (of_types @ of_type.t())[edge_type] + of_edges @ of_edge.t(), slope)
         to_value, to_edge_value = self.lin.weight.split([width, of_edges.size(-1)], 1)

@@ -1,0 +1,163 @@
+"""What attends within the graphs of a batch: PyG's `GPSConv` without padding, and aggregations with attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch_geometric.nn.conv as conv
+from torch import Tensor
+from torch.nn.functional import dropout, linear
+from torch.utils.weak import WeakIdKeyDictionary
+from torch_geometric.nn import aggr
+
+from ...call import is_transformed
+from ...functional import attention
+from ...patterns import Edges, Full, Pattern
+from .fused import FusedModule, has_hooks
+from .sums import share_by_source
+
+AnyPattern = TypeVar("AnyPattern", bound=Pattern)
+# Patterns of a batch, by the tensor that says whose each node is: all layers of a model get the same one.
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _known(index: Tensor, size: int, build: Callable[[], AnyPattern]) -> AnyPattern:
+    """The pattern of a batch, made once for all layers, and again if the tensor was written to."""
+    if index.is_inference():
+        return build()
+    version, kept_size, pattern = _KNOWN.get(index, (None, None, None))
+    if version != index._version or kept_size != size:
+        pattern = build()
+        _KNOWN[index] = (index._version, size, pattern)
+    found: AnyPattern = pattern
+    return found
+
+
+def _is_traced() -> bool:
+    is_recorded = torch.jit.is_scripting() or torch.jit.is_tracing()
+    return is_recorded or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_transformed()
+
+
+class GPSConv(FusedModule, conv.GPSConv):
+    """`torch_geometric.nn.GPSConv` whose global attention runs within each graph, without padding to the largest.
+
+    See there for arguments, shapes, results and references. It has the same `state_dict`.
+
+    Example:
+        >>> layer = GPSConv(8, None, heads=2, norm=None)
+        >>> batch = torch.tensor([0, 0, 0, 1, 1])
+        >>> layer(torch.randn(5, 8), None, batch).shape
+        torch.Size([5, 8])
+    """
+
+    theirs = conv.GPSConv
+
+    @staticmethod
+    def why_not(layer: Any) -> str | None:
+        """Another attention than torch's plain one."""
+        if layer.attn_type != "multihead":
+            return "PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has linear attention"
+        inner = layer.attn
+        if inner.bias_k is not None or inner.add_zero_attn or inner.in_proj_weight is None:
+            return "its attention has add_bias_kv, add_zero_attn, or keys of another width"
+        return None
+
+    def forward(self, x: Tensor, edge_index: Any, batch: Tensor | None = None, **kwargs: Any) -> Tensor:
+        """See PyG."""
+        is_plain = x.dim() == 2 and x.is_floating_point() and self.why_not(self) is None
+        if not is_plain or _is_traced() or has_hooks(self.attn) or has_hooks(self.attn.out_proj):
+            return conv.GPSConv.forward(self, x, edge_index, batch, **kwargs)
+        norm = lambda layer, h: h if layer is None else layer(h, batch=batch) if self.norm_with_batch else layer(h)
+        drop = lambda h: dropout(h, self.dropout, self.training)
+        found = self._attend(x, batch)
+        out = norm(self.norm2, drop(found) + x)
+        if self.conv is not None:
+            out = norm(self.norm1, drop(self.conv(x, edge_index, **kwargs)) + x) + out
+        return norm(self.norm3, out + self.mlp(out))
+
+    def _attend(self, x: Tensor, batch: Tensor | None) -> Tensor:
+        inner = self.attn
+        rows = linear(x, inner.in_proj_weight, inner.in_proj_bias)
+        query, key, value = rows.view(x.size(0), 3, inner.num_heads, -1).unbind(1)
+        pattern = Full(x.size(0)) if batch is None else _known(batch, x.size(0), lambda: Full.from_batch(batch))
+        out = attention(
+            query, key, value, pattern, dropout_p=inner.dropout if self.training else 0.0, backend=self.backend
+        )
+        projected: Tensor = inner.out_proj(out.flatten(1))
+        return projected
+
+
+class _Aggregation(FusedModule):
+    """One that sums with weights that rows alone determine, which is a quotient of two sums."""
+
+    @staticmethod
+    def why_not(layer: Any) -> str | None:
+        """Nothing, by itself."""
+        return None
+
+    def _groups(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Edges | None:
+        """The pattern of each group's rows; None if PyG computes the call."""
+        is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.device.type == "cpu"
+        if not is_plain or index is None or ptr is not None or _is_traced() or index.dim() != 1 or not len(index):
+            return None
+        size = int(index.max()) + 1 if dim_size is None else dim_size
+
+        def build() -> Edges:
+            listed = torch.stack([torch.arange(len(index), device=index.device), index])
+            return Edges(listed, num_sources=len(index), num_targets=size)
+
+        return _known(index, size, build)
+
+
+class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
+    """`torch_geometric.nn.aggr.SoftmaxAggregation` as two sums: see there for arguments and references."""
+
+    theirs = aggr.SoftmaxAggregation
+
+    @staticmethod
+    def why_not(layer: Any) -> str | None:
+        """A gradient that PyG leaves out on purpose."""
+        return "semi_grad=True leaves out a part of the gradient" if layer.semi_grad else None
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
+        """See PyG."""
+        pattern = None if self.semi_grad else self._groups(x, index, ptr, dim_size, dim)
+        found = None if pattern is None else share_by_source(x * self.t, x, pattern)
+        return aggr.SoftmaxAggregation.forward(self, x, index, ptr, dim_size, dim) if found is None else found
+
+
+class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
+    """`torch_geometric.nn.aggr.AttentionalAggregation` as two sums: see there for arguments and references."""
+
+    theirs = aggr.AttentionalAggregation
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
+        """See PyG."""
+        pattern = self._groups(x, index, ptr, dim_size, dim)
+        if pattern is not None:
+            gate = self.gate_nn(x) if self.gate_mlp is None else self.gate_mlp(x, batch=index, batch_size=dim_size)
+            value = x
+            if self.mlp is not None:
+                value = self.mlp(x, batch=index, batch_size=dim_size)
+            elif self.nn is not None:
+                value = self.nn(x)
+            found = share_by_source(gate, value, pattern) if gate.dim() == 2 and value.dim() == 2 else None
+            if found is not None:
+                return found
+        return aggr.AttentionalAggregation.forward(self, x, index, ptr, dim_size, dim)

@@ -1,0 +1,90 @@
+"""Sums over the edges of a graph, and softmax by what sources alone say, which is a quotient of two such sums."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...patterns import Edges, Pattern
+from ...precision import accumulate_dtype
+from ...segments import Rows
+
+# Columns that are summed at a time: more rows of so many stay in the caches.
+COLUMNS = 64
+# The exponents of one channel may differ by as much as this: exp of it, and of its opposite, is far from the ends of
+# float32.
+WIDEST_SPREAD = 60.0
+
+
+def ends_of(pattern: Edges) -> tuple[Rows, Rows]:
+    """Return the edges in the caller's order, grouped by target and by source."""
+
+    def build() -> tuple[Rows, Rows]:
+        (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()
+        of_target, of_source = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
+        return Rows(target, by_target.ptr, of_target), Rows(source, by_source.ptr, of_source)
+
+    found: tuple[Rows, Rows] = pattern.keep("ends of edges", build)
+    return found
+
+
+def sum_sources(x: Tensor, pattern: Pattern) -> Tensor:
+    """Sum over j -> i of x_j: rows [S, C] of sources to [T, C], with derivatives of every order.
+
+    Example:
+        >>> from graphattn import Edges
+        >>> sum_sources(torch.tensor([[1.0], [2.0], [4.0]]), Edges(torch.tensor([[0, 1, 2], [1, 1, 0]]), 3)).flatten()
+        tensor([4., 3., 0.])
+    """
+    found: Tensor = _Sum.apply(x, pattern, False)
+    return found
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, pattern: Pattern, transposed: bool) -> Tensor:
+        ctx.pattern, ctx.transposed = pattern, transposed
+        dtype = accumulate_dtype(x.dtype)
+        matrix = pattern.keep(
+            f"adjacency {dtype} {'transposed' if transposed else 'rows'}", lambda: _matrix(pattern, dtype, transposed)
+        )
+        parts = [matrix @ part.to(dtype) for part in x.split(COLUMNS, 1)]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Sum.apply(grad, ctx.pattern, not ctx.transposed), None, None
+
+
+def _matrix(pattern: Pattern, dtype: torch.dtype, transposed: bool) -> Tensor:
+    """[T, S], or [S, T], with a one for each edge."""
+    rows = pattern.csc() if transposed else pattern.csr()
+    size = (pattern.num_targets, pattern.num_sources)
+    with warnings.catch_warnings():
+        # torch announces that these tensors are in beta.
+        warnings.simplefilter("ignore", UserWarning)
+        ones = torch.ones(rows.index.numel(), dtype=dtype, device=rows.index.device)
+        ptr = rows.ptr.to(rows.index.dtype)
+        return torch.sparse_csr_tensor(ptr, rows.index, ones, size=size[::-1] if transposed else size)
+
+
+def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | None:
+    """Softmax over j -> i of score_j [S, C or 1], times value_j [S, C]: [T, C]; None where exponents may overflow.
+
+        out_i = sum over j -> i of exp(score_j - c) value_j / sum over j -> i of exp(score_j - c)
+
+    c is the largest score of a channel. Targets without edges get zeros.
+    """
+    given = score.detach()
+    if not given.numel():
+        return value.new_zeros(pattern.num_targets, value.size(1))
+    top = given.amax(0)
+    # Not so where a score isn't finite.
+    if not float((top - given.amin(0)).amax()) < WIDEST_SPREAD:
+        return None
+    weight = (score - top).exp()
+    total, out = sum_sources(weight, pattern), sum_sources(weight * value, pattern)
+    return out / torch.where(total == 0, 1, total)

@@ -1,0 +1,129 @@
+"""What attends within the graphs of a batch: PyG's layers, which pad, against ours, which don't."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch_geometric.nn import aggr
+
+from graphattn import accelerate, restore
+from graphattn.nn.pyg import batches
+
+# The third graph has one node, and no graph is numbered 4.
+BATCH = torch.tensor([0] * 4 + [1] * 7 + [2] + [3] * 3)
+NODES = len(BATCH)
+EDGES = torch.randint(NODES, (2, 40), generator=torch.Generator().manual_seed(0))
+
+
+def draw(*shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+def both(layer):
+    """PyG's layer and ours, with the same parameters."""
+    theirs = layer.double()
+    ours = copy.deepcopy(theirs)
+    assert accelerate(ours).changed[0].name == ""
+    return theirs, ours
+
+
+def assert_same(theirs, ours, x, *arguments, **options):
+    """The same results and gradients."""
+    pairs = []
+    for layer in (theirs, ours):
+        out = layer(x, *arguments, **options)
+        inputs = [x, *layer.parameters()]
+        grads = torch.autograd.grad(out.square().sum(), inputs, allow_unused=True)
+        zeros = (torch.zeros_like(y) if grad is None else grad for y, grad in zip(inputs, grads, strict=True))
+        pairs.append((out, *zeros))
+    for expected, found in zip(*pairs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [BATCH, None], ids=["batch", "one graph"])
+@pytest.mark.parametrize("norm", ["batch_norm", "graph_norm", None])
+def test_gps_is_pygs(norm, batch):
+    conv = pyg.GINConv(torch.nn.Linear(6, 6)) if norm else None
+    theirs, ours = both(pyg.GPSConv(6, conv, heads=2, norm=norm))
+    assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert restore(ours) == 1 and type(ours) is pyg.GPSConv
+
+
+def test_gps_drops_weights_in_training_alone():
+    layer = pyg.GPSConv(6, None, heads=2, norm=None, attn_kwargs={"dropout": 0.5})
+    accelerate(layer)
+    x = torch.randn(NODES, 6)
+    assert not torch.equal(layer(x, None, BATCH), layer(x, None, BATCH))
+    layer.eval()
+    torch.testing.assert_close(layer(x, None, BATCH), layer(x, None, BATCH), rtol=0, atol=0)
+
+
+def test_layers_of_a_model_share_the_pattern_of_a_batch(monkeypatch):
+    made = []
+    build = batches.Full.from_batch
+    monkeypatch.setattr(batches.Full, "from_batch", lambda batch: made.append(batch) or build(batch))
+    layers = [pyg.GPSConv(6, None, heads=2, norm=None) for _ in range(3)]
+    batch, x = BATCH.clone(), torch.randn(NODES, 6)
+    for layer in layers:
+        accelerate(layer)
+        x = layer(x, None, batch)
+    assert len(made) == 1
+    batch[4:6] = 0
+    layers[0](x, None, batch)
+    assert len(made) == 2
+
+
+def test_hooks_on_the_attention_still_run():
+    layer = pyg.GPSConv(6, None, heads=2, norm=None)
+    accelerate(layer)
+    seen = []
+    layer.attn.register_forward_hook(lambda *_: seen.append(1))
+    layer(torch.randn(NODES, 6), None, BATCH)
+    assert seen == [1]
+
+
+AGGREGATIONS = {
+    "softmax": lambda: aggr.SoftmaxAggregation(0.5),
+    "learned": lambda: aggr.SoftmaxAggregation(learn=True),
+    "channels": lambda: aggr.SoftmaxAggregation(learn=True, channels=6),
+    "attentional": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 1)),
+    "with values": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)),
+    "mlp": lambda: aggr.AttentionalAggregation(pyg.MLP([6, 8, 1], norm=None), pyg.MLP([6, 4], norm=None)),
+}
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+def test_aggregations_are_pygs(name):
+    theirs, ours = both(AGGREGATIONS[name]())
+    index = torch.tensor([2, 0, 0, 2, 4, 0, 2])
+    assert_same(theirs, ours, draw(7, 6), index, dim_size=6)
+    assert_same(theirs, ours, draw(NODES, 6), BATCH)
+    # What ours leave to PyG.
+    assert_same(theirs, ours, draw(NODES, 6), None, torch.tensor([0, 4, NODES]))
+    torch.testing.assert_close(ours(draw(0, 6), BATCH[:0], dim_size=2), theirs(draw(0, 6), BATCH[:0], dim_size=2))
+
+
+@pytest.mark.parametrize("largest", [100.0, float("inf")])
+def test_scores_that_are_far_apart_are_left_to_pyg(largest):
+    layer = aggr.AttentionalAggregation(torch.nn.Identity())
+    accelerate(layer)
+    x = torch.tensor([[0.0], [largest], [-50.0], [-51.0]])
+    out = layer(x, torch.tensor([0, 0, 1, 1]))
+    expected = aggr.AttentionalAggregation(torch.nn.Identity())(x, torch.tensor([0, 0, 1, 1]))
+    torch.testing.assert_close(out, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (pyg.GPSConv(6, None, heads=2, attn_kwargs={"add_zero_attn": True}), "add_zero_attn"),
+        (aggr.SoftmaxAggregation(semi_grad=True), "semi_grad=True leaves out a part of the gradient"),
+    ],
+    ids=["gps", "softmax"],
+)
+def test_what_cannot_be_changed_is_said(layer, reason):
+    assert reason in accelerate(layer).left[0].reason
