@@ -19,6 +19,7 @@ from .pyg.accelerate import accelerate as accelerate
 from .pyg.accelerate import restore as restore
 from .pyg.batches import AttentionalAggregation as AttentionalAggregation
 from .pyg.batches import GPSConv as GPSConv
+from .pyg.batches import Set2Set as Set2Set
 from .pyg.batches import SoftmaxAggregation as SoftmaxAggregation
 from .pyg.convs import AGNNConv as AGNNConv
 from .pyg.convs import FAConv as FAConv
@@ -72,6 +73,7 @@ __all__ = [
     "ResGatedGraphConv",
     "Rotary",
     "Seq2Seq",
+    "Set2Set",
     "Sinusoidal",
     "SoftmaxAggregation",
     "SuperGATConv",

@@ -92,6 +92,7 @@ AGGREGATIONS = {
     "channels": lambda: aggr.SoftmaxAggregation(learn=True, channels=6),
     "attentional": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 1)),
     "with values": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)),
+    "set2set": lambda: aggr.Set2Set(6, 3, num_layers=2),
     "mlp": lambda: aggr.AttentionalAggregation(pyg.MLP([6, 8, 1], norm=None), pyg.MLP([6, 4], norm=None)),
 }
 

@@ -15,6 +15,7 @@ from torch_geometric.nn import aggr
 from ...call import is_transformed
 from ...functional import attention
 from ...patterns import Edges, Full, Pattern
+from ...scores import DotProduct
 from .fused import FusedModule, has_hooks
 from .sums import share_by_source
 
@@ -161,3 +162,37 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
             if found is not None:
                 return found
         return aggr.AttentionalAggregation.forward(self, x, index, ptr, dim_size, dim)
+
+
+class Set2Set(_Aggregation, aggr.Set2Set):
+    """`torch_geometric.nn.aggr.Set2Set`, fused: each step is one query per group. See there for arguments.
+
+    Example:
+        >>> layer = Set2Set(4, processing_steps=2)
+        >>> layer(torch.randn(5, 4), torch.tensor([0, 0, 0, 1, 1]), dim_size=2).shape
+        torch.Size([2, 8])
+    """
+
+    theirs = aggr.Set2Set
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+    ) -> Tensor:
+        """See PyG."""
+        pattern = self._groups(x, index, ptr, dim_size, dim)
+        if pattern is None:
+            return aggr.Set2Set.forward(self, x, index, ptr, dim_size, dim)
+        size, rows = pattern.num_targets, x.unsqueeze(1)
+        state = (x.new_zeros(self.lstm.num_layers, size, x.size(1)),) * 2
+        found = x.new_zeros(size, self.out_channels)
+        for _ in range(self.processing_steps):
+            query, state = self.lstm(found.unsqueeze(0), state)
+            query = query.view(size, 1, self.in_channels)
+            read = attention(query, rows, rows, pattern, score=DotProduct(1.0), backend=self.backend)
+            found = torch.cat([query, read], -1).flatten(1)
+        return found

@@ -47,6 +47,8 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pattern: Pattern, transposed: bool) -> Tensor:
         ctx.pattern, ctx.transposed = pattern, transposed
+        if transposed and pattern.keep("each source once", lambda: _has_each_source_once(pattern)):
+            return x.index_select(0, pattern.edge_index[1])
         dtype = accumulate_dtype(x.dtype)
         matrix = pattern.keep(
             f"adjacency {dtype} {'transposed' if transposed else 'rows'}", lambda: _matrix(pattern, dtype, transposed)
@@ -57,6 +59,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _Sum.apply(grad, ctx.pattern, not ctx.transposed), None, None
+
+
+def _has_each_source_once(pattern: Pattern) -> bool:
+    source = pattern.edge_index[0]
+    return torch.equal(source, torch.arange(pattern.num_sources, device=source.device))
 
 
 def _matrix(pattern: Pattern, dtype: torch.dtype, transposed: bool) -> Tensor:
