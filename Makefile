@@ -73,6 +73,7 @@ bench: setup
 	$(BIN)/python benchmarks/small.py
 	$(BIN)/python benchmarks/own_scores.py
 	$(BIN)/python benchmarks/relations.py
+	$(BIN)/python benchmarks/attending.py
 	$(BIN)/python benchmarks/sampling.py
 	$(BIN)/python benchmarks/locality.py
 	$(BIN)/python benchmarks/overhead.py

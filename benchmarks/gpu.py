@@ -25,7 +25,7 @@ from harness import RESULTS, Line, in_ms, ratio, versions
 from systems import with_backward, without_gradients
 from torch import Tensor
 from torch.nn.functional import elu, leaky_relu, scaled_dot_product_attention
-from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
+from torch_geometric.nn import GATConv, GATv2Conv, GENConv, ResGatedGraphConv, TransformerConv
 from torch_geometric.utils import scatter, softmax
 
 from graphattn import Additive, Edges, Full, Grid, Pattern, Window, accelerate, attention, explain_backend
@@ -269,6 +269,8 @@ def layers(setting: Setting, lines: list[Line], size: tuple[int, int], kind: str
         "GAT": lambda: GATConv(64, 8, heads=8),
         "GATv2": lambda: GATv2Conv(64, 8, heads=8),
         "TransformerConv": lambda: TransformerConv(64, 16, heads=4),
+        "GENConv": lambda: GENConv(64, 64, norm="layer"),
+        "ResGatedGraphConv": lambda: ResGatedGraphConv(64, 64),
     }[kind]
     theirs = Network([build(), build()]).to(setting.device)
     ours = copy.deepcopy(theirs)
@@ -338,7 +340,7 @@ def cases(setting: Setting) -> list[Case]:
         name = f"{2**17:,} nodes, degree 16, H4 D32, {kind}: {BOTH}, float32"
         lines = [asked(name, f"{pyg}, eager", 8), asked(name, f"{pyg} under torch.compile", 2)]
         found.append(Case(lines, on(against_pyg, kind), 40))
-    for kind in ("GAT", "GATv2", "TransformerConv"):
+    for kind in ("GAT", "GATv2", "TransformerConv", "GENConv", "ResGatedGraphConv"):
         large = f"{kind}, 2 layers, 100k nodes, 1M edges, 64 wide: a step, float32"
         found.append(
             Case(

@@ -7,6 +7,7 @@ import ast
 import re
 from pathlib import Path
 
+from attending import write_attending
 from rooms import draw_rooms, write_rooms
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,7 @@ FILLS = {
     "results": results,
     "further_results": further_results,
     "gallery": gallery,
+    "attending": lambda _: write_attending(ROOT),
     "rooms": lambda _: write_rooms(ROOT),
 }
 

@@ -22,8 +22,10 @@ from ..errors import (
     message,
     shape_of,
 )
-from ..patterns import Pattern, PatternLike
+from ..patterns import Full, Pattern, PatternLike
 from ..patterns.base import Sides
+from ..patterns.box import Box
+from ..patterns.lookup import known_by_index
 from .attention import GraphAttention
 from .dense import DenseGraphAttention
 from .encodings import Encoding
@@ -32,6 +34,7 @@ from .typed import Maybe, No, Yes, typed_as
 
 # How a node's own features reach the feed-forward network, in addition to the output of attention.
 EGO = ("add", "concat", "none")
+GLOBAL = ("full", "linear")
 
 
 class TransformerBlock(torch.nn.Module):
@@ -41,7 +44,8 @@ class TransformerBlock(torch.nn.Module):
         ego="concat":   h = norm(x),                out = x + feed([h, attend(h)])        own features and attention
         separate ego="none":     h = norm(x),                out = x + feed(attend(h))             as in a GAT
 
-    With `memory_channels`, targets also attend to a memory in between: h = h + cross(norm(h), memory).
+    With `memory_channels`, targets also attend to a memory in between: h = h + cross(norm(h), memory). With
+    `global_attention`, every node also attends to all nodes of its graph: attend(h) = local(h) + everywhere(h).
 
     Args:
         channels: features per node, in and out.
@@ -51,6 +55,8 @@ class TransformerBlock(torch.nn.Module):
         attention_dropout: probability with which a weight is dropped in training.
         ego: how a node's own features reach the feed-forward network: "add", "concat" or "none".
         memory_channels: features of the memory, -1 to be found at the first call; no cross-attention if omitted.
+        global_attention: "full" for softmax over all nodes of a graph, "linear" for elu + 1 as `feature_map`, in time
+            proportional to the nodes, or None.
         layer: `GraphAttention`, or `DenseGraphAttention` to verify: parameters and their names are the same.
         options: for the attention along the pattern, as in `GraphAttention`: `score`, `normalizer`, `encoding`,
             `edge_dim`, `kv_heads`, `head_channels`, `add_self_loops`, `backend`. Of these, cross-attention uses the
@@ -84,11 +90,14 @@ class TransformerBlock(torch.nn.Module):
         attention_dropout: float = 0.0,
         ego: str = "add",
         memory_channels: int | None = None,
+        global_attention: str | None = None,
         layer: type[GraphAttention] | type[DenseGraphAttention] = GraphAttention,
         **options: Any,
     ) -> None:
         super().__init__()
         where = "TransformerBlock"
+        if global_attention is not None:
+            check_choice(where, "global_attention", global_attention, GLOBAL)
         self.channels = check_int(where, "channels", channels, 1)
         check_keywords(where, options, TransformerBlock, layer)
         check_heads(where, "channels", self.channels, heads, options.get("head_channels"))
@@ -105,6 +114,14 @@ class TransformerBlock(torch.nn.Module):
         self.ego = ego
         self.norm = LayerNorm(self.channels)
         self.attention = layer(self.channels, self.channels, heads, dropout=attention_dropout, **options)
+        self.global_attention = None
+        if global_attention is not None:
+            common: dict[str, Any] = {name: options[name] for name in ("head_channels", "backend") if name in options}
+            feature_map = "elu" if global_attention == "linear" else None
+            dropped = 0.0 if global_attention == "linear" else attention_dropout
+            self.global_attention = layer(
+                self.channels, self.channels, heads, dropout=dropped, feature_map=feature_map, **common
+            )
         self.cross_norm = self.cross_attention = None
         if memory_channels is not None:
             names = ("score", "normalizer", "head_channels", "backend")
@@ -135,6 +152,7 @@ class TransformerBlock(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
         return_attention_weights: No = ...,
     ) -> Tensor: ...
     @overload
@@ -146,6 +164,7 @@ class TransformerBlock(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
         return_attention_weights: Yes = ...,
     ) -> tuple[Tensor, *tuple[Any, ...]]: ...
     @overload
@@ -157,6 +176,7 @@ class TransformerBlock(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
         return_attention_weights: Maybe = ...,
     ) -> Tensor | tuple[Tensor, *tuple[Any, ...]]: ...
     def forward(
@@ -167,6 +187,7 @@ class TransformerBlock(torch.nn.Module):
         *,
         memory: Tensor | None = None,
         memory_pattern: PatternLike | None = None,
+        batch: Tensor | None = None,
         return_attention_weights: Maybe = None,
     ) -> Tensor | tuple[Tensor, *tuple[Any, ...]]:
         """Apply attention, then the feed-forward network.
@@ -177,6 +198,8 @@ class TransformerBlock(torch.nn.Module):
             edge_attr: [E, edge_dim], in the order of the edges.
             memory: [*B, M, memory_channels]; needed if the block has cross-attention.
             memory_pattern: with the M rows of `memory` as sources and the N rows of `x` as targets.
+            batch: [N] int64, sorted: the graph of each node, for global attention; the sequences or arrays of the
+                pattern if omitted, or else one graph.
             return_attention_weights: also return the weights, as the layers do.
 
         Returns:
@@ -190,6 +213,10 @@ class TransformerBlock(torch.nn.Module):
         self._check_memory(memory, memory_pattern, x)
         h = self.norm(x)
         gathered, weights = _attend(self.attention, h, edge_index, edge_attr, return_attention_weights)
+        if self.global_attention is not None:
+            gathered = gathered + self.global_attention(h, _everywhere(h, edge_index, batch))
+        elif batch is not None:
+            raise ValueError(message("TransformerBlock", "batch", "needs a block with global_attention", "a tensor"))
         across: tuple[Any, ...] = ()
         if self.feed_norm is not None:
             x = x + self.drop(gathered)
@@ -247,7 +274,7 @@ class GraphTransformer(torch.nn.Module):
         encoding: one that only changes features, such as `Sinusoidal(hidden_channels)`, is applied once, after W_in;
             any other, such as `Rotary` or `RelativeBias`, is copied into each layer, with separate parameters.
         options: as in `TransformerBlock`: `feed_forward`, `attention_dropout`, `ego`, `layer`, `score`, `normalizer`,
-            `edge_dim`, `memory_channels`, ...
+            `edge_dim`, `memory_channels`, `global_attention`, ...
 
     Raises:
         TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
@@ -320,6 +347,7 @@ class GraphTransformer(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
     ) -> Tensor: ...
     @overload
     def forward(
@@ -331,6 +359,7 @@ class GraphTransformer(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
     ) -> tuple[Tensor, list[Any]]: ...
     @overload
     def forward(
@@ -342,6 +371,7 @@ class GraphTransformer(torch.nn.Module):
         *,
         memory: Tensor | None = ...,
         memory_pattern: PatternLike | None = ...,
+        batch: Tensor | None = ...,
     ) -> Tensor | tuple[Tensor, list[Any]]: ...
     def forward(
         self,
@@ -352,6 +382,7 @@ class GraphTransformer(torch.nn.Module):
         *,
         memory: Tensor | None = None,
         memory_pattern: PatternLike | None = None,
+        batch: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, list[Any]]:
         """Run the stack.
 
@@ -360,7 +391,7 @@ class GraphTransformer(torch.nn.Module):
             edge_index: a `Pattern`, or anything that `GraphAttention` takes.
             edge_attr: [E, edge_dim], in the order of the edges.
             return_attention_weights: also return the weights.
-            memory, memory_pattern: for each block, as in `TransformerBlock`.
+            memory, memory_pattern, batch: for each block, as in `TransformerBlock`.
 
         Returns:
             [*B, N, out_channels]; or that and a list with the edges [2, E] and weights [*B, E, H] of each layer;
@@ -382,7 +413,7 @@ class GraphTransformer(torch.nn.Module):
             x = self.encoding.input(x, pattern)
         x = self.drop(x)
         weights: list[Any] = []
-        across = {"memory": memory, "memory_pattern": memory_pattern}
+        across = {"memory": memory, "memory_pattern": memory_pattern, "batch": batch}
         for block in self.blocks:
             if return_attention_weights:
                 x, *given = block(x, edge_index, edge_attr, **across, return_attention_weights=True)
@@ -398,6 +429,16 @@ class GraphTransformer(torch.nn.Module):
         @typed_as(forward)
         def __call__(self) -> None:
             """See `forward`."""
+
+
+def _everywhere(x: Tensor, pattern: Any, batch: Tensor | None) -> Full:
+    """All nodes of each graph."""
+    if batch is not None:
+        return known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
+    if isinstance(pattern, Box):
+        sizes: Full = pattern.keep("everywhere", lambda: Full(pattern.shape.prod(1)))
+        return sizes
+    return Full(x.size(-2)).to(x.device)
 
 
 def _attend(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 
-from .base import OF_ATTENTION, Sides
+from .base import OF_ATTENTION, Pattern, Sides
 from .edges import Edges
 
 
@@ -23,6 +24,8 @@ class _Known(NamedTuple):
 # By the tensor's id. An entry is deleted with its tensor, so that nothing outlives the caller's own reference.
 _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
+_by_index: Any = WeakIdKeyDictionary()
+AnyPattern = TypeVar("AnyPattern", bound=Pattern)
 
 
 def known_edges(
@@ -94,3 +97,20 @@ def _remember(table: dict[int, _Known], tensor: Tensor, state: tuple[Any, ...], 
             del table[name]
 
     table[name] = _Known(weakref.ref(tensor, forget), state, pattern)
+
+
+def known_by_index(index: Tensor, kind: tuple[Any, ...], build: Callable[[], AnyPattern]) -> AnyPattern:
+    """Return the pattern that follows from a tensor of one number per node, and from nothing else but its `kind`.
+
+    Made once for all layers that a tensor reaches, and again if it was written to. It must not hold the tensor.
+    """
+    if torch.compiler.is_compiling() or index.is_inference():
+        return build()
+    version, found = _by_index.get(index, (None, {}))
+    if version != index._version:
+        found = {}
+        _by_index[index] = (index._version, found)
+    if kind not in found:
+        found[kind] = build()
+    pattern: AnyPattern = found[kind]
+    return pattern

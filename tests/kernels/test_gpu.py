@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch_geometric.nn as pyg
 from conftest import ONE_EDGE, kernels_for, with_normalizers
 
-from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, attention, dense_attention
+from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, accelerate, attention, dense_attention
 from graphattn.kernels.rows.gpu.plan import ItemPlan
 from graphattn.kernels.rows.op import SCORE_CODES
 from graphattn.kernels.tiles.plan import why_not_cut
@@ -292,6 +295,44 @@ def test_layer_trains_on_the_device_and_its_routes_agree():
     layer.register_message_forward_hook(lambda module, inputs, output: None)
     torch.manual_seed(0)
     torch.testing.assert_close(layer(x, pattern, edge_attr), out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pattern", [Full([70, 3]), Full([2, 0, 90], causal=True)], ids=repr)
+def test_linear_equals_the_oracle(pattern, dtype):
+    pattern = pattern.to(DEVICE)
+    tensors = random_call(pattern, batch=(2,), heads=4, kv_heads=2, width=16, dtype=dtype, device=DEVICE)
+    options = dict(normalizer="identity", return_weights=False, return_lse=False)
+    assert_matches_dense(tensors, pattern, backend="linear", **options)
+
+
+LAYERS = {
+    "GATConv": lambda: pyg.GATConv(8, 8, heads=2),
+    "TransformerConv": lambda: pyg.TransformerConv(8, 8, heads=2),
+    "AGNNConv": lambda: pyg.AGNNConv(),
+    "GENConv": lambda: pyg.GENConv(8, 8, norm="layer"),
+    "ResGatedGraphConv": lambda: pyg.ResGatedGraphConv(8, 8),
+    "SuperGATConv": lambda: pyg.SuperGATConv(8, 4, heads=2).eval(),
+    "GPSConv": lambda: pyg.GPSConv(8, None, heads=2, norm=None),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_pyg_compute_the_same(name):
+    torch.manual_seed(0)
+    theirs = LAYERS[name]().to(DEVICE)
+    ours = copy.deepcopy(theirs)
+    assert accelerate(ours).changed
+    x = torch.randn(40, 8, device=DEVICE, requires_grad=True)
+    edge_index = torch.randint(40, (2, 200), device=DEVICE)
+    results = []
+    for layer in (theirs, ours):
+        out = layer(x, edge_index)
+        parameters = [x, *(p for p in layer.parameters() if p.requires_grad)]
+        found = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
+        results.append((out, *(grad for grad in found if grad is not None)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
 
 
 def test_a_pattern_left_on_the_cpu_is_an_error():

@@ -297,3 +297,39 @@ def test_heads_need_not_divide_the_channels_where_their_width_is_given():
     out = block(torch.randn(5, 6), Full(5), memory=torch.randn(7, 3), memory_pattern=Full(5, 7))
     assert out.shape == (5, 6)
     assert block.attention.lin_value.out_channels == block.cross_attention.lin_value.out_channels == 8
+
+
+@pytest.mark.parametrize("kind", ["full", "linear"])
+@pytest.mark.parametrize("by_batch", [True, False])
+def test_global_attention_adds_all_nodes_of_a_graph(kind, by_batch):
+    torch.manual_seed(0)
+    window, sizes = Window([4, 3], radius=1), [4, 3]
+    block = TransformerBlock(8, 2, global_attention=kind).double()
+    x = torch.randn(7, 8, dtype=torch.float64)
+    batch = torch.tensor([0] * 4 + [1] * 3) if by_batch else None
+    edges = window.edge_index if by_batch else window
+    out = block(x, edges, batch=batch)
+    h = block.norm(x)
+    gathered = block.attention(h, window) + block.global_attention(h, Full(sizes))
+    expected = x + gathered
+    feed = block.feed_out(torch.nn.functional.gelu(block.feed_in(block.feed_norm(expected))))
+    torch.testing.assert_close(out, expected + feed)
+    dense = TransformerBlock(8, 2, global_attention=kind, layer=DenseGraphAttention).double()
+    dense.load_state_dict(block.state_dict())
+    torch.testing.assert_close(dense(x, window, batch=batch), out)
+
+
+def test_a_stack_with_global_attention_reaches_every_node_of_its_graph_and_no_other():
+    model = GraphTransformer(4, 8, 2, num_layers=1, heads=2, global_attention="linear", attention_dropout=0.5)
+    x, edges = torch.randn(6, 4, requires_grad=True), torch.tensor([[0], [1]])
+    model(x, edges, batch=torch.tensor([0, 0, 0, 1, 1, 1]))[2].sum().backward()
+    assert (x.grad.abs().sum(1) > 0).tolist() == [True] * 3 + [False] * 3
+    # One graph, where nothing else is said.
+    assert model(x, edges).shape == (6, 2)
+
+
+def test_bad_global_attention_is_an_error():
+    with pytest.raises(ValueError, match=r"global_attention must be one of .*'full'.*got 'ful'"):
+        TransformerBlock(8, global_attention="ful")
+    with pytest.raises(ValueError, match="batch needs a block with global_attention"):
+        TransformerBlock(8)(torch.randn(3, 8), Full(3), batch=torch.zeros(3, dtype=torch.int64))

@@ -64,7 +64,9 @@ class AccelerateReport:
 def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateReport:
     """Replace PyG's attention layers inside a model by ours, in place.
 
-    They are `TransformerConv`, `GATConv`, `GATv2Conv`, and over relations `HGTConv`, `HANConv`, `RGATConv`, `HEATConv`.
+    They are `TransformerConv`, `GATConv`, `GATv2Conv` and eight other convolutions; over relations `HGTConv`,
+    `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and three aggregations.
+    docs/reference/attending.md lists every layer of PyG that attends.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch_geometric.nn.conv as conv
 from torch import Tensor
 from torch.nn.functional import dropout, linear
-from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric.nn import aggr
 
 from ...call import is_transformed
 from ...functional import attention
-from ...patterns import Edges, Full, Pattern
+from ...patterns import Edges, Full
+from ...patterns.lookup import known_by_index
 from ...scores import DotProduct
 from .fused import FusedModule, has_hooks
+from .hetero import attend_by_scores
 from .sums import share_by_source
-
-AnyPattern = TypeVar("AnyPattern", bound=Pattern)
-# Patterns of a batch, by the tensor that says whose each node is: all layers of a model get the same one.
-_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-
-def _known(index: Tensor, size: int, build: Callable[[], AnyPattern]) -> AnyPattern:
-    """The pattern of a batch, made once for all layers, and again if the tensor was written to."""
-    if index.is_inference():
-        return build()
-    version, kept_size, pattern = _KNOWN.get(index, (None, None, None))
-    if version != index._version or kept_size != size:
-        pattern = build()
-        _KNOWN[index] = (index._version, size, pattern)
-    found: AnyPattern = pattern
-    return found
 
 
 def _is_traced() -> bool:
@@ -82,7 +66,7 @@ class GPSConv(FusedModule, conv.GPSConv):
         inner = self.attn
         rows = linear(x, inner.in_proj_weight, inner.in_proj_bias)
         query, key, value = rows.view(x.size(0), 3, inner.num_heads, -1).unbind(1)
-        pattern = Full(x.size(0)) if batch is None else _known(batch, x.size(0), lambda: Full.from_batch(batch))
+        pattern = Full(x.size(0)) if batch is None else known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
         out = attention(
             query, key, value, pattern, dropout_p=inner.dropout if self.training else 0.0, backend=self.backend
         )
@@ -91,7 +75,7 @@ class GPSConv(FusedModule, conv.GPSConv):
 
 
 class _Aggregation(FusedModule):
-    """One that sums with weights that rows alone determine, which is a quotient of two sums."""
+    """One that sums with weights that rows alone determine."""
 
     @staticmethod
     def why_not(layer: Any) -> str | None:
@@ -109,7 +93,7 @@ class _Aggregation(FusedModule):
             listed = torch.stack([torch.arange(len(index), device=index.device), index])
             return Edges(listed, num_sources=len(index), num_targets=size)
 
-        return _known(index, size, build)
+        return known_by_index(index, ("groups", size), build)
 
 
 class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
@@ -137,7 +121,7 @@ class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
 
 
 class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
-    """`torch_geometric.nn.aggr.AttentionalAggregation` as two sums: see there for arguments and references."""
+    """`torch_geometric.nn.aggr.AttentionalAggregation`, fused: see there for arguments and references."""
 
     theirs = aggr.AttentionalAggregation
 
@@ -158,6 +142,8 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
                 value = self.mlp(x, batch=index, batch_size=dim_size)
             elif self.nn is not None:
                 value = self.nn(x)
+            if gate.dim() == 2 and gate.size(1) == 1 and value.dim() == 2:
+                return attend_by_scores(gate, value.unsqueeze(1), pattern, backend=self.backend).squeeze(1)
             found = share_by_source(gate, value, pattern) if gate.dim() == 2 and value.dim() == 2 else None
             if found is not None:
                 return found
