@@ -34,7 +34,12 @@ def launch(
         warps: of a program.
         compiled: where to remember; lives no longer than the kernel.
     """
-    key = (id(kernel), arguments[0].device, warps, *constants.values(), *map(_kind, arguments))
+    # Of a tensor Triton looks at its dtype and alignment, of an integer at whether it fits into 32 bits.
+    kinds = [
+        (x.dtype, x.data_ptr() % 16) if isinstance(x, Tensor) else x > LARGEST_INT32 if isinstance(x, int) else type(x)
+        for x in arguments
+    ]
+    key = (id(kernel), arguments[0].device, warps, *constants.values(), *kinds)
     known = compiled.get(key)
     if known is not None:
         loaded, values = known
@@ -44,10 +49,3 @@ def launch(
     # An interpreter compiles nothing.
     if loaded is not None:
         compiled[key] = loaded, tuple(constants[name] for name in kernel.arg_names[len(arguments) :])
-
-
-def _kind(x: Any) -> Any:
-    """What Triton looks at: a tensor's dtype and alignment, and whether an integer fits into 32 bits."""
-    if isinstance(x, Tensor):
-        return x.dtype, x.data_ptr() % 16 == 0
-    return x > LARGEST_INT32 if isinstance(x, int) else type(x)
