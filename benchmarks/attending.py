@@ -93,7 +93,8 @@ def cases() -> list[Case]:
     index = torch.randint(10_000, (EDGES,)).sort().values
     items = torch.randn(EDGES, 32, requires_grad=True)
     size = "100k nodes, 1M edges, 64 channels"
-    molecules, graphs = torch.randint(10, 41, (128,)).tolist(), torch.randint(50, 2001, (16,)).tolist()
+    batched = batch_of(torch.randint(50, 2001, (16,)).tolist())
+    molecules = torch.randint(10, 41, (128,)).tolist()
     return [
         Case("GENConv", size, GENConv(WIDTH, WIDTH, norm="layer"), (x, edges), (6, 12), (0.25, 1 / 6)),
         Case(
@@ -125,7 +126,7 @@ def cases() -> list[Case]:
             "GPSConv",
             "16 graphs of 50 to 2,000 nodes, 3 layers of 4 heads",
             Gps(),
-            batch_of(graphs),
+            batched,
             (4, 10),
             (0.2, 0.1),
         ),
@@ -142,6 +143,20 @@ def cases() -> list[Case]:
             aggr.AttentionalAggregation(torch.nn.Linear(32, 1)),
             (items, index, None, 10_000),
             (3, 6),
+        ),
+        Case(
+            "SetTransformerAggregation",
+            "16 graphs of 50 to 2,000 nodes, 4 heads of 16",
+            aggr.SetTransformerAggregation(WIDTH, heads=4),
+            (batched[0], batched[2]),
+            (3, 8),
+        ),
+        Case(
+            "GraphMultisetTransformer",
+            "16 graphs of 50 to 2,000 nodes, 4 heads of 16, 100 seeds",
+            aggr.GraphMultisetTransformer(WIDTH, 100, heads=4),
+            (batched[0], batched[2]),
+            (3, 8),
         ),
         Case(
             "Set2Set",

@@ -74,7 +74,7 @@ def write_attending(root: Path) -> str:
     for name in RESULTS:
         for line in json.loads((root / "benchmarks" / "results" / f"{name}.json").read_text())["lines"]:
             kind = line["work"].partition(":")[0].partition(",")[0]
-            kind = kind if kind.endswith(("Conv", "Aggregation", "Set2Set")) else f"{kind}Conv"
+            kind = kind if kind.endswith(("Conv", "Aggregation", "Set2Set", "Transformer")) else f"{kind}Conv"
             what = "of its memory" if "peak memory" in line["work"] else "its speed"
             if line["measured"] is not None:
                 measured.setdefault(kind, []).append(f"{line['measured']:.2g}x {what}")

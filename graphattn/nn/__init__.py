@@ -19,7 +19,9 @@ from .pyg.accelerate import accelerate as accelerate
 from .pyg.accelerate import restore as restore
 from .pyg.batches import AttentionalAggregation as AttentionalAggregation
 from .pyg.batches import GPSConv as GPSConv
+from .pyg.batches import GraphMultisetTransformer as GraphMultisetTransformer
 from .pyg.batches import Set2Set as Set2Set
+from .pyg.batches import SetTransformerAggregation as SetTransformerAggregation
 from .pyg.batches import SoftmaxAggregation as SoftmaxAggregation
 from .pyg.convs import AGNNConv as AGNNConv
 from .pyg.convs import FAConv as FAConv
@@ -58,6 +60,7 @@ __all__ = [
     "GPSConv",
     "GeneralConv",
     "GraphAttention",
+    "GraphMultisetTransformer",
     "GraphTransformer",
     "HANConv",
     "HEATConv",
@@ -74,6 +77,7 @@ __all__ = [
     "Rotary",
     "Seq2Seq",
     "Set2Set",
+    "SetTransformerAggregation",
     "Sinusoidal",
     "SoftmaxAggregation",
     "SuperGATConv",

@@ -132,7 +132,7 @@ class SelfAttention(torch.nn.Module):
 
 SEEN = {
     "one of torch's own": (torch.nn.TransformerEncoderLayer(8, 2), ["self_attn"]),
-    "innermost alone": (pyg.aggr.SetTransformerAggregation(4), ["encoders.0.mab.attn", "pma.mab.attn", "decoders.0"]),
+    "innermost alone": (pyg.aggr.utils.PoolingByMultiheadAttention(4), ["mab.attn"]),
     "weights without heads": (pyg.FeaStConv(4, 4, 2), [""]),
     "inside of a layer": (pyg.DNAConv(4), ["multi_head"]),
     "a user's own messages": (Gated(), [""]),

@@ -94,6 +94,8 @@ AGGREGATIONS = {
     "channels of gates": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 6)),
     "with values": lambda: aggr.AttentionalAggregation(torch.nn.Linear(6, 4), torch.nn.Linear(6, 4)),
     "set2set": lambda: aggr.Set2Set(6, 3, num_layers=2),
+    "set transformer": lambda: aggr.SetTransformerAggregation(6, 2, 2, 1, heads=2, layer_norm=True),
+    "multiset": lambda: aggr.GraphMultisetTransformer(6, 3, heads=2, layer_norm=True),
     "mlp": lambda: aggr.AttentionalAggregation(pyg.MLP([6, 8, 1], norm=None), pyg.MLP([6, 4], norm=None)),
 }
 
@@ -102,12 +104,27 @@ AGGREGATIONS = {
 def test_aggregations_are_pygs(name):
     theirs, ours = both(AGGREGATIONS[name]())
     index = torch.tensor([2, 0, 0, 2, 4, 0, 2])
-    assert_same(theirs, ours, draw(7, 6), index, dim_size=6)
+    if name not in ("set transformer", "multiset"):
+        assert_same(theirs, ours, draw(7, 6), index, dim_size=6)
     assert_same(theirs, ours, draw(NODES, 6), BATCH)
-    torch.testing.assert_close(ours(draw(0, 6), BATCH[:0], dim_size=2), theirs(draw(0, 6), BATCH[:0], dim_size=2))
-    if name != "set2set":
+    if name not in ("set transformer", "multiset"):
+        torch.testing.assert_close(ours(draw(0, 6), BATCH[:0], dim_size=2), theirs(draw(0, 6), BATCH[:0], dim_size=2))
+    if name not in ("set2set", "set transformer", "multiset"):
         # Pointers are left to PyG.
         assert_same(theirs, ours, draw(NODES, 6), None, torch.tensor([0, 4, NODES]))
+
+
+@pytest.mark.parametrize("name", ["set transformer", "multiset"])
+def test_graphs_without_nodes_have_pygs_results_and_finite_gradients(name):
+    theirs, ours = both(AGGREGATIONS[name]())
+    index, x = torch.tensor([0, 0, 2, 2, 2]), draw(5, 6)
+    expected, found = theirs(x, index, dim_size=4), ours(x, index, dim_size=4)
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in ours.parameters())
+    for layer in (theirs, ours):
+        with pytest.raises(ValueError, match="not sorted"):
+            layer(x[:3], index[[2, 0, 1]])
 
 
 @pytest.mark.parametrize("largest", [100.0, float("inf")])

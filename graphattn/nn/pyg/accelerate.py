@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch_geometric.nn import MessagePassing, conv
+from torch_geometric.nn import MessagePassing, aggr, conv
 
 from ...errors import message
 from .fused import FUSED, Fused, FusedModule, own_class, why_not_fused
@@ -13,8 +13,13 @@ from .timing import time_layers
 
 _MARK = "_was_accelerated"
 OURS = (Fused, FusedModule)
-# PyG class -> the name of the module inside that attends.
-FUSED_WITHIN: dict[type[Any], str] = {conv.GPSConv: "attn", conv.GENConv: "aggr_module"}
+# PyG class -> the modules inside that attend, and whose work it does in another way.
+FUSED_WITHIN: dict[type[Any], tuple[str, ...]] = {
+    conv.GPSConv: ("attn",),
+    conv.GENConv: ("aggr_module",),
+    aggr.SetTransformerAggregation: ("encoders", "pma", "decoders"),
+    aggr.GraphMultisetTransformer: ("pma1", "encoders", "pma2"),
+}
 
 
 class Change(NamedTuple):
@@ -65,7 +70,7 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     """Replace PyG's attention layers inside a model by ours, in place.
 
     They are `TransformerConv`, `GATConv`, `GATv2Conv` and eight other convolutions; over relations `HGTConv`,
-    `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and three aggregations.
+    `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and five aggregations.
     docs/reference/attending.md lists every layer of PyG that attends.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
@@ -161,15 +166,20 @@ def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
         raise TypeError(message(where, "model", "must be a torch.nn.Module", type(model).__name__))
     found = [(name, layer) for name, layer in model.named_modules() if _attends(layer)]
     # What a layer of ours, or one that will be ours, computes in another way.
-    within = {id(getattr(layer, FUSED_WITHIN[theirs], None)) for _, layer in found if (theirs := _of_pyg(layer))}
+    within = {
+        id(inner)
+        for _, layer in found
+        for child in FUSED_WITHIN.get(_of_pyg(layer), ())
+        for inner in getattr(layer, child).modules()
+    }
     return [(name, layer) for name, layer in found if id(layer) not in within]
 
 
-def _of_pyg(layer: torch.nn.Module) -> type[Any] | None:
-    """PyG's class, if it is one of those that hold an attention of their own, and this one can be ours."""
-    own = own_class(layer)
-    theirs = next((cls for cls in FUSED_WITHIN if own in (cls, FUSED[cls])), None)
-    return theirs if theirs is not None and why_not_fused(layer) is None else None
+def _of_pyg(layer: torch.nn.Module) -> type[Any]:
+    """PyG's class of a layer that is ours or can be; its own, if it can't."""
+    own: Any = own_class(layer)
+    theirs = own.theirs if isinstance(layer, OURS) else own
+    return theirs if why_not_fused(layer) is None else type(None)
 
 
 def _attends(module: torch.nn.Module) -> bool:

@@ -25,6 +25,30 @@ def _is_traced() -> bool:
     return is_recorded or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_transformed()
 
 
+def _why_not_multihead(inner: Any) -> str | None:
+    """Why torch's attention can't run without padding."""
+    if inner.bias_k is not None or inner.add_zero_attn or inner.in_proj_weight is None:
+        return "its attention has add_bias_kv, add_zero_attn, or keys of another width"
+    return None
+
+
+def _multihead(inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str) -> Tensor:
+    """Torch's `MultiheadAttention` from the rows of x [T, C] to those of y [S, C], along a pattern: [T, C]."""
+    split = lambda rows, parts: rows.view(rows.size(0), parts, inner.num_heads, -1).unbind(1)
+    weight, bias = inner.in_proj_weight, inner.in_proj_bias
+    if x is y:
+        query, key, value = split(linear(x, weight, bias), 3)
+    else:
+        width = x.size(1)
+        of_query, of_rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        (query,) = split(linear(x, weight[:width], of_query), 1)
+        key, value = split(linear(y, weight[width:], of_rest), 2)
+    dropped = inner.dropout if inner.training else 0.0
+    out = attention(query, key, value, pattern, dropout_p=dropped, backend=backend)
+    projected: Tensor = inner.out_proj(out.flatten(1))
+    return projected
+
+
 class GPSConv(FusedModule, conv.GPSConv):
     """`torch_geometric.nn.GPSConv` whose global attention runs within each graph, without padding to the largest.
 
@@ -44,10 +68,7 @@ class GPSConv(FusedModule, conv.GPSConv):
         """Another attention than torch's plain one."""
         if layer.attn_type != "multihead":
             return "PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has linear attention"
-        inner = layer.attn
-        if inner.bias_k is not None or inner.add_zero_attn or inner.in_proj_weight is None:
-            return "its attention has add_bias_kv, add_zero_attn, or keys of another width"
-        return None
+        return _why_not_multihead(layer.attn)
 
     def forward(self, x: Tensor, edge_index: Any, batch: Tensor | None = None, **kwargs: Any) -> Tensor:
         """See PyG."""
@@ -63,15 +84,8 @@ class GPSConv(FusedModule, conv.GPSConv):
         return norm(self.norm3, out + self.mlp(out))
 
     def _attend(self, x: Tensor, batch: Tensor | None) -> Tensor:
-        inner = self.attn
-        rows = linear(x, inner.in_proj_weight, inner.in_proj_bias)
-        query, key, value = rows.view(x.size(0), 3, inner.num_heads, -1).unbind(1)
         pattern = Full(x.size(0)) if batch is None else known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
-        out = attention(
-            query, key, value, pattern, dropout_p=inner.dropout if self.training else 0.0, backend=self.backend
-        )
-        projected: Tensor = inner.out_proj(out.flatten(1))
-        return projected
+        return _multihead(self.attn, x, x, pattern, self.backend)
 
 
 class _Aggregation(FusedModule):
@@ -182,3 +196,93 @@ class Set2Set(_Aggregation, aggr.Set2Set):
             read = attention(query, rows, rows, pattern, score=DotProduct(1.0), backend=self.backend)
             found = torch.cat([query, read], -1).flatten(1)
         return found
+
+
+class _SetAggregation(FusedModule):
+    """One of attention blocks, of which those that read nodes run within each graph, without padding."""
+
+    @staticmethod
+    def why_not(layer: Any) -> str | None:
+        """Nothing, by itself: PyG makes its attention plain."""
+        return None
+
+    def _graphs(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Tensor | None:
+        """Nodes of each graph; None if PyG computes the call."""
+        is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.is_floating_point()
+        blocks = [module for module in self.modules() if isinstance(module, torch.nn.MultiheadAttention)]
+        if not is_plain or index is None or ptr is not None or _is_traced() or not len(index):
+            return None
+        if any(has_hooks(block) or has_hooks(block.out_proj) for block in blocks) or bool((index.diff() < 0).any()):
+            return None
+        return index.bincount(minlength=0 if dim_size is None else dim_size)
+
+    def _block(self, block: Any, x: Tensor, y: Tensor, pattern: Full) -> Tensor:
+        """PyG's `MultiheadAttentionBlock` from rows to rows."""
+        out = _multihead(block.attn, x, y, pattern, self.backend) + x
+        out = out if block.layer_norm1 is None else block.layer_norm1(out)
+        out = out + block.lin(out).relu()
+        return out if block.layer_norm2 is None else block.layer_norm2(out)
+
+    def _pool(self, pool: Any, x: Tensor, sizes: Tensor) -> Tensor:
+        """PyG's `PoolingByMultiheadAttention`: [graphs, seeds, C]."""
+        graphs, seeds = len(sizes), pool.seed.size(1)
+        pattern = Full(torch.full_like(sizes, seeds), source_sizes=sizes)
+        rows = pool.seed.expand(graphs, -1, -1).flatten(0, 1)
+        return self._block(pool.mab, rows, pool.lin(x).relu(), pattern).view(graphs, seeds, -1)
+
+
+class SetTransformerAggregation(_SetAggregation, aggr.SetTransformerAggregation):
+    """`torch_geometric.nn.aggr.SetTransformerAggregation` without padding: see there for arguments and references."""
+
+    theirs = aggr.SetTransformerAggregation
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+        max_num_elements: int | None = None,
+    ) -> Tensor:
+        """See PyG."""
+        sizes = self._graphs(x, index, ptr, dim_size, dim)
+        if sizes is None:
+            theirs = aggr.SetTransformerAggregation.forward
+            return theirs(self, x, index, ptr, dim_size, dim, max_num_elements=max_num_elements)
+        pattern = Full(sizes)
+        for encoder in self.encoders:
+            x = self._block(encoder.mab, x, x, pattern)
+        x = self._pool(self.pma, x, sizes)
+        for decoder in self.decoders:
+            x = decoder(x)
+        x = x.nan_to_num()
+        return x.flatten(1, 2) if self.concat else x.mean(1)
+
+
+class GraphMultisetTransformer(_SetAggregation, aggr.GraphMultisetTransformer):
+    """`torch_geometric.nn.aggr.GraphMultisetTransformer` without padding.
+
+    Arguments, parameters and results are those of `torch_geometric.nn.aggr.GraphMultisetTransformer`.
+    """
+
+    theirs = aggr.GraphMultisetTransformer
+
+    def forward(
+        self,
+        x: Tensor,
+        index: Tensor | None = None,
+        ptr: Tensor | None = None,
+        dim_size: int | None = None,
+        dim: int = -2,
+        max_num_elements: int | None = None,
+    ) -> Tensor:
+        """See PyG."""
+        sizes = self._graphs(x, index, ptr, dim_size, dim)
+        if sizes is None:
+            theirs = aggr.GraphMultisetTransformer.forward
+            return theirs(self, x, index, ptr, dim_size, dim, max_num_elements=max_num_elements)
+        x = self._pool(self.pma1, x, sizes)
+        for encoder in self.encoders:
+            x = encoder(x)
+        return self.pma2(x).squeeze(1)
