@@ -24,7 +24,9 @@ def pair(*arguments, **options):
 @pytest.mark.parametrize(
     "pattern", [FULL, Full([70], causal=True), Window(9, 2), EDGES], ids=["full", "causal", "window", "edges"]
 )
-@pytest.mark.parametrize("feature_map", ["elu", "relu", RandomFeatures(3, 5).double(), torch.exp], ids=str)
+@pytest.mark.parametrize(
+    "feature_map", ["elu", "relu", RandomFeatures(3, 5).double(), torch.exp], ids=["elu", "relu", "random", "exp"]
+)
 def test_sparse_equals_dense(feature_map, pattern):
     sparse, dense = pair(6, 12, heads=4, kv_heads=2, feature_map=feature_map, encoding=None)
     x = torch.randn(2, pattern.num_targets, 6, dtype=torch.float64)
