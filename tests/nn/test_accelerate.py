@@ -16,7 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 import graphattn
 from graphattn import nn as ours
 from graphattn.nn.pyg import timing
-from graphattn.nn.pyg.fused import FUSED, Fused, FusedWhole, why_not_fused
+from graphattn.nn.pyg.fused import FUSED, Fused, why_not_fused
+from graphattn.nn.pyg.whole import FusedWhole
 from graphattn.patterns.lookup import known_edges
 
 EDGES = torch.tensor([[0, 1, 2, 3, 0, 2], [1, 2, 0, 1, 3, 2]])

@@ -12,7 +12,8 @@ from torch_geometric.nn.models.attentive_fp import GATEConv
 from torch_geometric.utils import to_torch_coo_tensor
 
 from graphattn import accelerate, restore
-from graphattn.nn.pyg.fused import FUSED, FusedConv
+from graphattn.nn.pyg.fused import FUSED
+from graphattn.nn.pyg.whole import FusedConv
 
 NODES, EDGES = 12, 50
 GENERATOR = torch.Generator().manual_seed(0)

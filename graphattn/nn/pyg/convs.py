@@ -17,8 +17,9 @@ from ...patterns.lookup import known_edges
 from ...scores import Additive, DotProduct
 from ...segments import gather
 from .edges import check_edge_attr
-from .fused import FusedConv, has_hooks, writable
+from .fused import has_hooks, writable
 from .sums import ends_of
+from .whole import FusedConv
 
 
 def _channels(x: Tensor) -> Tensor:

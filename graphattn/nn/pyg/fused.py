@@ -27,9 +27,8 @@ from ...patterns.across_processes import RemotePattern
 from ...patterns.base import Sides
 from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
-from ...scores import DotProduct, Score
+from ...scores import Score
 from .edges import check_edge_attr
-from .sums import share_by_source
 
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
@@ -302,64 +301,6 @@ class FusedModule(torch.nn.Module):
     @abstractmethod
     def why_not(layer: Any) -> str | None:
         """Why a layer, PyG's or ours, can't be ours; None if it can."""
-
-
-class FusedWhole(Fused):
-    """What our versions share whose whole `forward` is ours, or else PyG's."""
-
-    node_dims = (0, -2)
-    # Arguments with which PyG's class can be made, so that it generates its code.
-    example: tuple[Any, ...] = ()
-
-    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
-        if "_jinja_propagate" not in vars(self.theirs):
-            with torch.random.fork_rng(devices=[]):
-                self.theirs(*self.example)
-
-    def _is_pygs(self, *edges: Any) -> bool:
-        """Whether PyG computes everything: with hooks, explainers, and for edges that only PyG reads."""
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
-            return True
-        if why_not_fused(self) is not None or self.explain or self._is_watched():
-            return True
-        return any(not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta for x in edges)
-
-
-class FusedConv(FusedWhole):
-    """One that is a single call on one graph. Under torch.compile it is PyG's, which compiles as a whole."""
-
-    def _is_pygs(self, *edges: Any) -> bool:
-        return torch.compiler.is_compiling() or FusedWhole._is_pygs(self, *edges)
-
-    def _edges(self, x: Tensor, edge_index: Tensor) -> Edges:
-        """The edges of a graph with a row of features per node."""
-        return known_edges(type(self).__name__, edge_index, x.size(0), x.size(0))
-
-    def _loops(self, x: Tensor, edge_index: Tensor) -> Loops:
-        """The same with one loop at each node, last."""
-        return self._edges(x, edge_index).renew_self_loops(x.size(0))
-
-    def _attend_to(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, **options: Any) -> Any:
-        """Attend without autocast, whose operators have cast what they should, in the dtype of PyG's own result."""
-        given = [x for x in (query, key, value, *options.values()) if isinstance(x, Tensor)]
-        dtype = functools.reduce(torch.promote_types, {x.dtype for x in given})
-        options = {name: x.to(dtype) if isinstance(x, Tensor | Score) else x for name, x in options.items()}
-        with torch.autocast(query.device.type, enabled=False):
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-            return attention(query, key, value, pattern, backend=self.backend, **options)
-
-    def _share(self, score: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-        """Softmax over each target's sources of their scores, times their values, for each channel: [S, C] to [T, C].
-
-        Two sums of rows, on a CPU and unless exponents overflow; else channels are heads of one number.
-        """
-        found = share_by_source(score, value, pattern) if value.device.type == "cpu" else None
-        if found is not None:
-            return found
-        ones = value.new_ones(()).expand(pattern.num_targets, value.size(1), 1)
-        rows = (ones, score.unsqueeze(-1), value.unsqueeze(-1))
-        out: Tensor = self._attend_to(*rows, pattern, score=DotProduct(1.0)).squeeze(-1)
-        return out
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

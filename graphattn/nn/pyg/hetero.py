@@ -21,8 +21,8 @@ from ...scores import Additive, DotProduct
 from ...segments import Rows, gather, segment_sum
 from ..project import project_rows
 from .edges import check_edge_attr
-from .fused import FusedWhole
 from .sums import ends_of
+from .whole import FusedWhole
 
 
 def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: Any) -> Any:
