@@ -25,6 +25,7 @@ REASONS = {
     "SGFormerAttention": "counts padding among the keys, and takes linear time as it is",
     "Attention": "of `DNAConv`: attends to the layers before, a handful for each edge",
     "FeaStConv": "its softmax is over heads, not over neighbors",
+    "FusedGATConv": "needs dgNN and a GPU; `GATConv` computes the same",
     "HypergraphConv": "its weights belong to pairs of a node and a hyperedge, and are used twice",
     "DenseGATConv": "takes a dense matrix; `GraphAttention(Full(...))` doesn't",
     "DMoNPooling": "its softmax is over clusters",
@@ -57,7 +58,7 @@ def attending() -> dict[str, type]:
                 continue
             tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
             used = {x.attr if isinstance(x, ast.Attribute) else x.id for x in ast.walk(tree) if _is_name(x)}
-            if used & STEPS or "Attention" in name or cls in FUSED:
+            if used & STEPS or "Attention" in name or name.endswith("GATConv") or cls in FUSED:
                 found[f"{info.name.removeprefix('torch_geometric.nn.')}.{name}"] = cls
     return found
 
