@@ -164,6 +164,30 @@ def test_points_far_from_the_origin_keep_their_distances():
     torch.testing.assert_close(layer(x().detach().float(), far, EDGE_INDEX).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["gen", "points", "gated", "agnn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_types_and_autocast(name, dtype):
+    theirs, ours, arguments = both(name)
+    ours.backend, arguments = "scatter", [x.detach() for x in arguments]
+    expected = theirs.eval()(*arguments).detach()
+    halves = [x.to(dtype) if x.is_floating_point() else x for x in arguments]
+    found = ours.to(dtype).eval()(*halves)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours.float()(*(x.float() if x.is_floating_point() else x for x in arguments))
+    torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["agnn", "gated pair", "points pair", "gen pair", "general pair"])
+def test_no_edges(name):
+    theirs, ours, arguments = both(name)
+    ours.backend, arguments[-1] = "scatter", EDGE_INDEX[:, :0]
+    (expected, grads), (found, own) = gradients(theirs, arguments), gradients(ours, arguments)
+    for first, second in zip((found, *own), (expected, *grads), strict=True):
+        torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", ["agnn", "fa", "supergat mx", "gate", "general edges", "gated", "points", "gen"])
 def test_hooks_explainers_and_sparse_edges_are_left_to_pyg(name, monkeypatch):
     theirs, ours, arguments = both(name)
@@ -171,7 +195,7 @@ def test_hooks_explainers_and_sparse_edges_are_left_to_pyg(name, monkeypatch):
     handle = ours.register_message_forward_hook(lambda module, inputs, output: output * 2)
     theirs.register_message_forward_hook(lambda module, inputs, output: output * 2)
     torch.manual_seed(0)
-    expected = theirs.eval()(*arguments)
+    expected = theirs.eval()(*arguments).detach()
     torch.testing.assert_close(ours.eval()(*arguments), expected)
     handle.remove()
     if name == "agnn":

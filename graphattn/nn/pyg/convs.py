@@ -279,7 +279,7 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
         key, query, value = -self.lin_src(source), self.lin_dst(target), self.lin(source)
         is_linear = type(self.pos_nn) in (Linear, torch.nn.Linear) and not has_hooks(self.pos_nn)
         if is_linear and self.attn_nn is None:
-            center = of_source.mean(0)
+            center = of_source.mean(0) if len(of_source) else of_target.new_zeros(of_target.size(1))
             shift, term = ((rows - center) @ self.pos_nn.weight.t() for rows in (of_source, of_target))
             bias = self.pos_nn.bias
             term = term if bias is None else term + bias

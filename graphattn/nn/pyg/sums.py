@@ -90,8 +90,10 @@ def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | 
         return value.new_zeros(pattern.num_targets, value.size(1))
     top = given.amax(0)
     # Not so where a score isn't finite.
-    if not float((top - given.amin(0)).amax()) < WIDEST_SPREAD:
+    if not float((top.double() - given.amin(0).double()).amax()) < WIDEST_SPREAD:
         return None
-    weight = (score - top).exp()
-    total, out = sum_sources(weight, pattern), sum_sources(weight * value, pattern)
-    return out / torch.where(total == 0, 1, total)
+    dtype = accumulate_dtype(value.dtype)
+    with torch.autocast(value.device.type, enabled=False):
+        weight = (score.to(dtype) - top.to(dtype)).exp()
+        total, out = sum_sources(weight, pattern), sum_sources(weight * value.to(dtype), pattern)
+        return (out / torch.where(total == 0, 1, total)).to(value.dtype)
