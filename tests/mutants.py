@@ -278,6 +278,33 @@ MUTANTS = [
         "layers",
     ),
     Mutant("nn/attention.py", "alpha = alpha * keep * keep_scale(self.dropout)", "alpha = alpha * keep", "layers"),
+    # What takes linear time, and sums of rows.
+    Mutant("kernels/linear.py", "query, key).tril()", "query, key).tril(-1)", "linear"),
+    Mutant("kernels/linear.py", "states.cumsum(1)[:, :-1]", "states.cumsum(1)[:, 1:]", "linear"),
+    Mutant(
+        "kernels/linear.py", "~group.is_source[..., None, None], 0)", "~group.is_source[..., None, None], 1)", "linear"
+    ),
+    Mutant(
+        "nn/pyg/sums.py",
+        "x.index_select(0, pattern.edge_index[1])",
+        "x.index_select(0, pattern.edge_index[0])",
+        "batches",
+    ),
+    Mutant("nn/pyg/sums.py", "pattern.csc() if transposed else", "pattern.csr() if transposed else", "convs"),
+    Mutant("patterns/lookup.py", "if version != index._version:", "if version is None:", "batches"),
+    Mutant("nn/pyg/convs.py", "(of_key + of_query).t()", "of_key.t()", "convs"),
+    Mutant(
+        "nn/projections.py",
+        "self._map_features(query), self._map_features(key)",
+        "self._map_features(query), key",
+        "feature_maps",
+    ),
+    Mutant(
+        "nn/transformer.py",
+        "gathered = gathered + self.global_attention(",
+        "gathered = self.global_attention(",
+        "transformer",
+    ),
     Mutant("nn/attention.py", '"edge_value": edge,', '"edge_value": None,', "layers"),
     Mutant("nn/projections.py", "query, key = self.encoding.rotate(query, key, pattern)", "pass", "encodings layers"),
     Mutant(
