@@ -818,11 +818,12 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     report = explain_backend(X, X, X, EDGES)
     assert report.chosen == "numba"
-    first, never, tiles, flex, numba, triton, scatter = str(report).splitlines()
+    first, never, tiles, flex, numba, triton, linear, scatter = str(report).splitlines()
     assert first == "backend='auto' runs 'numba'"
     assert never == "  never    cannot: it never can"
     assert tiles == "  tiles    cannot: only Full, Window and Grid have tiles, not Edges"
     assert flex == "  flex     cannot: tensors are on cpu" and triton == "  triton   cannot: tensors are on cpu"
+    assert linear == "  linear   cannot: only Full has all pairs, not Edges(num_nodes=5, num_edges=3)"
     assert numba.startswith("> numba    can run, estimated ") and scatter.startswith("  scatter  can run, estimated ")
 
 

@@ -30,6 +30,7 @@ class TransformerConv(Fused, conv.TransformerConv):
     It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
+        >>> import torch
         >>> from torch_geometric import nn
         >>> x, edge_index = torch.randn(5, 16), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
         >>> ours, theirs = TransformerConv(16, 8, heads=4), nn.TransformerConv(16, 8, heads=4)
@@ -113,6 +114,7 @@ class GATConv(Fused, conv.GATConv):
     It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
+        >>> import torch
         >>> from torch_geometric import nn
         >>> x, edge_index = torch.randn(5, 16), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
         >>> ours, theirs = GATConv(16, 8, heads=4), nn.GATConv(16, 8, heads=4)
@@ -231,6 +233,7 @@ class GATv2Conv(Fused, conv.GATv2Conv):
     It accepts patterns, too, and has the same `state_dict`. Calls that the fused kernels don't support run as in PyG.
 
     Example:
+        >>> import torch
         >>> from torch_geometric import nn
         >>> x, edge_index = torch.randn(5, 16), torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
         >>> ours, theirs = GATv2Conv(16, 8, heads=4), nn.GATv2Conv(16, 8, heads=4)
