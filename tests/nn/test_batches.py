@@ -77,6 +77,13 @@ def test_layers_of_a_model_share_the_pattern_of_a_batch(monkeypatch):
     assert len(made) == 2
 
 
+def test_a_batch_that_is_not_sorted_is_an_error():
+    layer = pyg.GPSConv(6, None, heads=2, norm=None)
+    accelerate(layer)
+    with pytest.raises(ValueError, match="batch must be sorted and not negative"):
+        layer(torch.randn(4, 6), None, torch.tensor([0, 1, 0, 1]))
+
+
 def test_hooks_on_the_attention_still_run():
     layer = pyg.GPSConv(6, None, heads=2, norm=None)
     accelerate(layer)
