@@ -295,8 +295,8 @@ MUTANTS = [
     Mutant("nn/pyg/convs.py", "(of_key + of_query).t()", "of_key.t()", "convs"),
     Mutant(
         "nn/projections.py",
-        "self._map_features(query), self._map_features(key)",
-        "self._map_features(query), key",
+        "self._map_features(query, True), self._map_features(key)",
+        "self._map_features(query, True), key",
         "feature_maps",
     ),
     Mutant(

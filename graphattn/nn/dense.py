@@ -112,7 +112,7 @@ class DenseGraphAttention(Projections):
             bias = bias.of_edges(pattern) if isinstance(bias, OffsetBias) else bias
             pair_bias = self._to_matrix(bias, pattern)
         elif self.feature_map is not None:
-            query, key = self._map_features(query), self._map_features(key)
+            query, key = self._map_features(query, True), self._map_features(key)
         edge = None
         if self.lin_edge is not None and edge_attr is not None:
             edge = self._split(self.lin_edge(edge_attr), self.kv_heads)

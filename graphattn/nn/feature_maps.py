@@ -17,9 +17,12 @@ from torch import Tensor
 
 from ..errors import check_int, message
 
-# From rows [*B, N, H, D] to features [*B, N, H, F], which should be positive.
+# From rows [*B, N, H, D] to features [*B, N, H, F], which should be positive. A method `of_queries`, if there is one,
+# maps those of queries.
 FeatureMap = Callable[[Tensor], Tensor]
 
+# What random features have at least.
+EPSILON = 1e-4
 FEATURE_MAPS: dict[str, Callable[..., Any]] = {
     "elu": lambda x: torch.nn.functional.elu(x) + 1,
     "relu": torch.relu,
@@ -29,10 +32,11 @@ FEATURE_MAPS: dict[str, Callable[..., Any]] = {
 class RandomFeatures(torch.nn.Module):
     """Positive random features, whose products are on average exp(q . k / sqrt(D)): softmax attention, approximately.
 
-        f(x) = exp(w x / D^(1/4) - |x|^2 / (2 sqrt(D)) - c) / sqrt(F)     for each of F rows w
+        f(x) = (exp(w x / D^(1/4) - |x|^2 / (2 sqrt(D)) - c) + epsilon) / sqrt(F)     for each of F rows w
 
-    c is the largest exponent of all rows of a batch, of queries and of keys apart, and cancels where weights are
-    normalized. Rows w are orthogonal in blocks of D, which lowers the variance.
+    c cancels where weights are normalized: for queries the largest exponent of a row, for keys that of all rows of a
+    head. Because of epsilon, 1e-4, no sum of weights is zero, however far apart the exponents are. Rows w are
+    orthogonal in blocks of D, which lowers the variance.
 
     Args:
         width: D, of a head's queries and keys.
@@ -73,12 +77,24 @@ class RandomFeatures(torch.nn.Module):
         self.rows.copy_(torch.cat(blocks)[: self.count])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [*, F] of rows [*, D]."""
-        if x.size(-1) != self.width:
-            raise ValueError(message("RandomFeatures", "x", f"must be {self.width} wide", list(x.shape)))
+        """Features [*B, N, H, F] of rows of keys [*B, N, H, D]."""
+        exponent = self._exponent(x)
+        top = exponent.detach().amax((-3, -1), keepdim=True) if exponent.numel() else 0.0
+        return self._exp(exponent - top)
+
+    def of_queries(self, x: Tensor) -> Tensor:
+        """The same for rows of queries: a row's own largest exponent cancels."""
+        exponent = self._exponent(x)
+        return self._exp(exponent - exponent.detach().amax(-1, keepdim=True))
+
+    def _exponent(self, x: Tensor) -> Tensor:
+        if x.size(-1) != self.width or x.dim() < 3:
+            raise ValueError(message("RandomFeatures", "x", f"must be [*B, N, H, {self.width}]", list(x.shape)))
         x = x * self.width**-0.25
-        exponent = x @ self.rows.to(x.dtype).T - x.square().sum(-1, keepdim=True) / 2
-        return (exponent - exponent.detach().amax()).exp() / self.count**0.5
+        return x @ self.rows.to(x.dtype).T - x.square().sum(-1, keepdim=True) / 2
+
+    def _exp(self, exponent: Tensor) -> Tensor:
+        return (exponent.exp() + EPSILON) / self.count**0.5
 
     def extra_repr(self) -> str:
         """Its sizes."""

@@ -218,14 +218,15 @@ class Projections(torch.nn.Module):
             if bias is not None:
                 rule = "must not have a bias of pairs with a feature_map, which computes none of them"
                 raise ValueError(message(type(self).__name__, "encoding", rule, type(self.encoding).__name__))
-            query, key = self._map_features(query), self._map_features(key)
+            query, key = self._map_features(query, True), self._map_features(key)
         if isinstance(bias, OffsetBias):
             bias.check(type(self).__name__, query, pattern)
         return query, key, bias
 
-    def _map_features(self, x: Tensor) -> Tensor:
+    def _map_features(self, x: Tensor, are_queries: bool = False) -> Tensor:
         """Features [*B, N, H, F] of the rows of queries or keys [*B, N, H, D]."""
-        found = (FEATURE_MAPS[self.feature_map] if isinstance(self.feature_map, str) else self.feature_map)(x)
+        feature_map = FEATURE_MAPS[self.feature_map] if isinstance(self.feature_map, str) else self.feature_map
+        found = (getattr(feature_map, "of_queries", feature_map) if are_queries else feature_map)(x)
         if not isinstance(found, Tensor) or found.shape[:-1] != x.shape[:-1]:
             rule = f"must return a tensor of shape {[*x.shape[:-1]]} and any width"
             raise ValueError(message(type(self).__name__, "feature_map", rule, shape_of(found)))

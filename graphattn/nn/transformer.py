@@ -434,6 +434,9 @@ class GraphTransformer(torch.nn.Module):
 def _everywhere(x: Tensor, pattern: Any, batch: Tensor | None) -> Full:
     """All nodes of each graph."""
     if batch is not None:
+        if batch.shape != (x.size(-2),):
+            rule = f"must have shape [{x.size(-2)}], the graph of each node"
+            raise ValueError(message("TransformerBlock", "batch", rule, shape_of(batch)))
         return known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
     if isinstance(pattern, Box):
         sizes: Full = pattern.keep("everywhere", lambda: Full(pattern.shape.prod(1)))

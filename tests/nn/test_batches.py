@@ -134,6 +134,46 @@ def test_graphs_without_nodes_have_pygs_results_and_finite_gradients(name):
             layer(x[:3], index[[2, 0, 1]])
 
 
+@pytest.mark.parametrize("place", ["pma", "encoders.0", "encoders.0.mab", "pma.lin", "decoders.0"])
+def test_hooks_inside_of_a_set_transformer_still_run(place):
+    theirs, ours = both(aggr.SetTransformerAggregation(6, heads=2))
+    for layer in (theirs, ours):
+        layer.get_submodule(place).register_forward_hook(lambda module, inputs, output: output * 2)
+    torch.testing.assert_close(ours(draw(NODES, 6), BATCH), theirs(draw(NODES, 6), BATCH))
+
+
+@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize(
+    ("index", "options"),
+    [
+        (BATCH, {"dim_size": 2}),
+        (BATCH[1:], {}),
+        (BATCH - 1, {}),
+    ],
+    ids=["dim_size", "short", "negative"],
+)
+def test_bad_indices_are_errors_as_in_pyg(name, index, options):
+    theirs, ours = both(AGGREGATIONS[name]())
+    for layer in (theirs, ours):
+        with pytest.raises((ValueError, IndexError, RuntimeError)):
+            layer(draw(NODES, 6), index, **options)
+
+
+def test_the_results_dtype_is_pygs():
+    learned = aggr.SoftmaxAggregation(learn=True).double()
+    gate = aggr.AttentionalAggregation(torch.nn.Linear(6, 1))
+    for layer, dtype in ((learned, torch.float64), (gate, torch.float32)):
+        accelerate(layer)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            assert layer(torch.randn(NODES, 6), BATCH).dtype == dtype
+
+
+def test_gps_without_nodes_is_empty():
+    layer = pyg.GPSConv(6, None, heads=2, norm=None)
+    accelerate(layer)
+    assert layer(torch.randn(0, 6), None, BATCH[:0]).shape == (0, 6)
+
+
 @pytest.mark.parametrize("largest", [100.0, float("inf")])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_scores_may_be_far_apart(channels, largest):

@@ -155,6 +155,44 @@ def test_supergat_learns_from_the_same_samples():
     assert ours.get_attention_loss() == 0
 
 
+def test_the_scale_of_generalconv_is_the_buffers():
+    theirs, ours, arguments = both("general dot product")
+    ours.backend = "scatter"
+    for layer in (theirs, ours):
+        layer.scaler.fill_(0.7)
+    torch.testing.assert_close(ours(*arguments), theirs(*arguments))
+
+
+def test_hooks_on_the_aggregation_still_run():
+    theirs, ours, arguments = both("agnn")
+    for layer in (theirs, ours):
+        layer.aggr_module.register_forward_hook(lambda module, inputs, output: output * 3)
+    torch.testing.assert_close(ours(*arguments), theirs(*arguments))
+
+
+@pytest.mark.parametrize("name", ["gated edges", "gate", "gen edges", "general edges"])
+def test_features_of_edges_of_another_dtype_and_width(name):
+    theirs, ours, arguments = both(name)
+    ours.backend, last = "scatter", arguments[-1].detach()
+    if name in ("gated edges", "gate"):
+        arguments[-1] = last.float()
+        torch.testing.assert_close(ours(*arguments), theirs(*arguments))
+    with pytest.raises(ValueError, match=r"edge_attr must have shape \[50, 3\], one row per edge, got \[50, 2\]"):
+        ours(*arguments[:-1], last[:, :2])
+
+
+def test_points_and_rows_of_other_numbers_are_left_to_pyg():
+    _, ours, (rows, positions, edges) = both("points")
+    with pytest.raises(ValueError, match="Encountered tensor with size 11 in dimension"):
+        ours(rows, positions[:-1], edges)
+
+
+def test_every_parameter_of_points_has_a_gradient():
+    _, ours, arguments = both("points")
+    ours(*arguments).sum().backward()
+    assert all(parameter.grad is not None for parameter in ours.parameters())
+
+
 def test_points_far_from_the_origin_keep_their_distances():
     layer = pyg.PointTransformerConv(6, 5)
     far = torch.randn(NODES, 3) + 1e4

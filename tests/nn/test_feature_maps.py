@@ -62,7 +62,7 @@ def test_random_features_approach_softmax():
     torch.manual_seed(0)
     q, k = 0.3 * torch.randn(2, 50, 1, 8)
     features = RandomFeatures(8, 8192)
-    ours = features(q).squeeze(1) @ features(k).squeeze(1).T
+    ours = features.of_queries(q).squeeze(1) @ features(k).squeeze(1).T
     expected = (q.squeeze(1) @ k.squeeze(1).T / 8**0.5).softmax(-1)
     assert (ours / ours.sum(-1, keepdim=True) - expected).abs().max() < 0.02
     before = features.rows.clone()
@@ -70,8 +70,18 @@ def test_random_features_approach_softmax():
     assert not torch.equal(before, features.rows)
     features.redraw(0)
     torch.testing.assert_close(before, features.rows)
-    with pytest.raises(ValueError, match=r"RandomFeatures: x must be 8 wide, got \[2, 7\]"):
-        features(torch.ones(2, 7))
+    with pytest.raises(ValueError, match=r"RandomFeatures: x must be \[\*B, N, H, 8\], got \[3, 2, 7\]"):
+        features(torch.ones(3, 2, 7))
+
+
+def test_weights_of_random_features_sum_to_one_however_large_rows_are():
+    torch.manual_seed(1)
+    layer = GraphAttention(4, 4, feature_map=RandomFeatures(4, 64))
+    x = torch.randn(12, 4) * torch.logspace(0, 2, 12)[:, None]
+    out, (edges, weights) = layer(x, Full(12), return_attention_weights=True)
+    sums = torch.zeros(12, 1).index_add_(0, edges[1], weights)
+    torch.testing.assert_close(sums, torch.ones(12, 1))
+    torch.testing.assert_close(layer(x, Full(12)), out, rtol=1e-4, atol=1e-4)
 
 
 def test_a_large_full_graph_takes_linear_time():

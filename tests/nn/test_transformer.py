@@ -329,6 +329,10 @@ def test_a_stack_with_global_attention_reaches_every_node_of_its_graph_and_no_ot
 
 
 def test_bad_global_attention_is_an_error():
+    with pytest.raises(ValueError, match=r"batch must have shape \[3\], the graph of each node, got \[2\]"):
+        TransformerBlock(8, global_attention="full")(
+            torch.randn(3, 8), Full(3), batch=torch.zeros(2, dtype=torch.int64)
+        )
     with pytest.raises(ValueError, match=r"global_attention must be one of .*'full'.*got 'ful'"):
         TransformerBlock(8, global_attention="ful")
     with pytest.raises(ValueError, match="batch needs a block with global_attention"):

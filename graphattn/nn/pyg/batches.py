@@ -34,7 +34,7 @@ def _why_not_multihead(inner: Any) -> str | None:
 
 def _multihead(inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str) -> Tensor:
     """Torch's `MultiheadAttention` from the rows of x [T, C] to those of y [S, C], along a pattern: [T, C]."""
-    split = lambda rows, parts: rows.view(rows.size(0), parts, inner.num_heads, -1).unbind(1)
+    split = lambda rows, parts: rows.view(rows.size(0), parts, inner.num_heads, inner.head_dim).unbind(1)
     weight, bias = inner.in_proj_weight, inner.in_proj_bias
     if x is y:
         query, key, value = split(linear(x, weight, bias), 3)
@@ -99,7 +99,8 @@ class _Aggregation(FusedModule):
     def _groups(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Edges | None:
         """The pattern of each group's rows; None if PyG computes the call."""
         is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.device.type == "cpu"
-        if not is_plain or index is None or ptr is not None or _is_traced() or index.dim() != 1 or not len(index):
+        is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
+        if not is_plain or index.shape != x.shape[:1] or index.is_floating_point() or not len(index):
             return None
         size = int(index.max()) + 1 if dim_size is None else dim_size
 
@@ -157,7 +158,10 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
             elif self.nn is not None:
                 value = self.nn(x)
             if gate.dim() == 2 and gate.size(1) == 1 and value.dim() == 2:
-                return attend_by_scores(gate, value.unsqueeze(1), pattern, backend=self.backend).squeeze(1)
+                dtype = torch.promote_types(gate.dtype, value.dtype)
+                with torch.autocast(x.device.type, enabled=False):
+                    rows = value.to(dtype).unsqueeze(1)
+                    return attend_by_scores(gate.to(dtype), rows, pattern, backend=self.backend).squeeze(1)
             found = share_by_source(gate, value, pattern) if gate.dim() == 2 and value.dim() == 2 else None
             if found is not None:
                 return found
@@ -209,10 +213,13 @@ class _SetAggregation(FusedModule):
     def _graphs(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Tensor | None:
         """Nodes of each graph; None if PyG computes the call."""
         is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.is_floating_point()
-        blocks = [module for module in self.modules() if isinstance(module, torch.nn.MultiheadAttention)]
-        if not is_plain or index is None or ptr is not None or _is_traced() or not len(index):
+        is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
+        if not is_plain or index.shape != x.shape[:1] or index.is_floating_point() or not len(index):
             return None
-        if any(has_hooks(block) or has_hooks(block.out_proj) for block in blocks) or bool((index.diff() < 0).any()):
+        if any(has_hooks(module) for module in self.modules() if module is not self):
+            return None
+        first, last = int(index[0]), int(index[-1])
+        if bool((index.diff() < 0).any()) or first < 0 or (dim_size is not None and last >= dim_size):
             return None
         return index.bincount(minlength=0 if dim_size is None else dim_size)
 

@@ -159,7 +159,9 @@ class GATEConv(FusedConv, PyGsGATEConv):
         if self._is_pygs(edge_index) or not is_plain:
             return PyGsGATEConv.forward(self, x, edge_index, edge_attr)
         pattern = self._edges(x, edge_index)
-        check_edge_attr("GATEConv", edge_attr, None, pattern.num_edges, x.size(0))
+        columns = self.lin1.weight.size(1) - x.size(1)
+        check_edge_attr("GATEConv", edge_attr, columns, pattern.num_edges, x.size(0))
+        edge_attr = edge_attr.to(torch.promote_types(edge_attr.dtype, x.dtype))
         of_node, of_edge = self.lin1.weight.split([x.size(1), edge_attr.size(1)], 1)
         key, edge = (x @ of_node.t()).unsqueeze(1), (edge_attr @ of_edge.t()).unsqueeze(1)
         # One number per target, in a row as wide as a key, of which a score reads the sum.
@@ -205,7 +207,7 @@ class GeneralConv(FusedConv, conv.GeneralConv):
             query = value.new_zeros(target.size(0), self.heads, 1)
             out = self._attend_to(query, of_key, value, pattern, score=score, edge_key=of_edge, edge_value=edge)
         else:
-            scale = 1 / float(self.out_channels) ** 0.5
+            scale = 1 / float(self.scaler)
             query = heads(self.lin_msg(target))
             if edge is None:
                 score = lambda query_i, key_j, edge_key: leaky_relu((query_i * key_j).sum(-1) * scale, 0.2)
@@ -241,7 +243,8 @@ class ResGatedGraphConv(FusedConv, conv.ResGatedGraphConv):
         if edge_attr is None:
             query, key, value = self.lin_key(target), self.lin_query(source), self.lin_value(source)
         else:
-            check_edge_attr("ResGatedGraphConv", edge_attr, None, pattern.num_edges, target.size(0))
+            check_edge_attr("ResGatedGraphConv", edge_attr, self.edge_dim, pattern.num_edges, target.size(0))
+            edge_attr = edge_attr.to(torch.promote_types(edge_attr.dtype, target.dtype))
             parts = [linear.weight.split([linear.in_channels - self.edge_dim, self.edge_dim], 1) for linear in linears]
             query, key, value = (
                 torch.nn.functional.linear(rows, of_node, linear.bias)
@@ -271,7 +274,9 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
         of_source, of_target = pos if isinstance(pos, tuple) else (pos, pos)
-        if self._is_pygs(edge_index) or not all(map(_is_matrix, (source, target, of_source, of_target))):
+        is_plain = all(map(_is_matrix, (source, target, of_source, of_target)))
+        is_plain = is_plain and (len(source), len(target)) == (len(of_source), len(of_target))
+        if self._is_pygs(edge_index) or not is_plain:
             return conv.PointTransformerConv.forward(self, x, pos, edge_index)
         given: Edges = known_edges("PointTransformerConv", edge_index, source.size(0), target.size(0))
         loops = min(of_source.size(0), of_target.size(0))
@@ -286,7 +291,9 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
             # What all sources of a target share cancels where weights are normalized.
             out = self._share(key - shift, value - shift, pattern)
             has_edges = (pattern.csr().ptr.diff() > 0).unsqueeze(1)
-            return out + torch.where(has_edges, term, 0)
+            out = (out + torch.where(has_edges, term, 0)).to(value.dtype)
+            # So that the weights of queries have a gradient, which is zero.
+            return out + query[:0].sum()
         by_target, by_source = ends_of(pattern)
         delta = self.pos_nn(gather(of_target, by_target, -2) - gather(of_source, by_source, -2))
         if self.attn_nn is None:
@@ -321,9 +328,9 @@ class GENConv(FusedConv, conv.GENConv):
         pattern = known_edges("GENConv", edge_index, source.size(0), target.size(0))
         rows = self.lin_src(source) if hasattr(self, "lin_src") else source
         if edge_attr is not None:
-            check_edge_attr("GENConv", edge_attr, None, pattern.num_edges, target.size(0))
+            columns = self.lin_edge if hasattr(self, "lin_edge") else rows.size(1)
+            check_edge_attr("GENConv", edge_attr, columns, pattern.num_edges, target.size(0))
             edge_attr = self.lin_edge(edge_attr) if hasattr(self, "lin_edge") else edge_attr
-            assert edge_attr.size(-1) == rows.size(-1)
             # A message for each edge: the edges are what is attended to.
             rows = gather(rows, ends_of(pattern)[1], -2) + edge_attr
             pattern = by_edge(pattern)

@@ -44,12 +44,15 @@ def edge_values(edge_index: Any) -> Tensor | None:
 
 
 def check_edge_attr(where: str, edge_attr: Any, lin_edge: Any, num_edges: int, num_nodes: int) -> None:
-    """Raise unless features of edges, if given, have a row per edge, of the width that the layer projects."""
+    """Raise unless features of edges, if given, have a row per edge, of the width that the layer projects.
+
+    `lin_edge` is the projection, the width itself, or None for any.
+    """
     if edge_attr is None:
         return
     if not isinstance(edge_attr, Tensor):
         raise TypeError(message(where, "edge_attr", "must be a tensor", type(edge_attr).__name__))
-    columns = lin_edge.in_channels if isinstance(lin_edge, Linear) else -1
+    columns = lin_edge if isinstance(lin_edge, int) else lin_edge.in_channels if isinstance(lin_edge, Linear) else -1
     has_rows = edge_attr.shape[:1] == (num_edges,)
     if has_rows and (columns == -1 or edge_attr.numel() == num_edges * columns):
         return

@@ -223,7 +223,8 @@ class Fused(MessagePassing):
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
 
     def _is_watched(self) -> bool:
-        return any(getattr(self, hooks) for hooks in HOOKS) or (bool(self.explain) and not self.mask_removes_edges)
+        is_hooked = any(getattr(self, hooks) for hooks in HOOKS) or has_hooks(self.aggr_module)
+        return is_hooked or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
         self, x: Any, edge_index: Any, edge_attr: Any, num_targets: int, loops: int | None, return_weights: bool

@@ -92,8 +92,9 @@ def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | 
     # Not so where a score isn't finite.
     if not float((top.double() - given.amin(0).double()).amax()) < WIDEST_SPREAD:
         return None
-    dtype = accumulate_dtype(value.dtype)
+    result = torch.promote_types(score.dtype, value.dtype)
+    dtype = accumulate_dtype(result)
     with torch.autocast(value.device.type, enabled=False):
         weight = (score.to(dtype) - top.to(dtype)).exp()
         total, out = sum_sources(weight, pattern), sum_sources(weight * value.to(dtype), pattern)
-        return (out / torch.where(total == 0, 1, total)).to(value.dtype)
+        return (out / torch.where(total == 0, 1, total)).to(result)
