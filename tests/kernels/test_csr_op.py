@@ -16,7 +16,6 @@ from graphattn.testing import graph_zoo, random_call
 
 MODES = {
     "softmax of dots with dropout": Mode(operands.DOT_PRODUCT, operands.SOFTMAX, 0.5, 0.0, 0.2),
-    "softmax of tanh": Mode(operands.TANH, operands.SOFTMAX, 1.0, 0.0, 0.0),
     "sigmoid of leaky_relu": Mode(operands.LEAKY_RELU, operands.SIGMOID, 1.0, 0.1, 0.0),
 }
 KINDS = {"csr_forward": Forward, "csr_weights": Weights, "csr_backward": Backward}

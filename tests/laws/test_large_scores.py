@@ -7,6 +7,7 @@ finds a score's very bits again.
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from graphattn.kernels.rows.op import SCORE_CODES
 
 SCALES = (1e2, 1e4, 1e8, 1e15, 1e30)
 HEADS, WIDTH = 2, 8
+# Loops for it take seconds to compile, and bfloat16 is rounded more coarsely.
+FURTHER = [torch.float16] if "GRAPHATTN_FUZZ" in os.environ else []
 
 
 def random_graph(generator):
@@ -108,7 +111,7 @@ def test_equal_scores_have_equal_weights(backend, score, pattern):
 
 @pytest.mark.parametrize(
     ("kernel", "dropout_p", "dtype"),
-    pairwise(EDGE_KERNELS, [0.0, 0.6], [torch.float32, torch.bfloat16, torch.float16]),
+    pairwise(EDGE_KERNELS, [0.0, 0.6], [torch.float32, torch.bfloat16, *FURTHER]),
     ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_a_row_that_one_edge_takes_has_no_gradient(kernel, dropout_p, dtype):

@@ -22,11 +22,12 @@ def draw(*shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
 
-def both(layer):
-    """PyG's layer and ours, with the same parameters."""
+def both(layer, backend="scatter"):
+    """PyG's layer and ours, with the same parameters; on a kernel that needs no compiling, unless another is named."""
     theirs = layer.double()
     ours = copy.deepcopy(theirs)
     assert accelerate(ours).changed[0].name == ""
+    ours.backend = backend
     return theirs, ours
 
 
@@ -47,7 +48,7 @@ def assert_same(theirs, ours, x, *arguments, **options):
 @pytest.mark.parametrize("norm", ["batch_norm", "graph_norm", None])
 def test_gps_is_pygs(norm, batch):
     conv = pyg.GINConv(torch.nn.Linear(6, 6)) if norm else None
-    theirs, ours = both(pyg.GPSConv(6, conv, heads=2, norm=norm))
+    theirs, ours = both(pyg.GPSConv(6, conv, heads=2, norm=norm), "auto" if norm is None else "scatter")
     assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert restore(ours) == 1 and type(ours) is pyg.GPSConv
@@ -56,6 +57,7 @@ def test_gps_is_pygs(norm, batch):
 def test_gps_drops_weights_in_training_alone():
     layer = pyg.GPSConv(6, None, heads=2, norm=None, attn_kwargs={"dropout": 0.5})
     accelerate(layer)
+    layer.backend = "scatter"
     x = torch.randn(NODES, 6)
     assert not torch.equal(layer(x, None, BATCH), layer(x, None, BATCH))
     layer.eval()
@@ -164,6 +166,7 @@ def test_the_results_dtype_is_pygs():
     gate = aggr.AttentionalAggregation(torch.nn.Linear(6, 1))
     for layer, dtype in ((learned, torch.float64), (gate, torch.float32)):
         accelerate(layer)
+        layer.backend = "scatter"
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             assert layer(torch.randn(NODES, 6), BATCH).dtype == dtype
 

@@ -32,6 +32,7 @@ from .edges import check_edge_attr
 
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
+OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 
 # Numbers in all messages up to which PyG's own operators, joined by torch.compile, take less time than one of ours.
@@ -223,7 +224,8 @@ class Fused(MessagePassing):
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
 
     def _is_watched(self) -> bool:
-        is_hooked = any(getattr(self, hooks) for hooks in HOOKS) or has_hooks(self.aggr_module)
+        is_hooked = any(getattr(self, hooks) for hooks in HOOKS)
+        is_hooked = is_hooked or any(getattr(self.aggr_module, hooks) for hooks in OF_MODULES)
         return is_hooked or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
@@ -306,8 +308,7 @@ class FusedModule(torch.nn.Module):
 
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether someone watches a module."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in vars(module) or any(getattr(module, kind) for kind in kinds)
+    return "forward" in vars(module) or any(getattr(module, hooks) for hooks in OF_MODULES)
 
 
 def writable(out: Tensor, is_the_kernels: bool) -> Tensor:
