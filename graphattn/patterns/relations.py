@@ -116,7 +116,10 @@ class Relations:
 
     @classmethod
     def from_data(cls, data: Any) -> Self:
-        """Read a `torch_geometric.data.HeteroData`: types, numbers of nodes, and the edges of each relation."""
+        """Read a `torch_geometric.data.HeteroData`: types, numbers of nodes, and the edges of each relation.
+
+        A relation without edge_index and adj_t, which may have labels alone, is left out, as it is of `edge_index_dict`.
+        """
         if not hasattr(data, "edge_types") or not hasattr(data, "node_types"):
             rule = "must be a HeteroData"
             raise TypeError(message("Relations.from_data", "data", rule, type(data).__name__))
@@ -127,9 +130,11 @@ class Relations:
                 edges[relation] = store.edge_index
             elif "adj_t" in store:
                 edges[relation] = store.adj_t
-            else:
-                fix = "Place edges in edge_index or adj_t."
-                raise ValueError(message("Relations.from_data", f"data[{relation!r}]", "must have edges", fix=fix))
+        if data.edge_types and not edges:
+            fix, got = "Place edges in edge_index or adj_t.", list(data.edge_types)
+            raise ValueError(
+                message("Relations.from_data", "data", "must have edges in one relation at least", got, fix)
+            )
         sizes = {name: data[name].num_nodes for name in data.node_types}
         return cls(edges, {name: size for name, size in sizes.items() if size is not None})
 

@@ -323,11 +323,22 @@ def hetero_data():
     return data
 
 
+def without_edges():
+    data = HeteroData()
+    data["a"].x, data["b"].x = torch.ones(2, 1), torch.ones(2, 1)
+    data["a", "labelled", "b"].edge_label_index = torch.tensor([[0], [1]])
+    return data
+
+
 def test_layers_read_hetero_data_and_its_batches():
     layer = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2).double()
     data = hetero_data()
     one = layer(data.x_dict, data.edge_index_dict)
     torch.testing.assert_close(layer(data.x_dict, Relations.from_data(data)), one)
+    # A relation that has labels alone.
+    data["a", "labelled", "b"].edge_label_index = torch.tensor([[0], [1]])
+    torch.testing.assert_close(layer(data.x_dict, Relations.from_data(data)), one)
+    del data["a", "labelled", "b"]
     batch = Batch.from_data_list([data, data])
     for name, out in layer(batch.x_dict, batch.edge_index_dict).items():
         torch.testing.assert_close(out, torch.cat([one[name]] * 2))
@@ -412,6 +423,11 @@ EDGES = torch.tensor([[0], [1]])
             r"edge_index\[1\].* because b has 1 nodes, got 1",
         ),
         (lambda: Relations({}, {"a": -1}), ValueError, r"num_nodes\['a'\] must be at least 0, got -1"),
+        (
+            lambda: Relations.from_data(without_edges()),
+            ValueError,
+            "data must have edges in one relation at least, got",
+        ),
         (lambda: Relations.from_data(3), TypeError, "data must be a HeteroData, got int"),
         (
             lambda: Relations.from_types(EDGES, torch.tensor([0.5]), 2),
