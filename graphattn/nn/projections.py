@@ -310,11 +310,16 @@ class Projections(torch.nn.Module):
             ("bias", getattr(self.lin_query, "bias", None) is not None, True),
             ("add_self_loops", getattr(self, "add_self_loops", False), False),
             ("encoding", written, None),
-            ("feature_map", None if is_softmax else _written(self.feature_map), None),
+            ("feature_map", None if is_softmax else self._written_map(), None),
             ("backend", _written(getattr(self, "backend", "auto")), "'auto'"),
         )
         chosen = [f"{name}={value}" for name, value, default in options if value != default]
         return ", ".join([f"heads={self.heads}", *chosen])
+
+    def _written_map(self) -> str:
+        given = self.feature_map
+        is_one = isinstance(given, torch.nn.Module) and not list(given.children())
+        return repr(given) if is_one else _written(given)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.in_channels}, {self.out_channels}, {self._write_options()})"

@@ -118,7 +118,7 @@ class Relations:
     def from_data(cls, data: Any) -> Self:
         """Read a `torch_geometric.data.HeteroData`: types, numbers of nodes, and the edges of each relation.
 
-        A relation without edge_index and adj_t, which may have labels alone, is left out, as it is of `edge_index_dict`.
+        A relation without edge_index and adj_t, which may have labels alone, is left out, as of `edge_index_dict`.
         """
         if not hasattr(data, "edge_types") or not hasattr(data, "node_types"):
             rule = "must be a HeteroData"
