@@ -27,8 +27,8 @@ from .base import Kernel, Result, in_parts, needs_grad, share
 BLOCK = 128
 # Sources where nothing is trained: fewer pairs outside of the pattern are computed. Backward takes all at a time.
 FEWER_COLUMNS = 64
-# FLOP per second that the compiled kernel reaches on an H200, by bytes per number, masked pairs included; for float32 a
-# guess. Seconds of a call, forward and backward, which its Python code takes.
+# FLOP per second of the compiled kernel on an H200, by bytes per number, masked pairs included: of one profile, and for
+# float32 a guess. Seconds of a call, forward and backward, which its Python code takes.
 RATE = {2: 1.5e14, 4: 2e13}
 CALL = 1.4e-3
 

@@ -96,10 +96,10 @@ class Linear(Kernel):
             scale = call.score.factor(query.size(-1))
             multiply = functools.partial(_multiply_causal if _is_causal(call) else _multiply, scale)
             if plan.sizes is not None:
-                parts = (
-                    x.reshape(-1, n, *x.shape[2:]) for x, n in zip((query, key, value), _thrice(plan), strict=True)
-                )
-                out = multiply(*parts).reshape(*query.shape[:-1], value.size(-1))
+                targets, sources = plan.sizes
+                by_component = lambda x, n: x.reshape(-1, n, *x.shape[2:])
+                out = multiply(by_component(query, targets), by_component(key, sources), by_component(value, sources))
+                out = out.reshape(*query.shape[:-1], value.size(-1))
             else:
                 out = _multiply_groups(plan, query, key, value, multiply)
         return Result(split_batch(out.to(call.query.dtype), call.batch_shape), None, None)
@@ -111,11 +111,6 @@ def _needs_weights(call: Call) -> bool:
 
 def _is_causal(call: Call) -> bool:
     return isinstance(call.pattern, Full) and call.pattern.causal
-
-
-def _thrice(plan: Plan) -> tuple[int, int, int]:
-    assert plan.sizes is not None
-    return plan.sizes[0], plan.sizes[1], plan.sizes[1]
 
 
 def _plan(call: Call) -> Plan:

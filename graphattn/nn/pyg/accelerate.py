@@ -14,7 +14,7 @@ from .timing import time_layers
 _MARK = "_was_accelerated"
 OURS = (Fused, FusedModule)
 # PyG class -> the modules inside that attend, and whose work it does in another way.
-FUSED_WITHIN: dict[type[Any], tuple[str, ...]] = {
+FUSED_WITHIN: dict[type[Any] | None, tuple[str, ...]] = {
     conv.GPSConv: ("attn",),
     conv.GENConv: ("aggr_module",),
     aggr.SetTransformerAggregation: ("encoders", "pma", "decoders"),
@@ -175,11 +175,11 @@ def _attentions(where: str, model: torch.nn.Module) -> list[tuple[str, Any]]:
     return [(name, layer) for name, layer in found if id(layer) not in within]
 
 
-def _of_pyg(layer: torch.nn.Module) -> type[Any]:
-    """PyG's class of a layer that is ours or can be; its own, if it can't."""
+def _of_pyg(layer: torch.nn.Module) -> type[Any] | None:
+    """PyG's class of a layer that is ours or can be; None if it can't."""
     own: Any = own_class(layer)
     theirs = own.theirs if isinstance(layer, OURS) else own
-    return theirs if why_not_fused(layer) is None else type(None)
+    return theirs if why_not_fused(layer) is None else None
 
 
 def _attends(module: torch.nn.Module) -> bool:

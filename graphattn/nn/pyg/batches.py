@@ -17,7 +17,7 @@ from ...patterns.lookup import known_by_index
 from ...scores import DotProduct
 from .fused import FusedModule, has_hooks
 from .hetero import attend_by_scores
-from .sums import share_by_source
+from .sums import groups_of, share_by_source
 
 
 def _is_traced() -> bool:
@@ -47,6 +47,13 @@ def _multihead(inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str) ->
     out = attention(query, key, value, pattern, dropout_p=dropped, backend=backend)
     projected: Tensor = inner.out_proj(out.flatten(1))
     return projected
+
+
+def _is_plain(x: Any, index: Any, ptr: Any, dim: int) -> bool:
+    """Whether an aggregation gets rows [N, C] and the group of each, and isn't recorded."""
+    is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.is_floating_point()
+    is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
+    return is_plain and index.shape == x.shape[:1] and not index.is_floating_point() and len(index) > 0
 
 
 class GPSConv(FusedModule, conv.GPSConv):
@@ -91,24 +98,12 @@ class GPSConv(FusedModule, conv.GPSConv):
 class _Aggregation(FusedModule):
     """One that sums with weights that rows alone determine."""
 
-    @staticmethod
-    def why_not(layer: Any) -> str | None:
-        """Nothing, by itself."""
-        return None
-
     def _groups(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Edges | None:
         """The pattern of each group's rows; None if PyG computes the call."""
-        is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.device.type == "cpu"
-        is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
-        if not is_plain or index.shape != x.shape[:1] or index.is_floating_point() or not len(index):
+        if not _is_plain(x, index, ptr, dim) or x.device.type != "cpu":
             return None
         size = int(index.max()) + 1 if dim_size is None else dim_size
-
-        def build() -> Edges:
-            listed = torch.stack([torch.arange(len(index), device=index.device), index])
-            return Edges(listed, num_sources=len(index), num_targets=size)
-
-        return known_by_index(index, ("groups", size), build)
+        return known_by_index(index, ("groups", size), lambda: groups_of(index, size))
 
 
 class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
@@ -205,16 +200,9 @@ class Set2Set(_Aggregation, aggr.Set2Set):
 class _SetAggregation(FusedModule):
     """One of attention blocks, of which those that read nodes run within each graph, without padding."""
 
-    @staticmethod
-    def why_not(layer: Any) -> str | None:
-        """Nothing, by itself: PyG makes its attention plain."""
-        return None
-
     def _graphs(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Tensor | None:
         """Nodes of each graph; None if PyG computes the call."""
-        is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.is_floating_point()
-        is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
-        if not is_plain or index.shape != x.shape[:1] or index.is_floating_point() or not len(index):
+        if not _is_plain(x, index, ptr, dim):
             return None
         if any(has_hooks(module) for module in self.modules() if module is not self):
             return None

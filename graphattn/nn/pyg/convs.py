@@ -18,7 +18,7 @@ from ...scores import Additive, DotProduct
 from ...segments import gather
 from .edges import check_edge_attr
 from .fused import has_hooks, writable
-from .sums import ends_of
+from .sums import ends_of, groups_of
 from .whole import FusedConv
 
 
@@ -48,7 +48,7 @@ class AGNNConv(FusedConv, conv.AGNNConv):
         """See PyG."""
         if self._is_pygs(edge_index) or not _is_matrix(x):
             return conv.AGNNConv.forward(self, x, edge_index)
-        pattern = self._loops(x, edge_index).pattern if self.add_self_loops else self._edges(x, edge_index)
+        pattern = self._attended(x, edge_index)
         rows = normalize(x, p=2.0, dim=-1).unsqueeze(1)
         out = self._attend_to(self.beta * rows, rows, x.unsqueeze(1), pattern, score=DotProduct(1.0))
         return writable(out.squeeze(1), True)
@@ -76,7 +76,7 @@ class FAConv(FusedConv, conv.FAConv):
         is_plain = self.normalize and not self.cached and edge_weight is None and _is_matrix(x)
         if self._is_pygs(edge_index) or not is_plain:
             return conv.FAConv.forward(self, x, x_0, edge_index, edge_weight, return_attention_weights)
-        pattern = self._loops(x, edge_index).pattern if self.add_self_loops else self._edges(x, edge_index)
+        pattern = self._attended(x, edge_index)
         degree = pattern.csr().ptr.diff().to(x.dtype).unsqueeze(1)
         factor = torch.where(degree > 0, degree, 1).rsqrt().masked_fill(degree == 0, 0)
         ends = (self.att_r(x).unsqueeze(1), self.att_l(x).unsqueeze(1))
@@ -105,13 +105,13 @@ class SuperGATConv(FusedConv, conv.SuperGATConv):
         """See PyG."""
         if self._is_pygs(edge_index) or not _is_matrix(x):
             return conv.SuperGATConv.forward(self, x, edge_index, neg_edge_index, batch)
-        pattern = self._loops(x, edge_index).pattern if self.add_self_loops else self._edges(x, edge_index)
+        pattern = self._attended(x, edge_index)
         rows = self.lin(x).view(-1, self.heads, self.out_channels)
         out = self._attend_to(rows, rows, rows, pattern, score=self._score(), dropout_p=self._drops())
         if self.training:
             self._learn_from_samples(rows, pattern.edge_index, neg_edge_index, batch)
         out = out.flatten(1) if self.concat else out.mean(1)
-        return writable(out, self.concat and self.bias is None) if self.bias is None else out + self.bias
+        return writable(out, self.concat) if self.bias is None else out + self.bias
 
     def _score(self) -> Any:
         slope = self.negative_slope
@@ -333,7 +333,7 @@ class GENConv(FusedConv, conv.GENConv):
             edge_attr = self.lin_edge(edge_attr) if hasattr(self, "lin_edge") else edge_attr
             # A message for each edge: the edges are what is attended to.
             rows = gather(rows, ends_of(pattern)[1], -2) + edge_attr
-            pattern = by_edge(pattern)
+            pattern = _by_edge(pattern)
         messages = rows.relu() + self.eps
         out = self._share(messages * aggregation.t, messages, pattern)
         if hasattr(self, "msg_norm"):
@@ -342,14 +342,9 @@ class GENConv(FusedConv, conv.GENConv):
         return self.mlp(out)
 
 
-def by_edge(pattern: Edges) -> Edges:
+def _by_edge(pattern: Edges) -> Edges:
     """The pattern whose sources are another's edges, each of which its target attends to."""
-
-    def build() -> Edges:
-        target = pattern.edge_index[1]
-        listed = torch.stack([torch.arange(len(target), device=target.device), target])
-        return Edges(listed, num_sources=len(target), num_targets=pattern.num_targets)
-
+    build = lambda: groups_of(pattern.edge_index[1], pattern.num_targets)
     found: Edges = pattern.keep("edges as sources", build)
     return found
 

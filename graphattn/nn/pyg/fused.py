@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from abc import abstractmethod
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -301,9 +300,9 @@ class FusedModule(torch.nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
     @staticmethod
-    @abstractmethod
     def why_not(layer: Any) -> str | None:
         """Why a layer, PyG's or ours, can't be ours; None if it can."""
+        return None
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

@@ -31,6 +31,12 @@ def ends_of(pattern: Edges) -> tuple[Rows, Rows]:
     return found
 
 
+def groups_of(index: Tensor, num_groups: int) -> Edges:
+    """Return the pattern of groups, each of which attends to the rows that have its number in `index`."""
+    listed = torch.stack([torch.arange(len(index), device=index.device), index])
+    return Edges(listed, num_sources=len(index), num_targets=num_groups)
+
+
 def sum_sources(x: Tensor, pattern: Pattern) -> Tensor:
     """Sum over j -> i of x_j: rows [S, C] of sources to [T, C], with derivatives of every order.
 

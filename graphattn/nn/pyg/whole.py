@@ -11,7 +11,6 @@ from torch import Tensor
 from ...call import is_transformed
 from ...functional import attention
 from ...patterns import Edges, Pattern
-from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges
 from ...scores import DotProduct, Score
 from .fused import Fused, why_not_fused
@@ -49,9 +48,10 @@ class FusedConv(FusedWhole):
         """The edges of a graph with a row of features per node."""
         return known_edges(type(self).__name__, edge_index, x.size(0), x.size(0))
 
-    def _loops(self, x: Tensor, edge_index: Tensor) -> Loops:
-        """The same with one loop at each node, last."""
-        return self._edges(x, edge_index).renew_self_loops(x.size(0))
+    def _attended(self, x: Tensor, edge_index: Tensor) -> Pattern:
+        """The same, with one loop at each node if the layer adds them."""
+        given = self._edges(x, edge_index)
+        return given.renew_self_loops(x.size(0)).pattern if self.add_self_loops else given
 
     def _attend_to(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, **options: Any) -> Any:
         """Attend without autocast, whose operators have cast what they should, in the dtype of PyG's own result."""

@@ -327,7 +327,7 @@ def _merge(kernel: Any, operands: _Operands, rows: int, whole: Tensor, part: Ten
 def _sum_programs(x: Tensor) -> Tensor:
     """Sum over the programs that each wrote a part, in float64 after a first step in the accumulator's dtype.
 
-    In float64 alone a hundred thousand parts take a third of the pass that wrote them.
+    In float64 alone the sum takes a large part of what the pass that wrote them takes.
     """
     steps = x.size(0) // PARTS
     first = x[: steps * PARTS].view(steps, PARTS, *x.shape[1:]).sum(1)

@@ -37,7 +37,7 @@ MERGED_PIECES, MERGED_NUMBERS = 16, 128
 # is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach.
 MEMORY, CACHE, CACHE_BYTES = 4.2e12, 5.5e12, 4e7
 INSTRUCTIONS = 0.5 * 132 * 4 * 1.755e9
-# Seconds of a call on thirty nodes, forward and backward, which its Python code takes: measured.
+# Seconds of a call on thirty nodes, forward and backward, which its Python code takes, as one profile had it.
 CALL = 1e-3
 # Instructions of a warp for an edge and a head, and more for each number of key and value: read off the compiled loops.
 # The passes backward take 1.3 and 1.5 times as many as forward.
