@@ -38,6 +38,8 @@ from .pyg.hetero import RGATConv as RGATConv
 from .pyg.layers import GATConv as GATConv
 from .pyg.layers import GATv2Conv as GATv2Conv
 from .pyg.layers import TransformerConv as TransformerConv
+from .pyg.weighted import GMMConv as GMMConv
+from .pyg.weighted import HypergraphConv as HypergraphConv
 from .readout import AttentionReadout as AttentionReadout
 from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
@@ -57,6 +59,7 @@ __all__ = [
     "GATEConv",
     "GATv2Conv",
     "GENConv",
+    "GMMConv",
     "GPSConv",
     "GeneralConv",
     "GraphAttention",
@@ -66,6 +69,7 @@ __all__ = [
     "HEATConv",
     "HGTConv",
     "HeteroGraphAttention",
+    "HypergraphConv",
     "LaplacianPosition",
     "LearnedPosition",
     "PointTransformerConv",

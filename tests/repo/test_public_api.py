@@ -24,9 +24,9 @@ NAMES = {
     """,
     "graphattn.nn": """
         AGNNConv ALiBi AccelerateReport AttentionReadout AttentionalAggregation DenseGraphAttention
-        DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GPSConv GeneralConv
-        GraphAttention GraphMultisetTransformer GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention
-        LaplacianPosition LearnedPosition PointTransformerConv RGATConv RandomFeatures RandomWalkPosition
+        DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GMMConv GPSConv
+        GeneralConv GraphAttention GraphMultisetTransformer GraphTransformer HANConv HEATConv HGTConv
+        HeteroGraphAttention HypergraphConv LaplacianPosition LearnedPosition PointTransformerConv RGATConv RandomFeatures RandomWalkPosition
         RelativeBias ResGatedGraphConv Rotary Seq2Seq Set2Set SetTransformerAggregation Sinusoidal
         SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate conv_as_attention restore
     """,
