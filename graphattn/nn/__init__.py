@@ -1,6 +1,7 @@
 """Layers."""
 
 from .attention import GraphAttention as GraphAttention
+from .block import TransformerBlock as TransformerBlock
 from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
 from .encodings import ALiBi as ALiBi
@@ -43,7 +44,6 @@ from .pyg.weighted import HypergraphConv as HypergraphConv
 from .readout import AttentionReadout as AttentionReadout
 from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
-from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
     "AGNNConv",

@@ -16,9 +16,10 @@ from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...scores import Additive, DotProduct
 from ...segments import gather
+from ..ends import ends_of
 from .edges import check_edge_attr
 from .fused import has_hooks, writable
-from .sums import ends_of, groups_of
+from .sums import groups_of
 from .whole import FusedConv, is_matrix
 
 

@@ -16,8 +16,9 @@ from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...scores import DotProduct
 from ...segments import gather
+from ..ends import ends_of
 from .edges import check_edge_attr
-from .sums import ends_of, sum_sources
+from .sums import sum_sources
 from .whole import FusedConv, is_matrix
 
 # What PyG adds to a variance.
