@@ -54,6 +54,18 @@ def test_extreme_widths_equal_the_oracle(dtype, width):
     assert_matches_dense(random_call(pattern, width=width, dtype=dtype), pattern, backend="numba")
 
 
+@pytest.mark.parametrize("normalizer", [name for name in NORMALIZERS if name != "softmax"])
+@pytest.mark.parametrize("options", [{}, {"dropout_p": 0.3}, {"return_weights": True}], ids=str)
+def test_heads_of_one_number_equal_the_oracle(options, normalizer):
+    """Their scores are computed again for gradients of keys and values, unless dropout or weights are asked for."""
+    pattern, heads = long_rows(), 6
+    tensors = random_call(pattern, batch=(2,), heads=heads, kv_heads=3, width=1, edge_tensors=True, dtype=torch.float32)
+    tensors["value"] = (tensors["value"].detach() / 64).requires_grad_()
+    score = Additive(torch.randn(heads, 1), "leaky_relu")
+    options = {"return_weights": False, "return_lse": False, **options}
+    assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer, backend="numba", **options)
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_cut_rows_and_columns_equal_the_oracle(dtype, normalizer):

@@ -47,6 +47,8 @@ from .plan import NAME, TaskPlan
 # See `NumbaCSR.cost`.
 SECONDS = (3e-4, 7.2e-9, 9.4e-10, 1.02e-8, 3.7e-11)
 OWN_SECONDS = 2e-2
+# Width of a head's key and value together up to which the backward pass computes scores again.
+NARROW = 2
 
 
 class NumbaCSR(Kernel):
@@ -199,12 +201,17 @@ def backward(operands: Backward) -> list[Tensor | None]:
         scratch(query, 0) if x is None else x.contiguous() for x in (operands.grad_weights, out, more)
     )
     call, has_columns = _loops(tensors, plan, mode), needs.key or needs.value
-    of_edges = scratch(query, 2 * call.shape.batches * call.shape.edges * call.shape.heads if has_columns else 0)
+    shape = call.shape
+    is_narrow = not is_softmax and tensors.seed is None and operands.grad_weights is None
+    is_narrow = is_narrow and shape.width + shape.value_width <= NARROW
+    leaves = has_columns and not is_narrow
+    of_edges = scratch(query, 2 * shape.batches * shape.edges * shape.heads if leaves else 0)
     slopes = Slopes(operands.grad_out.contiguous(), of_weights, of_edges)
     rows = RowSums(sums, of_out, of_more)
     found = _target_gradients(tensors, plan, call, slopes, rows, needs)
     if has_columns:
-        found |= _source_gradients(tensors, _plan_of(operands.edges, "columns", tensors), call, slopes)
+        columns = _plan_of(operands.edges, "columns", tensors)
+        found |= _source_gradients(tensors, columns, call, slopes, is_narrow)
     return gradients(found, tensors, needs)
 
 
@@ -241,7 +248,9 @@ def _target_gradients(
     return found
 
 
-def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slopes) -> dict[str, Tensor]:
+def _source_gradients(
+    tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slopes, is_narrow: bool
+) -> dict[str, Tensor]:
     """Gradients of key and value."""
     compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.edges)
     (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots
@@ -250,7 +259,8 @@ def _source_gradients(tensors: Tensors, plan: TaskPlan, call: Loops, slopes: Slo
     results = SourceGradients(*found, *(scratch(query, batches * slots * size) for size in sizes))
     places = plan.places if plan.places.numel() else plan.perm
     types, both = _types(tensors, plan), ((results.key, results.part_key), (results.value, results.part_value))
-    _run(compiled.source_gradient_tasks, types, call, tasks, slots, places, call, slopes, results)
+    loop = compiled.narrow_source_gradient_tasks if is_narrow else compiled.source_gradient_tasks
+    _run(loop, types, call, tasks, slots, places, call, slopes, results)
     if slots:
         for size, (whole, part) in zip(sizes, both, strict=True):
             _run(compiled.merge_sums, types, call, plan.cut, slots, sources, size, whole, part)

@@ -2,7 +2,8 @@
 
 Two passes, each over its own tasks: one whose rows are targets, for the query and the edge tensors, and one whose rows
 are sources, for key and value. The first one leaves what the second needs of each edge and head, two numbers: to read
-them takes less time than to compute two products again, and no more bytes than the statistics of a row.
+them takes less time than to compute two products again, and no more bytes than the statistics of a row. Heads of one
+number under a normalizer that looks at one score alone are the exception.
 """
 
 from __future__ import annotations
@@ -207,6 +208,69 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
                 axpy_heads(
                     value_acc, 0, kv_head, of_edges, at, grad_out, row * out_row, None, 0, head,
                     heads, group, value_width
+                )
+            if slot < 0:
+                store_row(grad_key, key, one, key_acc, 0, key_row)
+                store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
+            else:
+                store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)
+                store_row(part_value, (b * slots + slot) * value_row, one, value_acc, 0, value_row)
+
+
+@njit(**INNER)
+def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, results):
+    """The same where the first pass left nothing: scores are computed again. A normalizer looks at one score alone."""
+    call = with_constants(call)
+    ptr, index, perm = call.edges
+    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
+    q, k, v, vector = call.rows
+    _, _, ek, ek_stride, ev, ev_stride = call.of_edges
+    kind, normalizer, scale, slope, _ = call.mode
+    grad_out, _, like = slopes
+    grad_key, grad_value, part_key, part_value = results
+    count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
+    head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
+    a, u = cache_aligned(heads * width, like), cache_aligned(heads * width, like)
+    key_row, value_row = kv_heads * width, kv_heads * value_width
+    key_acc, value_acc = cache_aligned(key_row, like), cache_aligned(value_row, like)
+    query_row, out_row, size = heads * width, heads * value_width, (TASK_EDGES + 1) * heads
+    scratch, slants = np.empty(size, like.dtype), np.empty(size, like.dtype)
+    ahead = edges_ahead(q, query_row + out_row)
+    for t in range(begin, end):
+        b, task = t // count, t % count
+        first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
+        s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            value = (b * sources + j) * value_row
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                soon = b * targets + np.int64(index[min(e + ahead, last)])
+                prefetch(q, soon * query_row, query_row)
+                prefetch(grad_out, soon * out_row, out_row)
+                i, edge, at = np.int64(index[e]), edge_at(perm, e), (e - first) * heads
+                score_edge(s, at, a, call, b, i, j, edge, head, kv_head)
+                dot_heads(
+                    g, at, one, grad_out, (b * targets + i) * out_row, v, value, ev,
+                    (b * ev_stride + edge) * value_row, kv_head, heads, group, value_width
+                )
+        apply_with_gradient(s, g, normalizer)
+        if vector is None:
+            for d in range(g.size):
+                g[d] *= scale
+        for j in range(tasks[task, 0], tasks[task, 1]):
+            clear(key_acc, 0, key_row)
+            clear(value_acc, 0, value_row)
+            key = (b * sources + j) * key_row
+            for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
+                row, at = b * targets + np.int64(index[e]), (e - first) * heads
+                of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
+                activate(
+                    None, u, q, row * query_row, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                )
+                add_slope_by_key(
+                    key_acc, 0, g, at, q, row * query_row, vector, u, head, kv_head, heads, group, width
+                )
+                axpy_heads(
+                    value_acc, 0, kv_head, s, at, grad_out, row * out_row, None, 0, head, heads, group, value_width
                 )
             if slot < 0:
                 store_row(grad_key, key, one, key_acc, 0, key_row)
