@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -56,6 +56,15 @@ def known_edges(
     pattern._kept["edge_index"] = pattern.edge_index.detach()
     _remember(_known, tensor, state, pattern)
     return pattern
+
+
+def known_join(patterns: Sequence[Pattern]) -> Pattern:
+    """Return the disjoint union of patterns: the earlier one if they are the same objects."""
+    first, *others = patterns
+    # They are kept with their union, so that these numbers stay theirs.
+    name = f"joined with {[id(pattern) for pattern in others]}"
+    joined: Pattern = first.keep(name, lambda: (others, Pattern.join(patterns)))[1]
+    return joined
 
 
 def remember_edges(edge_index: Tensor, pattern: Edges) -> None:
