@@ -151,7 +151,7 @@ def _stitch_all(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[list[Ch
     joined: set[int] = set()
     found = {name: module for name, module in model.named_modules() if own_class(module) is conv.HeteroConv}
     names = [name for name, module in found.items() if stitches(module)[0]]
-    timings = time_layers(model, names, _stitch, args, kwargs) if args or kwargs else {}
+    timings = time_layers(model, names, _stitch, args, kwargs) if names and (args or kwargs) else {}
     for name, module in found.items():
         (calls, apart), timing = stitches(module), timings.get(name)
         if timing is not None and timing.speedup < 1:

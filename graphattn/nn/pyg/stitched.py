@@ -17,11 +17,11 @@ from torch import Tensor
 from torch_geometric.nn.conv.hetero_conv import group
 
 from ...patterns.lookup import known_join
-from .fused import FUSED, WAITING, Asked, Graph, has_hooks, own_class, why_not_fused
+from .fused import WAITING, Asked, Graph, has_hooks, own_class, why_not_fused
 
 Relation = tuple[str, str, str]
 # What makes two layers alike, where a layer has it.
-SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim", "backend")
+SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim")
 NOTHING = object()
 
 
@@ -103,16 +103,20 @@ def _attend(asked: list[Asked]) -> list[Tensor]:
 
 def why_not_joined(layer: torch.nn.Module) -> str | None:
     """Why a layer, PyG's or ours, can't share a call with others; None if it can."""
-    own: Any = own_class(layer)
-    theirs = getattr(own, "theirs", own)
-    name = theirs.__name__
+    theirs = _theirs(layer)
     if theirs is conv.GATv2Conv:
         return "each GATv2Conv has a vector of its own in the scores, and a call has one"
     if theirs not in (conv.GATConv, conv.TransformerConv):
-        return f"{name} is neither GATConv nor TransformerConv"
+        return f"{theirs.__name__} is neither GATConv nor TransformerConv"
     if theirs is conv.TransformerConv and layer.lin_beta is not None:
         return "with beta, what it adds depends on what was attended to"
     return "it has hooks" if has_hooks(layer) else why_not_fused(layer)
+
+
+def _theirs(layer: torch.nn.Module) -> Any:
+    """PyG's class of a layer, PyG's or ours."""
+    own = own_class(layer)
+    return getattr(own, "theirs", own)
 
 
 def stitches(module: conv.HeteroConv) -> tuple[list[str], list[tuple[str, str]]]:
@@ -130,6 +134,4 @@ def stitches(module: conv.HeteroConv) -> tuple[list[str], list[tuple[str, str]]]
 
 
 def _shape(layer: Any) -> tuple[Any, ...]:
-    own: Any = own_class(layer)
-    theirs = getattr(own, "theirs", own)
-    return theirs.__name__, *(getattr(layer, name, None) for name in SHAPE[:-1]), getattr(layer, "backend", "auto")
+    return _theirs(layer).__name__, *(getattr(layer, name, None) for name in SHAPE)
