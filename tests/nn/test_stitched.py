@@ -145,10 +145,10 @@ def test_layers_that_are_not_alike_have_calls_of_their_own(calls):
     text = repr(report)
     for line in (
         "0: 2 GATConv in one call",
-        "0: 1 GATv2Conv, each in a call of its own: each GATv2Conv has a vector of its own",
-        "0: 1 SAGEConv, each in a call of its own: SAGEConv is neither GATConv nor TransformerConv",
-        "0: 1 TransformerConv, each in a call of its own: with beta, what it adds depends on what was attended to",
-        "0: 1 TransformerConv, each in a call of its own: no other TransformerConv has its heads",
+        "0: 1 GATv2Conv apart: each GATv2Conv has a vector of its own",
+        "0: 1 SAGEConv apart: SAGEConv is neither GATConv nor TransformerConv",
+        "0: 1 TransformerConv apart: with beta, what it adds depends on what was attended to",
+        "0: 1 TransformerConv apart: no other TransformerConv has its heads",
     ):
         assert line in text
 

@@ -68,7 +68,7 @@ class AccelerateReport:
             lines.append(f"  {name or 'the model itself'}: {kind}" + (f", {speedup:.3g}x" if speedup else ""))
         lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
         for name, kind, reason, speedup in self.stitched:
-            what = f"{kind} in one call" if reason is None else f"{kind}, each in a call of its own: {reason}"
+            what = f"{kind} in one call" if reason is None else f"{kind} apart: {reason}"
             lines.append(f"  {name or 'the model itself'}: {what}" + (f", {speedup:.3g}x" if speedup else ""))
         return "\n".join(lines)
 

@@ -69,7 +69,8 @@ def _given_to(relation: Relation, of: Mapping[Any, Any]) -> Any:
 
 def _run(layer: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Asked | None]:
     """A layer's result; or what it is without attention, and what the layer asked for."""
-    if why_not_joined(layer) is not None:
+    # A layer that can't be fused asks for nothing.
+    if _why_not_affine(layer) is not None:
         return layer(*args, **kwargs), None
     waiting: list[Asked] = []
     token = WAITING.set(waiting)
@@ -83,9 +84,9 @@ def _run(layer: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Aske
 def _kind(asked: Asked) -> Any:
     """Calls of one kind can be one call."""
     tensors = (asked.query, asked.key, asked.value)
-    shapes = [(x.shape[1:], x.dtype, x.device) for x in tensors]
-    options = [(name, type(x) if isinstance(x, Tensor) else x) for name, x in asked.options.items()]
-    return str((type(asked.score), getattr(asked.score, "negative_slope", None), shapes, options))
+    shapes = ((x.shape[1:], x.dtype, x.device) for x in tensors)
+    options = ((name, isinstance(x, Tensor) or x) for name, x in asked.options.items())
+    return type(asked.score), getattr(asked.score, "negative_slope", None), *shapes, *options
 
 
 def _attend(asked: list[Asked]) -> list[Tensor]:
@@ -103,6 +104,12 @@ def _attend(asked: list[Asked]) -> list[Tensor]:
 
 def why_not_joined(layer: torch.nn.Module) -> str | None:
     """Why a layer, PyG's or ours, can't share a call with others; None if it can."""
+    reason = _why_not_affine(layer)
+    return why_not_fused(layer) if reason is None else reason
+
+
+def _why_not_affine(layer: torch.nn.Module) -> str | None:
+    """Why a layer's result isn't affine in what scores that others may have, too, let it attend to; None if it is."""
     theirs = _theirs(layer)
     if theirs is conv.GATv2Conv:
         return "each GATv2Conv has a vector of its own in the scores, and a call has one"
@@ -110,7 +117,7 @@ def why_not_joined(layer: torch.nn.Module) -> str | None:
         return f"{theirs.__name__} is neither GATConv nor TransformerConv"
     if theirs is conv.TransformerConv and layer.lin_beta is not None:
         return "with beta, what it adds depends on what was attended to"
-    return "it has hooks" if has_hooks(layer) else why_not_fused(layer)
+    return "it has hooks" if has_hooks(layer) else None
 
 
 def _theirs(layer: torch.nn.Module) -> Any:
