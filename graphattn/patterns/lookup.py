@@ -24,6 +24,7 @@ class _Known(NamedTuple):
 # By the tensor's id. An entry is deleted with its tensor, so that nothing outlives the caller's own reference.
 _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
+_joined: dict[tuple[int, ...], tuple[Sequence[weakref.ref[Pattern]], Pattern | None]] = {}
 _by_index: Any = WeakIdKeyDictionary()
 AnyPattern = TypeVar("AnyPattern", bound=Pattern)
 
@@ -60,10 +61,20 @@ def known_edges(
 
 def known_join(patterns: Sequence[Pattern]) -> Pattern:
     """Return the disjoint union of patterns: the earlier one if they are the same objects."""
-    first, *others = patterns
-    # They are kept with their union, so that these numbers stay theirs.
-    name = f"joined with {[id(pattern) for pattern in others]}"
-    joined: Pattern = first.keep(name, lambda: (others, Pattern.join(patterns)))[1]
+    if len(patterns) == 1:
+        return patterns[0]
+    ids = tuple(map(id, patterns))
+    parts, known = _joined.get(ids, ((), None))
+    if known is not None and all(part() is pattern for part, pattern in zip(parts, patterns, strict=True)):
+        return known
+    # A tensor made in inference mode can't be used in autograd later.
+    with torch.inference_mode(False):
+        joined = Pattern.join(patterns)
+
+    def forget(_: weakref.ref[Pattern]) -> None:
+        _joined.pop(ids, None)
+
+    _joined[ids] = ([weakref.ref(pattern, forget) for pattern in patterns], joined)
     return joined
 
 

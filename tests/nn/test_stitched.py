@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 
 import graphattn
 from graphattn.nn.pyg import fused
+from graphattn.patterns import lookup
 
 # One relation has no edges, and two have both ends in one type.
 RELATIONS = [
@@ -111,6 +113,20 @@ def test_features_of_edges_come_along(kind, calls):
         del attr["a", "x", "b"]
         assert_same(theirs, mine, x, edges, edge_attr_dict=attr)
         assert len(calls) == 4
+
+
+def test_joined_edges_are_forgotten_with_those_of_a_relation():
+    _, mine, _ = pair(pyg.TransformerConv)
+    x, edges = draw()
+    before = len(lookup._joined)
+    with torch.inference_mode():
+        mine({name: row.detach() for name, row in x.items()}, edges)
+    # What was joined there serves in training, too.
+    mine(x, edges)["a"].sum().backward()
+    assert len(lookup._joined) == before + 1
+    x, edges = None, {name: index for name, index in edges.items() if name != RELATIONS[2]}
+    gc.collect()
+    assert len(lookup._joined) == before
 
 
 def test_relations_and_types_that_are_missing(calls):

@@ -79,6 +79,7 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     They are `TransformerConv`, `GATConv`, `GATv2Conv` and eight other convolutions; over relations `HGTConv`,
     `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and five aggregations.
     docs/reference/attending.md lists every layer of PyG that attends.
+    The relations of a `HeteroConv` share calls where their layers are alike: see docs/howto/relations.md.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
