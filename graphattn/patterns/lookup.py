@@ -60,9 +60,7 @@ def known_edges(
 
 
 def known_join(patterns: Sequence[Pattern]) -> Pattern:
-    """Return the disjoint union of patterns: the earlier one if they are the same objects."""
-    if len(patterns) == 1:
-        return patterns[0]
+    """Return the disjoint union of two patterns or more: the earlier one if they are the same objects."""
     ids = tuple(map(id, patterns))
     parts, known = _joined.get(ids, ((), None))
     if known is not None and all(part() is pattern for part, pattern in zip(parts, patterns, strict=True)):

@@ -11,7 +11,7 @@ import torch_geometric.nn as pyg
 from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 
 import graphattn
-from graphattn.nn.pyg import fused
+from graphattn.nn.pyg import fused, stitched
 from graphattn.patterns import lookup
 
 # One relation has no edges, and two have both ends in one type.
@@ -113,6 +113,13 @@ def test_features_of_edges_come_along(kind, calls):
         del attr["a", "x", "b"]
         assert_same(theirs, mine, x, edges, edge_attr_dict=attr)
         assert len(calls) == 4
+
+
+def test_many_rows_are_not_copied(monkeypatch, calls):
+    monkeypatch.setattr(stitched, "MOST_NUMBERS", 0)
+    theirs, mine, _ = pair(pyg.GATConv)
+    assert_same(theirs, mine, *draw())
+    assert len(calls) == 6
 
 
 def test_joined_edges_are_forgotten_with_those_of_a_relation():

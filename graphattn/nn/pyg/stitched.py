@@ -23,6 +23,8 @@ Relation = tuple[str, str, str]
 # What makes two layers alike, where a layer has it.
 SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim")
 NOTHING = object()
+# Numbers in all rows beyond which it takes longer to copy them next to each other than to call once for each relation.
+MOST_NUMBERS = 2**24
 
 
 class HeteroConv(conv.HeteroConv):
@@ -91,15 +93,21 @@ def _kind(asked: Asked) -> Any:
 
 def _attend(asked: list[Asked]) -> list[Tensor]:
     """The attention of calls of one kind: [T, H, C] each."""
-    first = asked[0]
-    pattern = known_join([one.pattern for one in asked])
-    query, key, value = (torch.cat(rows) for rows in zip(*((x.query, x.key, x.value) for x in asked), strict=True))
+    first, rows = asked[0], [(one.query, one.key, one.value) for one in asked]
+    if len(asked) == 1 or sum(x.numel() for one in rows for x in one) > MOST_NUMBERS:
+        return [_call(one) for one in asked]
     options = {
         name: torch.cat([one.options[name] for one in asked]) if isinstance(x, Tensor) else x
         for name, x in first.options.items()
     }
-    out = Graph(pattern, None, pattern.num_edges, False, False).attend(query, key, value, first.score, **options)
-    return list(out.split([one.pattern.num_targets for one in asked]))
+    query, key, value = (torch.cat(x) for x in zip(*rows, strict=True))
+    joined = Asked(known_join([one.pattern for one in asked]), query, key, value, first.score, options)
+    return list(_call(joined).split([one.pattern.num_targets for one in asked]))
+
+
+def _call(asked: Asked) -> Tensor:
+    pattern, query, key, value, score, options = asked
+    return Graph(pattern, None, pattern.num_edges, False, False).attend(query, key, value, score, **options)
 
 
 def why_not_joined(layer: torch.nn.Module) -> str | None:
