@@ -101,7 +101,7 @@ def test_all_relations_are_one_call(kind, options, aggr, calls):
 
 @pytest.mark.parametrize("kind", [pyg.GATConv, pyg.TransformerConv])
 def test_features_of_edges_come_along(kind, calls):
-    theirs, mine, _ = pair(kind, backend="auto", edge_dim=3)
+    theirs, mine, _ = pair(kind, edge_dim=3)
     x, edges = draw()
     attr = {name: torch.randn(index.size(1), 3, dtype=torch.float64) for name, index in edges.items()}
     assert_same(theirs, mine, x, edges, edge_attr_dict=attr)
@@ -125,6 +125,7 @@ def test_many_rows_are_not_copied(monkeypatch, calls):
 def test_joined_edges_are_forgotten_with_those_of_a_relation():
     _, mine, _ = pair(pyg.TransformerConv)
     x, edges = draw()
+    gc.collect()
     before = len(lookup._joined)
     with torch.inference_mode():
         mine({name: row.detach() for name, row in x.items()}, edges)
@@ -136,8 +137,8 @@ def test_joined_edges_are_forgotten_with_those_of_a_relation():
     assert len(lookup._joined) == before
 
 
-def test_relations_and_types_that_are_missing(calls):
-    theirs, mine, _ = pair(pyg.GATConv)
+def test_relations_and_types_that_are_missing():
+    theirs, mine, _ = pair(pyg.TransformerConv, backend="auto")
     x, edges = draw()
     fewer = {name: edges[name] for name in RELATIONS[:3]}
     assert_same(theirs, mine, x, fewer)
@@ -228,6 +229,8 @@ def test_lazy_channels_are_drawn_as_in_pyg():
         model = pyg.HeteroConv({name: pyg.TransformerConv((-1, -1), 4) for name in RELATIONS}).double()
         if is_ours:
             graphattn.accelerate(model)
+            for layer in model.convs.values():
+                layer.backend = "scatter"
         torch.manual_seed(0)
         outs.append(model(*draw()))
     torch.testing.assert_close(*outs)
@@ -249,9 +252,8 @@ def test_half_precision_and_dropout(calls):
         torch.testing.assert_close({name: out.double() for name, out in found.items()}, exact, rtol=0.1, atol=0.1)
 
 
-@pytest.mark.parametrize("backend", ["scatter", "numba"])
-def test_a_compiled_graph_has_the_loops(backend):
-    theirs, mine, _ = pair(pyg.GATConv, backend=backend, relations=RELATIONS[3:4])
+def test_a_compiled_graph_has_the_loops_whatever_the_kernel():
+    theirs, mine, _ = pair(pyg.GATConv, relations=RELATIONS[3:4])
     x, edges = draw()
     arguments = ({"a": x["a"]}, {RELATIONS[3]: edges[RELATIONS[3]]})
     torch.testing.assert_close(torch.compile(mine, backend="eager")(*arguments), theirs(*arguments))
@@ -287,7 +289,8 @@ def test_explainers_give_what_they_give_of_pygs(algorithm):
     assert found[0]
 
 
-def test_a_model_is_timed_with_its_relations_together():
+def test_a_model_is_timed_with_its_relations_together(monkeypatch):
+    monkeypatch.setattr(fused.Fused, "backend", "scatter")
     theirs, _, _ = pair(pyg.GATConv)
     report = graphattn.accelerate(theirs, *draw())
     assert report.stitched[0].speedup > 0
