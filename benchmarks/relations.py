@@ -1,16 +1,17 @@
 """Attention over several relations: PyG's layers against the same ones accelerated.
 
-    python benchmarks/relations.py
+    python benchmarks/relations.py [HeteroConv]
 
-Writes results/relations.json and results/relations.md. PyG's HGTConv over 140 relations takes minutes, and runs once.
+Writes results/relations.json and results/relations.md; given a word, prints the lines of the cases with this word, and
+writes nothing. PyG's HGTConv over 140 relations takes minutes, and runs once.
 """
 
 from __future__ import annotations
 
 import copy
 import statistics
+import sys
 import time
-import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from gather import machine_and_gather
 from harness import Line, in_ms, race, ratio, write
 from systems import random_edges
 from torch import Tensor
-from torch_geometric.nn import GATv2Conv, HANConv, HeteroConv, HGTConv, RGATConv
+from torch_geometric.nn import GATConv, GATv2Conv, HANConv, HeteroConv, HGTConv, RGATConv, TransformerConv
 
 import graphattn
 from graphattn.memory import format_bytes, peak_memory
@@ -39,6 +40,8 @@ class Case(NamedTuple):
     memory: tuple[float, float] | None = None
     # Takes minutes.
     is_slow: bool = False
+    # Against PyG's container of layers that are accelerated, each by itself.
+    of_layers: tuple[float, float] | None = None
 
 
 def hetero(pairs: list[tuple[str, str]], edges: int) -> tuple[tuple, tuple]:
@@ -75,10 +78,16 @@ def cases() -> list[Case]:
     rgat = RGATConv(WIDTH, WIDTH // HEADS, relations, heads=HEADS)
     metadata, graph = hetero(SEVEN, 600_000 // len(SEVEN))
     hgt = Layers(*(HGTConv(WIDTH, WIDTH, metadata, heads=HEADS) for _ in range(2)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        convs = {name: GATv2Conv(WIDTH, 16, heads=HEADS, add_self_loops=False) for name in metadata[1]}
-        stitched = HeteroConv(convs)
+    one_head = dict(heads=HEADS, out_channels=WIDTH // HEADS)
+    kinds = {
+        kind.__name__: HeteroConv({name: kind(WIDTH, **one_head, **options) for name in metadata[1]})
+        for kind, options in (
+            (GATv2Conv, {"add_self_loops": False}),
+            (GATConv, {"add_self_loops": False}),
+            (TransformerConv, {}),
+        )
+    }
+    batch = {name: x[:200] for name, x in graph[0].items()}, {name: x[:, :300] % 200 for name, x in graph[1].items()}
     names = list(SIZES)
     many, large = hetero([(names[i % 3], names[i // 3 % 3]) for i in range(140)], 5000)
     paths, twice = hetero([("a", "a")] * 2, 500_000)
@@ -88,7 +97,11 @@ def cases() -> list[Case]:
             "RGAT, additive: 20k nodes, 400k edges, 8 relations, 4 heads of 16", rgat, typed, (15, 40), (1 / 20, 1 / 50)
         ),
         Case(f"HGT, 2 layers, 4 heads of 16: {size}", hgt, graph, (5, 10), (1 / 4, 1 / 8)),
-        Case(f"HeteroConv of 7 GATv2Conv, 4 heads of 16: {size}", stitched, graph, (5, 10)),
+        *(
+            Case(f"HeteroConv of 7 {name}, 4 heads of 16: {where}", layer, data, (5, 10), of_layers=(1.5, 2))
+            for name, layer in kinds.items()
+            for where, data in ((size, graph), ("3 types of 600 nodes, 7 relations, 2,100 edges", batch))
+        ),
         Case(
             "HAN, 4 heads of 16: two meta-paths of 500k edges",
             HANConv(WIDTH, WIDTH, paths, heads=HEADS),
@@ -121,6 +134,11 @@ def measure(case: Case) -> list[Line]:
     ours = copy.deepcopy(case.layer)
     graphattn.accelerate(ours)
     systems = {"PyG": step(case.layer, case.arguments), "graphattn": step(ours, case.arguments)}
+    if case.of_layers is not None:
+        each = copy.deepcopy(case.layer)
+        for layer in each.convs.values():
+            graphattn.accelerate(layer)
+        systems["each layer"] = step(each, case.arguments)
     work = f"{case.work}, forward and backward"
     if case.is_slow:
         start = time.perf_counter()
@@ -133,6 +151,9 @@ def measure(case: Case) -> list[Line]:
         speedup = ratio(taken, "PyG", "graphattn")
     detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
     lines = [Line(work, "PyG", "x", *case.speedup, speedup, detail)]
+    if case.of_layers is not None:
+        speedup = ratio(taken, "each layer", "graphattn")
+        lines.append(Line(work, "PyG, each layer accelerated", "x", *case.of_layers, speedup, detail))
     if case.memory is not None:
         peaks = {name: peak_memory(run) for name, run in systems.items()}
         part = peaks["graphattn"] / peaks["PyG"]
@@ -143,10 +164,15 @@ def measure(case: Case) -> list[Line]:
 
 def main() -> None:
     """Measure all cases."""
-    about, lines = machine_and_gather(), []
+    word = sys.argv[1] if len(sys.argv) > 1 else None
+    about, lines = {} if word else machine_and_gather(), []
     for case in cases():
-        lines += measure(case)
-        print(lines[-1].work, lines[-1].detail, flush=True)
+        if word is None or word in case.work:
+            lines += measure(case)
+            print(lines[-1].work, lines[-1].detail, flush=True)
+    if word is not None:
+        print("\n".join(line.row() for line in lines))
+        return
     print(write("relations", "Several relations, accelerated", about, lines, {}))
 
 

@@ -41,6 +41,7 @@ class _Hetero(Projections):
         heads: int,
         across: bool,
         per_relation: bool,
+        shared: bool,
         score: str | Score | ScoreFunction,
         normalizer: Any,
         edge_dim: int | None,
@@ -54,7 +55,7 @@ class _Hetero(Projections):
         check_heads(where, "out_channels", self.out_channels, self.heads)
         check_probability(where, "dropout", dropout)
         self.dropout = float(dropout)
-        self.across, self.per_relation = bool(across), bool(per_relation)
+        self.across, self.per_relation, self.shared = bool(across), bool(per_relation), bool(shared)
         self.edge_dim = None if edge_dim is None else check_int(where, "edge_dim", edge_dim, 1)
         if isinstance(score, str):
             check_choice(where, "score", score, SCORE_NAMES)
@@ -69,11 +70,14 @@ class _Hetero(Projections):
         if missing:
             raise ValueError(message(where, "in_channels", "must have every node type", f"none for {missing[0]!r}"))
         self.channels = {name: check_int(where, "in_channels", in_channels[name], -1) for name in self.node_types}
+        self._check_shared("in_channels", self.channels)
 
         options: dict[str, Any] = dict(bias=bias, weight_initializer="glorot", bias_initializer="zeros")
         inner = dict.fromkeys(self.node_types, self.out_channels)
         self.query_lin, self.key_lin, self.value_lin, self.out_lin = (
-            ModuleDict({name: Linear(width, self.out_channels, **options) for name, width in channels.items()})
+            ModuleDict(
+                {key: Linear(width, self.out_channels, **options) for key, width in self._keys_of(channels).items()}
+            )
             for channels in (self.channels, self.channels, self.channels, inner)
         )
         self.edge_lin = None
@@ -87,6 +91,18 @@ class _Hetero(Projections):
         is_named = isinstance(score, str) and score in ACTIVATIONS
         self.score_vector = Parameter(torch.empty(self.heads, width)) if is_named else None
         self._draw()
+
+    def _check_shared(self, argument: str, channels: Mapping[Any, int]) -> None:
+        if self.shared and len(set(channels.values())) > 1:
+            rule = "must be as wide for each type of node, because they share their projections"
+            raise ValueError(message(type(self).__name__, argument, rule, dict(channels), "Use shared=False."))
+
+    def _key(self, name: Any) -> Any:
+        """The name of a type's projections."""
+        return "shared" if self.shared else name
+
+    def _keys_of(self, channels: Mapping[Any, int]) -> dict[Any, int]:
+        return {self._key(name): width for name, width in channels.items()}
 
     def _draw(self) -> None:
         for linears in (self.query_lin, self.key_lin, self.value_lin, self.out_lin):
@@ -112,6 +128,7 @@ class _Hetero(Projections):
             if x.dim() != 2 or channels not in (-1, x.size(-1)):
                 rule = f"must have shape [N, {'C' if channels == -1 else channels}]"
                 raise ValueError(message(where, f"x_dict[{name!r}]", rule, shape_of(x)))
+        self._check_shared("x_dict", {name: x.size(-1) for name, x in x_dict.items()})
         is_read = isinstance(edge_index_dict, Relations)
         for relation in edge_index_dict.relations if is_read else edge_index_dict:
             if relation not in self.edge_types:
@@ -155,7 +172,8 @@ class _Hetero(Projections):
         """[N, H, D] of each type."""
         found = {}
         for name, x in x_dict.items():
-            linear, is_lazy = linears[name], is_uninitialized_parameter(linears[name].weight)
+            linear = linears[self._key(name)]
+            is_lazy = is_uninitialized_parameter(linear.weight)
             # PyG finds the number of channels in the first row, which a type without nodes hasn't.
             x = linear(x.new_zeros(1, x.size(-1)))[:0] if is_lazy and len(x) == 0 else linear(x)
             found[name] = x.unflatten(-1, (self.heads, self.out_channels // self.heads))
@@ -164,7 +182,7 @@ class _Hetero(Projections):
     def _project_out(self, out: Mapping[Any, Tensor], relations: Relations) -> Outputs:
         """The output of each type that a relation ends in."""
         targets = {name[2] for name in relations.relations}
-        return {name: self.out_lin[name](x.flatten(-2)) for name, x in out.items() if name in targets}
+        return {name: self.out_lin[self._key(name)](x.flatten(-2)) for name, x in out.items() if name in targets}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.channels}, {self.out_channels}, heads={self.heads})"
@@ -185,6 +203,7 @@ class HeteroGraphAttention(_Hetero, GraphAttention):
         heads: H; must divide `out_channels`.
         across: normalize over the edges of all relations; if False, over those of each relation, and add the results.
         per_relation: whether K_r and V_r are learned, a matrix per relation and head; if not, they are identities.
+        shared: whether all types of nodes, which must have equally many features, share W_q, W_k, W_v and W_o.
         score: as in `GraphAttention`.
         normalizer: as in `GraphAttention`.
         edge_dim: features per edge, added to key and value of the edge; the same for all relations.
@@ -220,6 +239,7 @@ class HeteroGraphAttention(_Hetero, GraphAttention):
         *,
         across: bool = True,
         per_relation: bool = True,
+        shared: bool = False,
         score: str | Score | ScoreFunction = "dot_product",
         normalizer: str | UserNormalizer = "softmax",
         edge_dim: int | None = None,
@@ -230,7 +250,7 @@ class HeteroGraphAttention(_Hetero, GraphAttention):
         MessagePassing.__init__(self, aggr="add", node_dim=-3)
         check_choice("HeteroGraphAttention", "backend", backend, ["auto", *(kernel.name for kernel in KERNELS)])
         self.backend, self.add_self_loops = backend, False
-        shapes = (in_channels, out_channels, metadata, heads, across, per_relation)
+        shapes = (in_channels, out_channels, metadata, heads, across, per_relation, shared)
         self._build_hetero(*shapes, score, normalizer, edge_dim, dropout, bias)
 
     def reset_parameters(self) -> None:
@@ -309,6 +329,7 @@ class DenseHeteroGraphAttention(_Hetero):
         *,
         across: bool = True,
         per_relation: bool = True,
+        shared: bool = False,
         score: str | Score | ScoreFunction = "dot_product",
         normalizer: str | UserNormalizer = "softmax",
         edge_dim: int | None = None,
@@ -316,7 +337,7 @@ class DenseHeteroGraphAttention(_Hetero):
         bias: bool = True,
     ) -> None:
         super().__init__()
-        shapes = (in_channels, out_channels, metadata, heads, across, per_relation)
+        shapes = (in_channels, out_channels, metadata, heads, across, per_relation, shared)
         self._build_hetero(*shapes, score, normalizer, edge_dim, dropout, bias)
 
     def reset_parameters(self) -> None:

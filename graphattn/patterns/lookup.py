@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ class _Known(NamedTuple):
 # By the tensor's id. An entry is deleted with its tensor, so that nothing outlives the caller's own reference.
 _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
+_joined: dict[tuple[int, ...], tuple[Sequence[weakref.ref[Pattern]], Pattern | None]] = {}
 _by_index: Any = WeakIdKeyDictionary()
 AnyPattern = TypeVar("AnyPattern", bound=Pattern)
 
@@ -56,6 +57,23 @@ def known_edges(
     pattern._kept["edge_index"] = pattern.edge_index.detach()
     _remember(_known, tensor, state, pattern)
     return pattern
+
+
+def known_join(patterns: Sequence[Pattern]) -> Pattern:
+    """Return the disjoint union of two patterns or more: the earlier one if they are the same objects."""
+    ids = tuple(map(id, patterns))
+    parts, known = _joined.get(ids, ((), None))
+    if known is not None and all(part() is pattern for part, pattern in zip(parts, patterns, strict=True)):
+        return known
+    # A tensor made in inference mode can't be used in autograd later.
+    with torch.inference_mode(False):
+        joined = Pattern.join(patterns)
+
+    def forget(_: weakref.ref[Pattern]) -> None:
+        _joined.pop(ids, None)
+
+    _joined[ids] = ([weakref.ref(pattern, forget) for pattern in patterns], joined)
+    return joined
 
 
 def remember_edges(edge_index: Tensor, pattern: Edges) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch_geometric.data import Batch, HeteroData
+from torch_geometric.explain import AttentionExplainer, Explainer, GNNExplainer
 from torch_geometric.sampler import NodeSamplerInput
 from torch_geometric.transforms import ToSparseTensor
 from torch_geometric.utils import to_torch_coo_tensor
@@ -235,6 +236,48 @@ def test_half_precision_and_compiled_graphs():
             torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1)
 
 
+def explain(layer, algorithm, **masks):
+    """What PyG explains of a model of one layer: masks, or the error."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            # For AttentionExplainer, which looks for relations in the names of layers.
+            self.a__z__a = layer
+
+        def forward(self, x_dict, edge_index_dict):
+            return self.a__z__a(x_dict, edge_index_dict)["a"]
+
+    torch.manual_seed(0)
+    x, edges = draw()
+    # PyG's explainers fail on relations without edges.
+    x, edges = {name: x[name].detach() for name in "ab"}, {name: edges[name] for name in RELATIONS[1:4]}
+    options = {"explanation_type": "model", "model_config": {"mode": "regression", "task_level": "node"}}
+    try:
+        found = Explainer(Net(), algorithm(), **options, **masks)(x, edges)
+    except ValueError as error:
+        return str(error)
+    return {(key, kind): row for key in (*x, *edges) for kind, row in found[key].items() if "mask" in kind}
+
+
+@pytest.mark.parametrize("name", ["HGTConv", "HANConv"])
+def test_explainers_say_of_our_layers_what_they_say_of_pygs(name):
+    layers = pair(name, CHANNELS, 8, METADATA, heads=2)
+    few = lambda: GNNExplainer(epochs=3)
+    for algorithm, masks in (
+        (few, {"node_mask_type": "attributes"}),
+        # No layer of PyG's over several relations reads a mask of edges.
+        (few, {"edge_mask_type": "object"}),
+        (AttentionExplainer, {"edge_mask_type": "object"}),
+    ):
+        theirs, mine = (explain(layer, algorithm, **masks) for layer in layers)
+        assert type(mine) is type(theirs)
+        if isinstance(theirs, str):
+            assert mine == theirs
+        else:
+            torch.testing.assert_close(mine, theirs)
+
+
 # Our own layer.
 
 OWN = [
@@ -244,19 +287,23 @@ OWN = [
     {"across": False, "per_relation": False, "score": "gatv2", "dropout": 0.4},
     {"edge_dim": 3, "dropout": 0.4, "score": "additive"},
     {"across": False, "edge_dim": 3, "normalizer": "sigmoid", "dropout": 0.4, "bias": False},
+    {"shared": True, "across": False},
 ]
 
 
 @pytest.mark.parametrize("options", OWN, ids=str)
 def test_hetero_attention_is_its_dense_reference(options):
     torch.manual_seed(0)
-    sparse = ours.HeteroGraphAttention(CHANNELS, 8, METADATA, 2, **options).double()
-    dense = ours.DenseHeteroGraphAttention(CHANNELS, 8, METADATA, 2, **options).double()
+    channels = 4 if "shared" in options else CHANNELS
+    sparse = ours.HeteroGraphAttention(channels, 8, METADATA, 2, **options).double()
+    dense = ours.DenseHeteroGraphAttention(channels, 8, METADATA, 2, **options).double()
     torch.nn.init.normal_(sparse.prior)
     dense.load_state_dict(sparse.state_dict())
     # Kernels have tests of their own; to compile them for each of these takes long.
     sparse.backend = "scatter" if "score" in options or "edge_dim" in options else "auto"
     x, edges = draw()
+    if "shared" in options:
+        x = {name: torch.randn(size, 4, dtype=torch.float64, requires_grad=True) for name, size in SIZES.items()}
     attr = {name: torch.randn(index.size(1), 3, dtype=torch.float64) for name, index in edges.items()}
     arguments = (x, edges, attr) if "edge_dim" in options else (x, edges)
     results = []
@@ -270,6 +317,20 @@ def test_hetero_attention_is_its_dense_reference(options):
     sparse.register_message_forward_hook(lambda *_: None)
     torch.manual_seed(1)
     torch.testing.assert_close(sparse(*arguments), results[0][0])
+
+
+def test_shared_projections_are_those_of_each_type_made_equal():
+    shared = ours.HeteroGraphAttention(-1, 8, METADATA, 2, shared=True).double()
+    apart = ours.HeteroGraphAttention(4, 8, METADATA, 2).double()
+    x = {name: torch.randn(size, 4, dtype=torch.float64) for name, size in SIZES.items()}
+    edges = draw()[1]
+    expected, state = shared(x, edges), shared.state_dict()
+    spread = {
+        name: state[".".join(["shared" if part in ("<a>", *TYPES) else part for part in name.split(".")])]
+        for name in apart.state_dict()
+    }
+    apart.load_state_dict(spread)
+    torch.testing.assert_close(apart(x, edges), expected)
 
 
 def test_order_of_types_relations_and_edges_changes_no_bit():
@@ -451,6 +512,16 @@ EDGES = torch.tensor([[0], [1]])
             lambda: ours.HeteroGraphAttention({"a": 4}, 8, METADATA),
             ValueError,
             "must have every node type, got none for 'b'",
+        ),
+        (
+            lambda: ours.HeteroGraphAttention(CHANNELS, 8, METADATA, shared=True),
+            ValueError,
+            "in_channels must be as wide for each type of node, because they share their projections, got {'b': 4",
+        ),
+        (
+            lambda: ours.HeteroGraphAttention(-1, 8, METADATA, shared=True).double()(*draw()),
+            ValueError,
+            "x_dict must be as wide for each type of node",
         ),
     ],
 )

@@ -9,7 +9,8 @@ from torch_geometric.nn import MessagePassing, aggr, conv
 
 from ...errors import message
 from .fused import FUSED, Fused, FusedModule, own_class, pygs_name, why_not_fused
-from .timing import time_layers
+from .stitched import HeteroConv, stitches, why_not_joined
+from .timing import Timing, time_layers
 from .unfused import UNFUSED
 
 _MARK = "_was_accelerated"
@@ -48,12 +49,15 @@ class AccelerateReport:
             could not be changed or would be slower, `torch.nn.MultiheadAttention`, and modules with attention in their
             names.
         before: how many layers were already ours, `GraphAttention` included.
+        stitched: what there is to say of each `HeteroConv` and `to_hetero` model: which layers share a call of the
+            kernels, and why a layer has a call of its own.
     """
 
-    def __init__(self, changed: list[Change], left: list[Change], before: int) -> None:
+    def __init__(self, changed: list[Change], left: list[Change], before: int, stitched: list[Change]) -> None:
         self.changed = changed
         self.left = left
         self.before = before
+        self.stitched = stitched
 
     def __repr__(self) -> str:
         count = len(self.changed)
@@ -64,6 +68,9 @@ class AccelerateReport:
         for name, kind, _, speedup in self.changed:
             lines.append(f"  {name or 'the model itself'}: {kind}" + (f", {speedup:.3g}x" if speedup else ""))
         lines += [f"  {change.name or 'the model itself'}: left, {change.reason}" for change in self.left]
+        for name, kind, reason, speedup in self.stitched:
+            what = f"{kind} in one call" if reason is None else f"{kind} apart: {reason}"
+            lines.append(f"  {name or 'the model itself'}: {what}" + (f", {speedup:.3g}x" if speedup else ""))
         return "\n".join(lines)
 
 
@@ -73,6 +80,7 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     They are `TransformerConv`, `GATConv`, `GATv2Conv` and ten other convolutions; over relations `HGTConv`,
     `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and five aggregations.
     docs/reference/attending.md lists every layer of PyG that attends.
+    The relations of a `HeteroConv` share calls where their layers are alike: see docs/howto/relations.md.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
@@ -106,9 +114,13 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
         >>> restore(model)
         2
     """
+    stitched, joined = _stitch_all(model, args, kwargs)
     found: list[tuple[str, Any]] = []
     changed, left, before = [], [], 0
     for name, layer in _attentions("accelerate", model):
+        if id(layer) in joined:
+            changed.append(Change(name, own_class(layer).theirs.__name__, None))
+            continue
         if isinstance(layer, OURS) or own_class(layer).__module__.startswith("graphattn."):
             before += 1
             continue
@@ -121,12 +133,55 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     for name, layer in found:
         kind, timing = own_class(layer).__name__, timings.get(name)
         if timing is not None and timing.speedup < 1:
-            theirs, ours = (f"{seconds * 1e3:.3g} ms" for seconds in timing[:2])
-            left.append(Change(name, kind, f"PyG's takes {theirs} here, ours {ours}", timing.speedup))
+            left.append(Change(name, kind, _slower(timing), timing.speedup))
             continue
         _accelerate(layer)
         changed.append(Change(name, kind, None, None if timing is None else timing.speedup))
-    return AccelerateReport(changed, left, before)
+    return AccelerateReport(changed, left, before, stitched)
+
+
+def _slower(timing: Timing) -> str:
+    theirs, ours = (f"{seconds * 1e3:.3g} ms" for seconds in timing[:2])
+    return f"PyG's takes {theirs} here, ours {ours}"
+
+
+def _stitch_all(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[list[Change], set[int]]:
+    """Let the relations of each `HeteroConv` share calls; what there is to say of it, and the layers that are ours."""
+    if not isinstance(model, torch.nn.Module):
+        return [], set()
+    said: list[Change] = []
+    joined: set[int] = set()
+    found = {name: module for name, module in model.named_modules() if own_class(module) is conv.HeteroConv}
+    names = [name for name, module in found.items() if stitches(module)[0]]
+    timings = time_layers(model, names, _stitch, args, kwargs) if names and (args or kwargs) else {}
+    for name, module in found.items():
+        (calls, apart), timing = stitches(module), timings.get(name)
+        if timing is not None and timing.speedup < 1:
+            said.append(Change(name, "HeteroConv", _slower(timing), timing.speedup))
+            continue
+        speedup = None if timing is None else timing.speedup
+        said += [Change(name, call, None, speedup) for call in calls]
+        said += [Change(name, layers, reason) for layers, reason in apart]
+        if calls:
+            joined |= {id(layer) for layer in _stitch(module)}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.fx.GraphModule):
+            parts = [(at, part) for at, part in module.named_modules() if isinstance(part, torch.nn.ModuleDict)]
+            reason = "to_hetero's graph calls its layers one after another"
+            for at, part in parts:
+                layers = [own_class(layer).__name__ for layer in part.values() if why_not_joined(layer) is None]
+                if len(layers) > 1:
+                    said.append(Change(f"{name}.{at}".lstrip("."), f"{len(layers)} {layers[0]}", reason))
+    return said, joined
+
+
+def _stitch(module: Any) -> list[Any]:
+    """Make ours of a `HeteroConv` and of its layers that share calls; return those that weren't."""
+    new = [layer for layer in module.convs.values() if own_class(layer) in FUSED and why_not_joined(layer) is None]
+    for layer in new:
+        _accelerate(layer)
+    _change_class(module, conv.HeteroConv, HeteroConv)
+    return new
 
 
 def _accelerate(layer: Any) -> None:
@@ -150,6 +205,9 @@ def restore(model: torch.nn.Module) -> int:
         (1, True)
     """
     count = 0
+    for module in model.modules() if isinstance(model, torch.nn.Module) else ():
+        if own_class(module) is HeteroConv:
+            _change_class(module, HeteroConv, conv.HeteroConv)
     for _, layer in _attentions("restore", model):
         if isinstance(layer, OURS) and layer.__dict__.get(_MARK, False):
             _change_class(layer, FUSED[layer.theirs], layer.theirs)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,6 +44,21 @@ SMALL_IN_A_GRAPH = 2**15
 
 # PyG class -> our replacement.
 FUSED: dict[type[Any], type[Any]] = {}
+
+
+class Asked(NamedTuple):
+    """What a layer asks of the kernels."""
+
+    pattern: Pattern
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    score: Score
+    options: dict[str, Any]
+
+
+# Where layers leave what they ask for, while their attention waits for that of others. They go on with zeros.
+WAITING: ContextVar[list[Asked] | None] = ContextVar("waiting", default=None)
 
 
 class Graph:
@@ -89,6 +105,11 @@ class Graph:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, score: Score, **options: Any) -> Tensor:
         """Attend: [T, H, C], in the dtype of PyG's own result."""
+        # A graph of torch.compile can't read the list.
+        waiting = None if torch.compiler.is_compiling() or self.return_weights else WAITING.get()
+        if waiting is not None:
+            waiting.append(Asked(self.pattern, query, key, value, score, options))
+            return value.new_zeros(()).expand(self.pattern.num_targets, *query.shape[1:-1], value.size(-1))
         tensors = (query, key, value, *score.tensors().values())
         dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors})
         of_edges = [x for x in options.values() if isinstance(x, Tensor)]
@@ -216,7 +237,8 @@ class Fused(MessagePassing):
         # The number of edges after renewing loops depends on the data, which a compiled graph can't hold.
         if not renews:
             return self.backend == "auto" and edge_index.size(1) * self.heads * self.out_channels <= SMALL_IN_A_GRAPH
-        return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in KERNELS)
+        kernels = [kernel for kernel in KERNELS if self.backend in ("auto", kernel.name)]
+        return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in kernels)
 
     def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:
         reason = why_not_fused(self)

@@ -30,7 +30,7 @@ class Timing(NamedTuple):
 
 
 def time_layers(
-    model: torch.nn.Module, names: Iterable[str], change: Callable[[Any], None], args: Any, kwargs: Any
+    model: torch.nn.Module, names: Iterable[str], change: Callable[[Any], object], args: Any, kwargs: Any
 ) -> dict[str, Timing]:
     """Time each named layer before and after `change`, forward and backward if the model is in training mode.
 

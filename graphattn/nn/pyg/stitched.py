@@ -1,0 +1,152 @@
+"""PyG's `HeteroConv` with one call of the kernels for all relations whose layers are alike.
+
+A layer's result is affine in what it attends to: the heads, concatenated or averaged, plus what it is where nothing was
+attended to, its bias and residual. So each layer runs as it is, leaves what it asks of the kernels and goes on with
+zeros; then one call attends for all of them, over the disjoint union of their patterns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_geometric.nn.conv as conv
+from torch import Tensor
+from torch_geometric.nn.conv.hetero_conv import group
+
+from ...patterns.lookup import known_join
+from .fused import WAITING, Asked, Graph, has_hooks, own_class, why_not_fused
+
+Relation = tuple[str, str, str]
+# What makes two layers alike, where a layer has it.
+SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim")
+NOTHING = object()
+# Numbers in all rows beyond which it takes longer to copy them next to each other than to call once for each relation.
+MOST_NUMBERS = 2**24
+
+
+class HeteroConv(conv.HeteroConv):
+    """`torch_geometric.nn.HeteroConv`, stitched: see there for arguments, shapes and results."""
+
+    theirs = conv.HeteroConv
+
+    def forward(self, *args_dict: Any, **kwargs_dict: Any) -> dict[str, Any]:
+        """See PyG."""
+        is_plain = all(name.endswith("_dict") for name in kwargs_dict) and not torch.compiler.is_compiling()
+        if not is_plain or torch.jit.is_tracing():
+            return conv.HeteroConv.forward(self, *args_dict, **kwargs_dict)
+        found: dict[Relation, Any] = {}
+        asked: dict[Any, dict[Relation, Asked]] = {}
+        for relation, layer in self.convs.items():
+            given = (*args_dict, *kwargs_dict.values())
+            if not any(relation in of for of in given):
+                continue
+            args = [x for of in args_dict if (x := _given_to(relation, of)) is not NOTHING]
+            named = ((name.removesuffix("_dict"), _given_to(relation, of)) for name, of in kwargs_dict.items())
+            kwargs = {name: x for name, x in named if x is not NOTHING}
+            found[relation], left = _run(layer, args, kwargs)
+            if left is not None:
+                asked.setdefault(_kind(left), {})[relation] = left
+        for waiting in asked.values():
+            for relation, out in zip(waiting, _attend(list(waiting.values())), strict=True):
+                rows = out.flatten(1) if self.convs[relation].concat else out.mean(1)
+                found[relation] = found[relation] + rows
+        outs: dict[str, list[Any]] = {}
+        for relation, out in found.items():
+            outs.setdefault(relation[2], []).append(out)
+        return {name: group(parts, self.aggr) for name, parts in outs.items()}
+
+
+def _given_to(relation: Relation, of: Mapping[Any, Any]) -> Any:
+    """What a dictionary has for a relation: of itself, of its type of nodes, or of both of its types."""
+    source, _, target = relation
+    if relation in of:
+        return of[relation]
+    if source not in of and target not in of:
+        return NOTHING
+    return of[source] if source == target else (of.get(source), of.get(target))
+
+
+def _run(layer: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Asked | None]:
+    """A layer's result; or what it is without attention, and what the layer asked for."""
+    # A layer that can't be fused asks for nothing.
+    if _why_not_affine(layer) is not None:
+        return layer(*args, **kwargs), None
+    waiting: list[Asked] = []
+    token = WAITING.set(waiting)
+    try:
+        out = layer(*args, **kwargs)
+    finally:
+        WAITING.reset(token)
+    return out, waiting[0] if waiting else None
+
+
+def _kind(asked: Asked) -> Any:
+    """Calls of one kind can be one call."""
+    tensors = (asked.query, asked.key, asked.value)
+    shapes = ((x.shape[1:], x.dtype, x.device) for x in tensors)
+    options = ((name, isinstance(x, Tensor) or x) for name, x in asked.options.items())
+    return type(asked.score), getattr(asked.score, "negative_slope", None), *shapes, *options
+
+
+def _attend(asked: list[Asked]) -> list[Tensor]:
+    """The attention of calls of one kind: [T, H, C] each."""
+    first, rows = asked[0], [(one.query, one.key, one.value) for one in asked]
+    if len(asked) == 1 or sum(x.numel() for one in rows for x in one) > MOST_NUMBERS:
+        return [_call(one) for one in asked]
+    options = {
+        name: torch.cat([one.options[name] for one in asked]) if isinstance(x, Tensor) else x
+        for name, x in first.options.items()
+    }
+    query, key, value = (torch.cat(x) for x in zip(*rows, strict=True))
+    joined = Asked(known_join([one.pattern for one in asked]), query, key, value, first.score, options)
+    return list(_call(joined).split([one.pattern.num_targets for one in asked]))
+
+
+def _call(asked: Asked) -> Tensor:
+    pattern, query, key, value, score, options = asked
+    return Graph(pattern, None, pattern.num_edges, False, False).attend(query, key, value, score, **options)
+
+
+def why_not_joined(layer: torch.nn.Module) -> str | None:
+    """Why a layer, PyG's or ours, can't share a call with others; None if it can."""
+    reason = _why_not_affine(layer)
+    return why_not_fused(layer) if reason is None else reason
+
+
+def _why_not_affine(layer: torch.nn.Module) -> str | None:
+    """Why a layer's result isn't affine in what scores that others may have, too, let it attend to; None if it is."""
+    theirs = _theirs(layer)
+    if theirs is conv.GATv2Conv:
+        return "each GATv2Conv has a vector of its own in the scores, and a call has one"
+    if theirs not in (conv.GATConv, conv.TransformerConv):
+        return f"{theirs.__name__} is neither GATConv nor TransformerConv"
+    if theirs is conv.TransformerConv and layer.lin_beta is not None:
+        return "with beta, what it adds depends on what was attended to"
+    return "it has hooks" if has_hooks(layer) else None
+
+
+def _theirs(layer: torch.nn.Module) -> Any:
+    """PyG's class of a layer, PyG's or ours."""
+    own = own_class(layer)
+    return getattr(own, "theirs", own)
+
+
+def stitches(module: conv.HeteroConv) -> tuple[list[str], list[tuple[str, str]]]:
+    """What each shared call of a HeteroConv is of, such as "3 GATConv"; and what other layers there are, and why."""
+    kinds = Counter(_shape(layer) for layer in module.convs.values() if why_not_joined(layer) is None)
+    apart: Counter[tuple[str, str]] = Counter()
+    for layer in module.convs.values():
+        reason, kind = why_not_joined(layer), _shape(layer)
+        if reason is None and kinds[kind] == 1:
+            reason = f"no other {kind[0]} has its {', '.join(SHAPE)}"
+        if reason is not None:
+            apart[kind[0], reason] += 1
+    joined = [f"{count} {kind[0]}" for kind, count in kinds.items() if count > 1]
+    return joined, [(f"{count} {name}", reason) for (name, reason), count in apart.items()]
+
+
+def _shape(layer: Any) -> tuple[Any, ...]:
+    return _theirs(layer).__name__, *(getattr(layer, name, None) for name in SHAPE)
