@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import linecache
-import os
 import pickle
 import sys
 import tempfile
@@ -27,18 +26,16 @@ from numba.core.serialize import dumps
 from numba.extending import is_jitted
 
 from ..errors import message, warn_once
+from . import folders
 
-HERE = Path(__file__).parent
 SET = "set NUMBA_CACHE_DIR to a writable folder."
-# Where compiled code is kept, once that is known.
-_folders: list[Path] = []
 
 
 def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
     """Cache the compiled code of the functions of these modules for later processes."""
     try:
         folder = cache_folder([*(module.__name__ for module in modules.values()), __name__])
-        _folders[:] = [folder]
+        folders.in_use[:] = [folder]
     # Unreadable sources or unwritable folders.
     except Exception as error:
         _warn("write", "can't be cached, so that every process compiles it again", error, f"To cache it, {SET}")
@@ -61,20 +58,15 @@ def cache_folder(modules: Iterable[str]) -> Path:
         spec: Any = importlib.util.find_spec(module)
         # Read by the loader, because modules may be in an archive, or without source.
         digest.update(spec.loader.get_data(spec.origin))
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
-    config: Any = numba.config
-    named = [Path(config.CACHE_DIR)] if config.CACHE_DIR else []
-    parents = [*named, HERE / "__pycache__", user]
-    for parent in parents:
+    for parent in folders.parents():
         try:
-            folder = parent.expanduser() / f"numba-{digest.hexdigest()[:16]}"
+            folder = parent / f"numba-{digest.hexdigest()[:16]}"
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except (OSError, RuntimeError):
-            # RuntimeError: there is no home directory.
+        except OSError:
             continue
         return folder
-    raise OSError(f"no folder can be written: {', '.join(map(str, parents))}")
+    raise OSError(f"no folder can be written: {', '.join(map(str, folders.parents()))}")
 
 
 def load_source(stem: str, source: str) -> ModuleType:
@@ -85,9 +77,10 @@ def load_source(stem: str, source: str) -> ModuleType:
     name = f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     module, path = ModuleType(f"graphattn.{name}"), f"<{name}>"
     try:
-        folder = _folders[0]
+        folder = folders.in_use[0]
         written = folder / f"{name}.py"
         if not written.exists():
+            folder.mkdir(parents=True, exist_ok=True)
             unfinished = written.with_suffix(f".{uuid.uuid4().hex}")
             unfinished.write_text(source)
             unfinished.replace(written)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from graphattn import errors
-from graphattn.compiled import cache
+from graphattn.compiled import cache, folders, remove_compiled
 from graphattn.compiled.cache import cache_folder, keep_on_disk
 from graphattn.compiled.load import compiled_modules
 
@@ -86,6 +86,19 @@ def test_what_is_compiled_is_kept_for_each_choice_of_types(kept, monkeypatch):
         assert np.all(function(argument) == 2 * argument)
         assert sum(function.stats.cache_hits.values()) == known
     assert len(list(kept.parent.iterdir())) == 3
+
+
+def test_a_running_process_writes_again_after_all_was_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "parents", lambda: [tmp_path])
+    folder = tmp_path / "numba-0123456789abcdef"
+    folder.mkdir()
+    function = compiled_twice(folder, monkeypatch)
+    for argument in (3, 3.0):
+        assert function(argument) == 6
+        assert remove_compiled().files == 1
+    assert function(np.ones(2)).sum() == 4 and len(list(folder.iterdir())) == 1
+    shutil.rmtree(folder)
+    assert function(2j) == 4j and len(list(folder.iterdir())) == 1
 
 
 DAMAGES = {
