@@ -152,7 +152,14 @@ class GraphAttention(Projections, MessagePassing):
                 got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
                 rule = "needs the same nodes as sources and targets"
                 raise ValueError(message("GraphAttention", "add_self_loops", rule, got, "Use add_self_loops=False."))
-            given, pattern = pattern.num_edges, pattern.keep("with_self_loops", pattern.with_self_loops)
+            given = pattern.num_edges
+            if pattern.is_traced:
+                if return_attention_weights:
+                    rule = "must be left out with add_self_loops, as the number of loops depends on the edges"
+                    raise NotImplementedError(message("torch.export", "return_attention_weights", rule))
+                pattern = pattern.with_self_loops()
+            else:
+                pattern = pattern.keep("with_self_loops", pattern.with_self_loops)
             if edge_attr is not None:
                 edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))
 
