@@ -76,18 +76,17 @@ def load_source(stem: str, source: str) -> ModuleType:
     """
     name = f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     module, path = ModuleType(f"graphattn.{name}"), f"<{name}>"
-    try:
-        folder = folders.in_use[0]
+    # Where there is no folder, a warning has been given.
+    folder = folders.in_use[0] if folders.in_use else None
+    if folder is not None:
         written = folder / f"{name}.py"
-        if not written.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            unfinished = written.with_suffix(f".{uuid.uuid4().hex}")
-            unfinished.write_text(source)
-            unfinished.replace(written)
-        path = str(written)
-    except (OSError, IndexError):
-        # As for compiled code, of which a warning has been given.
-        folder = None
+        try:
+            if not written.exists():
+                _write(written, source.encode())
+            path = str(written)
+        except OSError as error:
+            _warn_unwritable(folder, error)
+            folder = None
     # Numba keeps the name of a function's module with its code, and looks it up.
     sys.modules[module.__name__] = module
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
@@ -131,21 +130,32 @@ class _Cache(NullCache):
         """Save the code for these types, unless it contains addresses of this process."""
         if data.library.has_dynamic_globals or data.lifted:
             return
-        path = self._path(sig, data.library.codegen)
-        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
             held = dumps((sig, data._reduce()))
-            self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(hashlib.sha256(held).digest() + held)
-            unfinished.replace(path)
+            _write(self._path(sig, data.library.codegen), hashlib.sha256(held).digest() + held)
         except Exception as error:
-            unfinished.unlink(missing_ok=True)
-            fix = f"Free space there, or {SET}"
-            _warn("write", f"can't be cached in {self._folder}, so that every process compiles it again", error, fix)
+            _warn_unwritable(self._folder, error)
 
     def _path(self, sig: Any, codegen: Any) -> Path:
         key = hashlib.sha256(f"{sig!r} {codegen.magic_tuple()!r}".encode()).hexdigest()
         return self._folder / f"{self._name}-{key[:16]}.nbc"
+
+
+def _write(path: Path, held: bytes) -> None:
+    """Write a whole file or none, whatever other processes do, also to its folder."""
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(held)
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _warn_unwritable(folder: Path, error: Exception) -> None:
+    rule = f"can't be cached in {folder}, so that every process compiles it again"
+    _warn("write", rule, error, f"Free space there, or {SET}")
 
 
 def _warn(cause: str, rule: str, error: Exception, fix: str) -> None:
