@@ -55,7 +55,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): some minutes, only the first time."
 	@$(PYTHON) -m venv $(VENV)
 	@# Python compiles what is imported; pip would compile twelve thousand files one after another.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[plot,examples,dev,docs]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[plot,examples,export,dev,docs]'
 	@touch $@
 
 # Every example without options, on data that needs no download; writes the table of examples/README.md.

@@ -112,7 +112,14 @@ def as_pattern(
     """Return the pattern of a call whose `sides` have these numbers of rows; edges are made into one.
 
     With `may_trace`, a tensor in a graph that torch.compile is tracing is not read. Only fused kernels support this.
+    While torch.export records, none is read.
     """
+    if torch.jit.is_tracing():
+        rule, fix = (
+            "can't record a call, whose edges may differ",
+            "Use torch.export, or torch.onnx.export(dynamo=True).",
+        )
+        raise NotImplementedError(message(where, "torch.jit.trace", rule, fix=fix))
     if isinstance(pattern, list | tuple):
         if not pattern or not all(isinstance(part, Pattern) for part in pattern):
             got = f"a {type(pattern).__name__} of {type(pattern[0]).__name__ if pattern else 'nothing'}"
@@ -120,7 +127,7 @@ def as_pattern(
             raise TypeError(message(where, "edge_index", "must hold patterns if it is a list", got, fix))
         pattern = Pattern.join(pattern)
     if not isinstance(pattern, Pattern):
-        is_traced = may_trace and torch.compiler.is_compiling()
+        is_traced = torch.compiler.is_exporting() or (may_trace and torch.compiler.is_compiling())
         if is_traced and isinstance(pattern, Tensor) and pattern.layout == torch.strided:
             return Edges.traced(where, pattern, num_sources, num_targets, sides=sides)
         return _read_pattern(where, pattern, num_sources, num_targets, sides)
@@ -234,7 +241,8 @@ def signature(
     what may change unnoticed.
     """
     query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse = arguments
-    if not isinstance(pattern, Pattern) or torch.compiler.is_compiling() or is_transformed():
+    is_recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if not isinstance(pattern, Pattern) or is_recorded or is_transformed():
         return None
     if type(score) is DotProduct:
         marks: list[Any] = [score.scale]

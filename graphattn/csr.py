@@ -66,7 +66,8 @@ def stable_order(key: Tensor, num_keys: int) -> Tensor:
 def _is_countable(key: Tensor, num_keys: int) -> bool:
     """Whether counting is best: its memory grows with the number of keys, that of sorting with the number of edges."""
     is_best = key.device.type == "cpu" and num_keys <= 16 * key.numel() + 2**20
-    return is_best and why_not_compiled() is None
+    # While it records, torch.export replaces functions of Python, which Numba doesn't load then.
+    return is_best and not torch.compiler.is_exporting() and why_not_compiled() is None
 
 
 def pointers(sorted_row: Tensor, num_rows: int) -> Tensor:

@@ -288,6 +288,9 @@ class Entmax(Normalizer):
         """Weights of the scores [*B, E, H], edges grouped by target."""
         shift = _finite_or_zero(segment_max(score, rows, -2))
         scaled = (score - gather(shift, rows, -2)).double() / self.power
+        if torch.compiler.is_exporting():
+            rule, fix = "must not search its thresholds in steps that depend on the numbers", "Use 'softmax' or 'relu'."
+            raise NotImplementedError(message("torch.export", "normalizer", rule, self, fix))
         search = _search_compiled if torch.compiler.is_compiling() else _search
         # Measured from the tau that the search has found, the sums below are of order one, whatever the degree.
         gap = (scaled - gather(search(scaled.detach(), *rows, self.power), rows, -2)).relu()

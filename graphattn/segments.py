@@ -40,6 +40,11 @@ class Rows(NamedTuple):
         perm = stable_order(index, num_rows)
         return Rows(index, pointers(index[perm], num_rows), perm)
 
+    @staticmethod
+    def unsorted(index: Tensor, num_rows: int) -> Rows:
+        """Rows for torch.export, which records plain operators: these read nothing of `ptr` but its length."""
+        return Rows(index, index.new_empty(num_rows + 1), None)
+
 
 def gather(x: Tensor, rows: Rows, dim: int) -> Tensor:
     """Take each edge's row: `x.index_select(dim, rows.index)`; dim counts from the end."""
@@ -76,11 +81,15 @@ def _along(function: Callable[..., Tensor], x: Tensor, rows: Rows, dim: int) -> 
 
 
 def _gather(x: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None) -> Tensor:
+    if torch.compiler.is_exporting():
+        return x.index_select(0, index)
     function = _Gather if torch.compiler.is_compiling() else _GatherWithTangent
     return function.apply(x, index, ptr, perm)
 
 
 def _segment_sum(x: Tensor, index: Tensor, ptr: Tensor, perm: Tensor | None) -> Tensor:
+    if torch.compiler.is_exporting():
+        return x.new_zeros(ptr.numel() - 1, x.size(1)).scatter_add(0, index.unsqueeze(1).expand_as(x), x)
     function = _SegmentSum if torch.compiler.is_compiling() else _SegmentSumWithTangent
     return function.apply(x, index, ptr, perm)
 

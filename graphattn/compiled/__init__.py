@@ -1,5 +1,7 @@
 """What compiled code of every kernel needs: Numba, a cache folder, threads, fresh memory."""
 
+from .folders import compiled_files as compiled_files
+from .folders import remove_compiled as remove_compiled
 from .load import compiled_loop as compiled_loop
 from .load import load as load
 from .load import load_source as load_source

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import linecache
-import os
 import pickle
 import sys
 import tempfile
@@ -27,18 +26,16 @@ from numba.core.serialize import dumps
 from numba.extending import is_jitted
 
 from ..errors import message, warn_once
+from . import folders
 
-HERE = Path(__file__).parent
 SET = "set NUMBA_CACHE_DIR to a writable folder."
-# Where compiled code is kept, once that is known.
-_folders: list[Path] = []
 
 
 def keep_on_disk(modules: Mapping[str, ModuleType]) -> None:
     """Cache the compiled code of the functions of these modules for later processes."""
     try:
         folder = cache_folder([*(module.__name__ for module in modules.values()), __name__])
-        _folders[:] = [folder]
+        folders.in_use[:] = [folder]
     # Unreadable sources or unwritable folders.
     except Exception as error:
         _warn("write", "can't be cached, so that every process compiles it again", error, f"To cache it, {SET}")
@@ -61,20 +58,15 @@ def cache_folder(modules: Iterable[str]) -> Path:
         spec: Any = importlib.util.find_spec(module)
         # Read by the loader, because modules may be in an archive, or without source.
         digest.update(spec.loader.get_data(spec.origin))
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "graphattn"
-    config: Any = numba.config
-    named = [Path(config.CACHE_DIR)] if config.CACHE_DIR else []
-    parents = [*named, HERE / "__pycache__", user]
-    for parent in parents:
+    for parent in folders.parents():
         try:
-            folder = parent.expanduser() / f"numba-{digest.hexdigest()[:16]}"
+            folder = parent / f"numba-{digest.hexdigest()[:16]}"
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
-        except (OSError, RuntimeError):
-            # RuntimeError: there is no home directory.
+        except OSError:
             continue
         return folder
-    raise OSError(f"no folder can be written: {', '.join(map(str, parents))}")
+    raise OSError(f"no folder can be written: {', '.join(map(str, folders.parents()))}")
 
 
 def load_source(stem: str, source: str) -> ModuleType:
@@ -84,17 +76,17 @@ def load_source(stem: str, source: str) -> ModuleType:
     """
     name = f"{stem}_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
     module, path = ModuleType(f"graphattn.{name}"), f"<{name}>"
-    try:
-        folder = _folders[0]
+    # Where there is no folder, a warning has been given.
+    folder = folders.in_use[0] if folders.in_use else None
+    if folder is not None:
         written = folder / f"{name}.py"
-        if not written.exists():
-            unfinished = written.with_suffix(f".{uuid.uuid4().hex}")
-            unfinished.write_text(source)
-            unfinished.replace(written)
-        path = str(written)
-    except (OSError, IndexError):
-        # As for compiled code, of which a warning has been given.
-        folder = None
+        try:
+            if not written.exists():
+                _write(written, source.encode())
+            path = str(written)
+        except OSError as error:
+            _warn_unwritable(folder, error)
+            folder = None
     # Numba keeps the name of a function's module with its code, and looks it up.
     sys.modules[module.__name__] = module
     linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
@@ -138,21 +130,32 @@ class _Cache(NullCache):
         """Save the code for these types, unless it contains addresses of this process."""
         if data.library.has_dynamic_globals or data.lifted:
             return
-        path = self._path(sig, data.library.codegen)
-        unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
         try:
             held = dumps((sig, data._reduce()))
-            self._folder.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(hashlib.sha256(held).digest() + held)
-            unfinished.replace(path)
+            _write(self._path(sig, data.library.codegen), hashlib.sha256(held).digest() + held)
         except Exception as error:
-            unfinished.unlink(missing_ok=True)
-            fix = f"Free space there, or {SET}"
-            _warn("write", f"can't be cached in {self._folder}, so that every process compiles it again", error, fix)
+            _warn_unwritable(self._folder, error)
 
     def _path(self, sig: Any, codegen: Any) -> Path:
         key = hashlib.sha256(f"{sig!r} {codegen.magic_tuple()!r}".encode()).hexdigest()
         return self._folder / f"{self._name}-{key[:16]}.nbc"
+
+
+def _write(path: Path, held: bytes) -> None:
+    """Write a whole file or none, whatever other processes do, also to its folder."""
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(held)
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _warn_unwritable(folder: Path, error: Exception) -> None:
+    rule = f"can't be cached in {folder}, so that every process compiles it again"
+    _warn("write", rule, error, f"Free space there, or {SET}")
 
 
 def _warn(cause: str, rule: str, error: Exception, fix: str) -> None:

@@ -87,6 +87,11 @@ _helpers = _Helpers()
 _pool = _find_pool()
 
 
+def uses_threads_of_torch() -> bool:
+    """Whether compiled loops run on the threads of torch's OpenMP runtime, or else on our own."""
+    return _pool != 0
+
+
 def _forget_threads() -> None:
     global _helpers, _pool
     _helpers, _pool = _Helpers(), 0

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ..call import Call
 from ..dropout import draw_seed, keep_edges_of_heads, keep_scale
+from ..errors import message
 from ..normalizers import Softmax
 from ..offset_bias import OffsetBias
-from ..patterns import Pattern
+from ..patterns import Edges, Pattern
+from ..precision import without_autocast
 from ..scores import repeat_heads
 from ..segments import Rows, gather, permute, segment_sum
 from .base import Kernel, Result, share
@@ -30,6 +32,8 @@ class Layout(NamedTuple):
     occurrence: Tensor | None
     perm: Tensor | None
     inverse: Tensor | None
+    # [E] bool, edges that count as absent.
+    absent: Tensor | None = None
 
     def from_caller(self, x: Tensor, dim: int) -> Tensor:
         """Reorder an edge tensor from the caller's order into CSR order; dim counts from the end."""
@@ -60,11 +64,12 @@ class Scatter(Kernel):
     def run(self, call: Call) -> Result:
         """Compute the call."""
         # Operators that autocast would run in half precision, such as a user's own score, accumulate in float32.
-        with torch.autocast(call.query.device.type, enabled=False):
+        with without_autocast(call.query.device.type):
             return self._run(call)
 
     def _run(self, call: Call) -> Result:
-        layout = call.pattern.keep("scatter", lambda: _lay_out(call.pattern))
+        is_exporting = torch.compiler.is_exporting()
+        layout = _list(call) if is_exporting else call.pattern.keep("scatter", lambda: _lay_out(call.pattern))
         dtype = call.accumulate_dtype
         from_front = len(call.batch_shape)
 
@@ -83,6 +88,8 @@ class Scatter(Kernel):
         if bias is not None:
             bias = bias.of_edges(call.pattern, dtype) if isinstance(bias, OffsetBias) else bias
             score = score + layout.from_caller(bias, -2).to(dtype)
+        if layout.absent is not None:
+            score = score.masked_fill(layout.absent.unsqueeze(-1), -torch.inf)
         weight = call.normalizer.on_rows(score, layout.targets)
         kept = weight
         if call.dropout_p > 0:
@@ -98,6 +105,16 @@ class Scatter(Kernel):
             lse = call.normalizer.lse_on_rows(score, layout.targets)
         weights = layout.to_caller(weight, -2) if call.return_weights else None
         return Result(out.to(call.query.dtype), weights, lse)
+
+
+def _list(call: Call) -> Layout:
+    """The edges as they are given, for torch.export: nothing is sorted, because that would depend on the edges."""
+    if call.dropout_p > 0:
+        fix = "Use model.eval() before."
+        raise NotImplementedError(message("torch.export", "dropout_p", "must be 0", call.dropout_p, fix))
+    source, target = call.pattern.edge_index.to(torch.int64)
+    sides = Rows.unsorted(target, call.pattern.num_targets), Rows.unsorted(source, call.pattern.num_sources)
+    return Layout(*sides, None, None, None, call.pattern.absent if isinstance(call.pattern, Edges) else None)
 
 
 def _lay_out(pattern: Pattern) -> Layout:

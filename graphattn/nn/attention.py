@@ -143,8 +143,8 @@ class GraphAttention(Projections, MessagePassing):
             values = read_edges("GraphAttention", edge_index).values
             edge_attr = None if values is None else values.to(self.lin_out.weight.dtype)
         fused = can_be_fused(as_score("GraphAttention", self._own_score()), self.normalizer)
-        # Both read the edges of a pattern, which must be recognized later.
-        fused = fused and not self.add_self_loops and self.encoding is None
+        # These read the edges of a pattern, which must be recognized later.
+        fused = fused and not self.add_self_loops and self.encoding is None and self.lin_edge_out is None
         rows = (x_source.size(-2), x_target.size(-2))
         if isinstance(edge_index, Tensor | Pattern):
             check_device("GraphAttention", "edge_index", edge_index.device, x_target, "x")
@@ -157,7 +157,13 @@ class GraphAttention(Projections, MessagePassing):
                 got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
                 rule = "needs the same nodes as sources and targets"
                 raise ValueError(message("GraphAttention", "add_self_loops", rule, got, "Use add_self_loops=False."))
-            pattern = given.keep("with_self_loops", given.with_self_loops)
+            if pattern.is_traced:
+                if return_attention_weights:
+                    rule = "must be left out with add_self_loops, as the number of loops depends on the edges"
+                    raise NotImplementedError(message("torch.export", "return_attention_weights", rule))
+                pattern = pattern.with_self_loops()
+            else:
+                pattern = given.keep("with_self_loops", given.with_self_loops)
             if edge_attr is not None:
                 edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given.num_edges))
 

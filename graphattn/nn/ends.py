@@ -10,6 +10,9 @@ from ..segments import Rows
 
 def ends_of(pattern: Pattern) -> tuple[Rows, Rows]:
     """Return the edges in the caller's order, grouped by target and by source."""
+    if pattern.is_traced and torch.compiler.is_exporting():
+        source, target = pattern.edge_index.to(torch.int64)
+        return Rows.unsorted(target, pattern.num_targets), Rows.unsorted(source, pattern.num_sources)
 
     def build() -> tuple[Rows, Rows]:
         (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()

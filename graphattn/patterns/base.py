@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..csr import CSR, build_csr
 from ..errors import message
@@ -181,9 +182,20 @@ class Pattern(ABC):
         """Whether `keep` has cached this name."""
         return name in self._kept
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether the edges are an input of what torch.compile or torch.export is tracing, and can't be read."""
+        return self._late_check is not None
+
     @torch.compiler.disable(reason="derived data depends on the edges: run the pattern once before compiling")
     def _build_untraced(self, name: str, build: Callable[[], Any]) -> None:
-        self._build(name, build)
+        if self.is_traced and torch.compiler.is_exporting():
+            rule = f"must not be an input where a layer derives data from it, here {name!r}"
+            fix = "Use a Pattern, which becomes a constant of the program."
+            raise NotImplementedError(message("torch.export", "edge_index", rule, fix=fix))
+        # A constant of the program: torch.export records operators, and must not see these.
+        with _disable_current_modes():
+            self._build(name, build)
 
     def _build(self, name: str, build: Callable[[], Any]) -> None:
         if self._late_check is not None:

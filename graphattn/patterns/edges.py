@@ -14,8 +14,6 @@ from .base import OF_ATTENTION, Pattern, Sides, check_square
 from .containers import check_index, read_edges
 from .reorder import NodeOrder, find_order
 
-# Why an index of a call must lie in its range.
-
 
 class Edges(Pattern):
     """An explicit list of edges, parallel ones included, in the caller's order.
@@ -49,6 +47,8 @@ class Edges(Pattern):
 
     # While torch.compile is tracing: the number of nodes whose self-loops are renewed, if any.
     traced_loops: int | None = None
+    # While torch.export is recording: [E] bool, edges that count as absent, because their number depends on the edges.
+    absent: Tensor | None = None
 
     def __init__(
         self,
@@ -154,7 +154,11 @@ class Edges(Pattern):
         pattern = cls.__new__(cls)
         Pattern.__init__(pattern, num_sources, num_targets)
         pattern._kept["edge_index"] = edge_index
-        pattern.traced_loops = loops
+        if torch.compiler.is_exporting() and loops is not None:
+            source, target = edge_index
+            pattern._add_loops(loops, is_absent=(source == target, edge_index.new_zeros(loops, dtype=torch.bool)))
+        else:
+            pattern.traced_loops = loops
         pattern._late_check = lambda: check_indices(
             where, edge_index, num_sources, num_targets, sides.reasons, sides.fix
         )
@@ -210,6 +214,12 @@ class Edges(Pattern):
         """Let every node attend to itself. Edges keep their order; new loops come after them, by node."""
         check_square(self)
         source, target = self.edge_index
+        if self.is_traced:
+            pattern = Edges.traced("Edges", self.edge_index, self.num_sources, self.num_targets)
+            none = torch.zeros_like(target, dtype=torch.bool)
+            looped = target.new_zeros(self.num_targets).scatter_add(0, target, (source == target).to(target.dtype)) > 0
+            pattern._add_loops(self.num_targets, is_absent=(none, looped))
+            return pattern
         is_lonely = torch.ones(self.num_targets, dtype=torch.bool, device=self.device)
         is_lonely[target[source == target]] = False
         loops = is_lonely.nonzero().flatten()
@@ -255,6 +265,12 @@ class Edges(Pattern):
         check_square(self, "reorder")
         found = find_order(self.edge_index, self.num_targets, order)
         return Edges(found.inverse[self.edge_index], self.num_targets), found
+
+    def _add_loops(self, count: int, is_absent: tuple[Tensor, Tensor]) -> None:
+        """Append a loop for each of the first nodes; say which of the edges and which of the loops are absent."""
+        nodes = torch.arange(count, device=self.device)
+        self._kept["edge_index"] = torch.cat([self.edge_index, nodes.expand(2, -1)], 1)
+        self.absent = torch.cat(is_absent)
 
     def renew_self_loops(self, num_nodes: int) -> Loops:
         """Edges between different nodes, in their order, then a loop for each of the first nodes, as GAT needs them.

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from graphattn import errors
-from graphattn.compiled import cache
+from graphattn.compiled import cache, folders, remove_compiled
 from graphattn.compiled.cache import cache_folder, keep_on_disk
 from graphattn.compiled.load import compiled_modules
 
@@ -88,6 +88,19 @@ def test_what_is_compiled_is_kept_for_each_choice_of_types(kept, monkeypatch):
     assert len(list(kept.parent.iterdir())) == 3
 
 
+def test_a_running_process_writes_again_after_all_was_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "parents", lambda: [tmp_path])
+    folder = tmp_path / "numba-0123456789abcdef"
+    folder.mkdir()
+    function = compiled_twice(folder, monkeypatch)
+    for argument in (3, 3.0):
+        assert function(argument) == 6
+        assert remove_compiled().files == 1
+    assert function(np.ones(2)).sum() == 4 and len(list(folder.iterdir())) == 1
+    shutil.rmtree(folder)
+    assert function(2j) == 4j and len(list(folder.iterdir())) == 1
+
+
 DAMAGES = {
     "truncated": lambda held: held[:100],
     "empty": lambda held: b"",
@@ -136,6 +149,31 @@ def test_a_full_disk_is_warned_of_once(anew, tmp_path, monkeypatch):
         "OSError: [Errno 28] No space left on device. Free space there, or set NUMBA_CACHE_DIR to a writable folder."
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_the_source_of_a_score_is_not_left_half_written_on_a_full_disk(anew, tmp_path, monkeypatch):
+    def refuse(path, held):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folders, "in_use", [tmp_path])
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    source = "import numba\n\n@numba.njit\ndef thrice(x):\n    return 3 * x\n"
+    with pytest.warns(
+        UserWarning, match=r"No space left on device\. Free space there, or set NUMBA_CACHE_DIR"
+    ) as caught:
+        assert cache.load_source("score", source).thrice(2) == 6
+    assert len(caught) == 1 and not list(tmp_path.iterdir())
+
+
+def test_a_file_that_belongs_to_someone_else_is_compiled_again_after_one_warning(anew, kept, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    function = compiled_twice(kept.parent, monkeypatch)
+    with pytest.warns(UserWarning, match=rf"compiled code in {kept} can't be read.*If this happens again, delete"):
+        assert function(3) == 6
 
 
 def forbid(monkeypatch, *folders: Path) -> None:
@@ -242,6 +280,24 @@ def test_a_call_among_truncated_files_heals_them(tmp_path):
     assert len(warned) == 1 and "can't be read, and is compiled again, got ValueError" in warned[0]
     (_, *printed), warned = run(CALL, NUMBA_CACHE_DIR=tmp_path)
     assert printed == ["True", "numba"] and not warned
+
+
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="loads Numba twice: run by make fuzz")
+def test_a_process_may_import_numba_and_the_package_anew():
+    code = """
+import sys
+import torch
+
+def sort():
+    from graphattn import Edges
+    return Edges(torch.tensor([[2, 0, 1, 2], [1, 1, 0, 0]])).csr()
+
+expected = sort()
+for name in [name for name in sys.modules if name.partition(".")[0] in ("graphattn", "numba")]:
+    del sys.modules[name]
+print(all(map(torch.equal, sort(), expected)))
+"""
+    assert run(code) == (["True"], [])
 
 
 TRAIN = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import random
 import subprocess
@@ -17,6 +16,7 @@ import torch
 from random_scores import RandomScore
 
 from graphattn import Additive, Edges, Elementwise, Normalized, attention, explain_backend, explain_score
+from graphattn.compiled import folders
 from graphattn.nn import GraphAttention
 from graphattn.testing import assert_matches_dense, pattern_zoo, random_call
 
@@ -554,7 +554,7 @@ x, edges = torch.randn(50, 2, 8), Edges(torch.randint(50, (2, 300)), 50)
 attention(x, x, x, edges, score=lambda query_i, key_j, edge_key: (query_i - key_j).abs().sum(-1), backend="numba")
 """
     exec(code)
-    folder = importlib.import_module("graphattn.compiled.cache")._folders[0]
+    folder = folders.in_use[0]
     written = {path: path.stat().st_mtime_ns for path in folder.glob("score_*")}
     assert {".py", ".nbc"} <= {path.suffix for path in written}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)

@@ -17,6 +17,7 @@ from covering import pairwise
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
+from graphattn.cli.compare import PATTERNS, random_edges
 from graphattn.compare.result import LINES
 from graphattn.compare.run import _masked_attention, compare, dense_memory
 from graphattn.functional import attention
@@ -334,10 +335,10 @@ def run(capsys, *arguments):
 SMALL = ("compare", "--sizes", "16", "25", "--heads", "2", "--width", "4", "--repeats", "1")
 
 
-@pytest.mark.parametrize("pattern", cli.PATTERNS)
+@pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_pattern_prints_a_table_and_writes_a_picture(pattern, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    option = {"radius": ["--radius", "3"], "degree": ["--degree", "3"]}.get(cli.PATTERNS[pattern].option, [])
+    option = {"radius": ["--radius", "3"], "degree": ["--degree", "3"]}.get(PATTERNS[pattern].option, [])
     status, out, err = run(capsys, *SMALL, "--pattern", pattern, *option)
     assert status == 0
     assert out.splitlines()[-1] == f"Picture: outputs/compare_{pattern}.png"
@@ -379,10 +380,10 @@ def test_a_grid_says_which_square_it_took(capsys):
 
 
 def test_random_edges_have_their_degree_and_never_change():
-    edges = cli.random_edges(50, 7)
+    edges = random_edges(50, 7)
     assert edges.mask().sum(1).tolist() == [7] * 50
-    assert torch.equal(edges.edge_index, cli.random_edges(50, 7).edge_index)
-    assert cli.random_edges(5, 5).mask().all()
+    assert torch.equal(edges.edge_index, random_edges(50, 7).edge_index)
+    assert random_edges(5, 5).mask().all()
 
 
 @pytest.mark.parametrize(

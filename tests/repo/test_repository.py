@@ -82,6 +82,19 @@ def test_pre_commit_runs_what_make_check_runs():
     assert all(hook["entry"].startswith(hook["name"]) for hook in HOOKS)
 
 
+def test_the_conda_recipe_is_of_this_version_and_its_requirements():
+    recipe = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text())
+    assert recipe["context"]["version"] == graphattn.__version__
+    assert (recipe["package"]["name"], recipe["about"]["license"]) == (PROJECT["name"], PROJECT["license"])
+    assert " ".join(recipe["about"]["summary"].split()) == PROJECT["description"]
+    python, *needed = (line.replace(" ", "") for line in recipe["requirements"]["run"])
+    assert python == f"python{PROJECT['requires-python']}"
+    # As conda-forge calls the first two.
+    names = {"pytorch": "torch", "pytorch_geometric": "torch-geometric"}
+    pairs = [line.split(">") for line in needed]
+    assert [f"{names.get(name, name)}>{bound}" for name, bound in pairs] == PROJECT["dependencies"]
+
+
 def test_the_version_is_in_one_place():
     assert PROJECT["dynamic"] == ["version"] and "version" not in CITATION
     changes = (ROOT / "CHANGELOG.md").read_text()

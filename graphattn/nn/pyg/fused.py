@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ...patterns.across_processes import RemotePattern
 from ...patterns.base import Sides
 from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
+from ...precision import without_autocast
 from ...scores import Score
 from .edges import check_edge_attr
 from .unfused import UNFUSED
@@ -117,9 +117,7 @@ class Graph:
             options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
             query, key, value, score = query.to(dtype), key.to(dtype), value.to(dtype), score.to(dtype)
         options |= dict(score=score, return_weights=self.return_weights)
-        device = query.device.type
-        is_autocast = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
-        with torch.autocast(device, enabled=False) if is_autocast else nullcontext():
+        with without_autocast(query.device.type):
             result = attention(query, key, value, self.pattern, **options)
         if not self.return_weights:
             return result
@@ -220,12 +218,12 @@ class Fused(MessagePassing):
 
     def _is_theirs(self, edge_index: Any, return_weights: bool, renews: bool, has_edge_attr: bool) -> bool:
         """Whether PyG computes everything: if fused attention would differ, or can't be traced."""
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.jit.is_scripting() or torch.jit.is_tracing():
             return True
         if isinstance(edge_index, RemotePattern):
             self._check_remote(edge_index, return_weights)
             return False
-        if torch.onnx.is_in_onnx_export() or why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
+        if why_not_fused(self) is not None or not isinstance(edge_index, Tensor):
             return True
         if is_transformed() or edge_index.is_meta or (self.explain and torch.compiler.is_compiling()):
             return True
@@ -234,6 +232,8 @@ class Fused(MessagePassing):
             return return_weights or (renews and (has_edge_attr or is_listed_twice))
         if not torch.compiler.is_compiling():
             return False
+        if torch.compiler.is_exporting():
+            return renews and (return_weights or has_edge_attr)
         # The number of edges after renewing loops depends on the data, which a compiled graph can't hold.
         if not renews:
             return self.backend == "auto" and edge_index.size(1) * self.heads * self.out_channels <= SMALL_IN_A_GRAPH

@@ -1,72 +1,23 @@
-"""The command line: `python -m graphattn COMMAND`. Each command is one function that adds it and one that runs it."""
+"""`python -m graphattn compare`."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 
-import graphattn
-
-from .compare import compare
-from .compare.result import Comparison
-from .distributed import block_parts, read_graph, save_parts, split_graph
-from .errors import check_choice, check_int, message
-from .kernels import KERNELS
-from .memory import parse_bytes
-from .normalizers import NORMALIZERS
-from .patterns import Edges, Full, Grid, Pattern, Relations, Window, metis_parts
-from .scores import Additive, DotProduct, Score
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
-
-    Args:
-        argv: arguments without the program's name; those of the process if omitted.
-
-    Returns:
-        0; or 2, after one line on stderr, if the input is wrong; or 141 if the reader of the output closes the pipe.
-
-    Example:
-        >>> main(["compare", "--sizes", "0"])
-        2
-    """
-    parser = _Parser(prog="python -m graphattn", description="Sparse attention on graphs.", allow_abbrev=False)
-    parser.set_defaults(run=None)
-    parser.add_argument("--version", action="version", version=f"graphattn {graphattn.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    _add_compare(commands)
-    _add_partition(commands)
-    try:
-        try:
-            arguments = parser.parse_args(argv)
-            if arguments.run is None:
-                parser.print_help()
-                return 0
-            return arguments.run(arguments)
-        finally:
-            # Buffered output must fail here, not when the interpreter exits.
-            print(end="", flush=True)
-    except BrokenPipeError:
-        # The reader closed the pipe. The interpreter flushes again on exit, so that stdout must lead elsewhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141  # The exit status that a shell reports after SIGPIPE.
-    except (ValueError, NotImplementedError, OSError, ImportError) as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-class _Parser(argparse.ArgumentParser):
-    # Overriding this method is argparse's only way not to print the usage before every error.
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{self.prog}: {message}. Use --help for the options.")
+from ..compare import compare
+from ..compare.result import Comparison
+from ..errors import check_choice, check_int, message
+from ..kernels import KERNELS
+from ..memory import parse_bytes
+from ..normalizers import NORMALIZERS
+from ..patterns import Edges, Full, Grid, Pattern, Relations, Window
+from ..scores import Additive, DotProduct, Score
 
 
 class Choice(NamedTuple):
@@ -125,7 +76,8 @@ SCORES = ("dot_product", "tanh", "leaky_relu")
 PICTURES = (".png", ".svg", ".pdf")
 
 
-def _add_compare(commands: Any) -> None:
+def add_to(commands: Any) -> None:
+    """Add the command and its options."""
     normalizers = [cls.name for cls in NORMALIZERS]
     backends = ["auto", *(kernel.name for kernel in KERNELS)]
     about = "Compare sparse with dense attention: errors, time and peak memory, as a table and a picture."
@@ -219,83 +171,3 @@ def _make_score(name: str, heads: int, width: int) -> Score:
         return DotProduct()
     vector = torch.randn(heads, width, generator=torch.Generator().manual_seed(0)) / math.sqrt(width)
     return Additive(vector, name)
-
-
-METHODS = ("metis", "blocks", "rcm")
-
-
-def _add_partition(commands: Any) -> None:
-    about = "Cut a graph into parts, one file for each rank of graphattn.distributed, with checksums and a manifest."
-    example = "example: python -m graphattn partition Cora --parts 4 --output parts"
-    parser = commands.add_parser("partition", help=about, description=about, epilog=example, allow_abbrev=False)
-    parser.set_defaults(run=_partition)
-    add = parser.add_argument
-    graph = "a data set, such as Cora; a Data in a .pt file (read with weights_only=True: no code in it runs); a .npz "
-    graph += "with edge_index; or a list of edges, .txt, .csv, .tsv or .gz"
-    add("graph", metavar="GRAPH", help=graph)
-    add("--parts", type=int, required=True, metavar="P", help="number of parts, one for each rank")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="where to write")
-    method = (
-        "metis (default; few rows are exchanged), blocks (contiguous, of equal work), rcm (blocks after reordering)"
-    )
-    add("--method", metavar="NAME", help=method)
-    add(
-        "--assignment",
-        type=Path,
-        metavar="FILE",
-        help="your own parts: a text file with the part of one node per line",
-    )
-    add("--seed", type=int, metavar="N", help="of METIS (default 0)")
-
-
-def _partition(arguments: argparse.Namespace) -> int:
-    if arguments.assignment is not None and arguments.method is not None:
-        rule, fix = "does not apply to --assignment", "Leave --method out."
-        raise ValueError(message("partition", "--method", rule, arguments.method, fix))
-    method = "metis" if arguments.method is None else arguments.method
-    check_choice("partition", "--method", method, METHODS)
-    if arguments.seed is not None and (method != "metis" or arguments.assignment is not None):
-        raise ValueError(message("partition", "--seed", "applies only to --method metis", arguments.seed))
-    num_parts = check_int("partition", "--parts", arguments.parts, 1)
-    data = read_graph(arguments.graph)
-    pattern = Edges(data.edge_index, data.num_nodes)
-    if num_parts > pattern.num_targets:
-        rule = f"must be at most {pattern.num_targets}, the number of nodes"
-        raise ValueError(message("partition", "--parts", rule, num_parts, "Use one for each process."))
-    # METIS reports no progress.
-    print(f"partition: cutting {pattern} into {num_parts} parts ...", file=sys.stderr)
-    if arguments.assignment is not None:
-        assignment = _read_assignment(arguments.assignment)
-    elif method == "metis":
-        assignment = metis_parts(pattern, num_parts, seed=arguments.seed or 0)
-    else:
-        order = pattern.reorder("rcm")[1].perm if method == "rcm" else None
-        assignment = block_parts(pattern, num_parts, order)
-    parts = split_graph(pattern, assignment, num_parts, progress=True)
-    tensors = {name: x for name, x in data.to_dict().items() if isinstance(x, torch.Tensor) and name != "edge_index"}
-    of_nodes = {name: x for name, x in tensors.items() if data.is_node_attr(name)}
-    of_edges = {name: x for name, x in tensors.items() if data.is_edge_attr(name)}
-    save_parts(arguments.output, parts, of_nodes, of_edges, progress=True)
-    print("| part | nodes | edges | rows from others |\n|---|---|---|---|")
-    for part in parts:
-        print(f"| {part.rank} | {part.nodes.numel():,} | {part.edges.numel():,} | {part.halo.numel():,} |")
-    rows = f"their rows of {', '.join([*of_nodes, *of_edges])}" if of_nodes or of_edges else "no features or labels"
-    print(f"Wrote {len(parts)} parts of {pattern} to {arguments.output}, with {rows}.")
-    empty = [part.rank for part in parts if not part.nodes.numel()]
-    if empty:
-        listed = f"{', '.join(map(str, empty[:6]))}{', ...' if len(empty) > 6 else ''}"
-        rule, got = "should leave no part without nodes", f"{len(empty)} of {num_parts}: {listed}"
-        print(message("partition", "--parts", rule, got, f"Use --parts {num_parts - len(empty)}."), file=sys.stderr)
-    left = sorted(set(tensors) - set(of_nodes) - set(of_edges))
-    if left:
-        print(f"Left out, having neither a row per node nor one per edge: {', '.join(left)}")
-    return 0
-
-
-def _read_assignment(path: Path) -> torch.Tensor:
-    try:
-        parts = [int(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        rule = "must be a file with an integer on each line"
-        raise ValueError(message("partition", "--assignment", rule, error)) from error
-    return torch.tensor(parts, dtype=torch.int64)

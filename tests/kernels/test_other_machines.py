@@ -1,0 +1,138 @@
+"""The loops compile for processors and systems that aren't here: LLVM says what it would run there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from graphattn import Edges, attention
+from graphattn.compiled import load
+
+pytest.importorskip("numba", reason="compiles the loops")
+llvm = importlib.import_module("llvmlite.binding")
+LABEL = re.compile(r"\.?(LBB\d+_\d+):")
+BRANCH = re.compile(r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\S+ \S+)\s+\.?(LBB\d+_\d+)\b")
+
+
+class Machine(NamedTuple):
+    """What multiplies and adds vectors there, and how often a loop with such may store or load what has no register."""
+
+    triple: str
+    processor: str
+    products: str
+    most_spills: int
+    most_reloads: int
+
+
+FUSED = r"\s+vfmadd\w+ps\s.*[xyz]mm"
+MACHINES = {
+    "Arm Linux": Machine("aarch64-linux-gnu", "neoverse-n1", r"\s+fmla\s+v\d+\.4s", 0, 4),
+    "Apple": Machine("arm64-apple-darwin", "apple-m1", r"\s+fmla\.4s", 0, 4),
+    "Windows": Machine("x86_64-pc-windows-msvc", "x86-64-v4", FUSED, 0, 10),
+    "Windows without AVX-512": Machine("x86_64-pc-windows-msvc", "x86-64-v3", FUSED, 0, 10),
+    # Half of the registers, each of a quarter of the width.
+    "Windows without AVX2": Machine("x86_64-pc-windows-msvc", "x86-64-v2", r"\s+mulps\s", 6, 20),
+}
+MORE = {"Windows", "Windows without AVX2"}
+
+
+class Found(Exception):
+    """The code has been seen: nothing needs to be compiled for this machine."""
+
+
+@pytest.fixture(scope="module")
+def code():
+    """What Numba hands to LLVM for the forward loop, with the sizes of a call as constants."""
+    loop = load("kernels.rows.cpu.jit.forward").forward_tasks
+    codegen = importlib.import_module("numba.core.codegen")
+    null = importlib.import_module("numba.core.caching").NullCache()
+    written = []
+
+    def keep(library):
+        written.append(str(library._final_module))
+        if "forward_tasks" in library.name:
+            raise Found
+        optimize(library)
+
+    def compile_fixed(self, types):
+        if self._function is loop:
+            monkeypatch.setattr(loop, "_cache", null)
+            monkeypatch.setattr(codegen.CPUCodeLibrary, "_optimize_final_module", keep)
+            loop.compile(self._fixed)
+        compile_any(self, types)
+
+    loops = importlib.import_module("graphattn.compiled.load")
+    optimize, compile_any = codegen.CPUCodeLibrary._optimize_final_module, loops.Loop._compile
+    edges, x = Edges(torch.randint(50, (2, 300)), 50), torch.randn(50, 2, 16)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(loops, "_loops", {})
+        monkeypatch.setattr(loops.Loop, "_compile", compile_fixed)
+        with pytest.raises(Found):
+            attention(x, x, x, edges, backend="numba")
+    # Numba's own function that frees memory was made for this machine already.
+    text = re.sub(
+        r"^define [^\n]*@NRT_decref\([^\n]*\{\n.*?^\}\n",
+        "declare void @NRT_decref(ptr)\n",
+        written[-1],
+        flags=re.M | re.S,
+    )
+    return re.sub(r"^target (triple|datalayout).*\n", "", text, flags=re.M)
+
+
+def assembly(code, machine):
+    """The loop as LLVM writes it for another machine, with its notes on registers."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    target = llvm.Target.from_triple(machine.triple)
+    target = target.create_target_machine(cpu=machine.processor, opt=3, reloc="pic", codemodel="small")
+    target.set_asm_verbosity(True)
+    module = llvm.parse_assembly(code)
+    module.triple, module.data_layout = machine.triple, str(target.target_data)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    passes = llvm.create_pass_builder(target, options)
+    passes.getModulePassManager().run(module, passes)
+    return target.emit_assembly(module).splitlines()
+
+
+def inner_loops(lines):
+    """The lines of each loop that has no other one in it."""
+    at, loops = {}, []
+    for number, line in enumerate(lines):
+        if label := LABEL.match(line):
+            at[label[1]] = number
+        elif (branch := BRANCH.match(line)) and branch[1] in at:
+            loops.append((at[branch[1]], number))
+    holds = lambda outer, inner: outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]
+    return [lines[low : high + 1] for low, high in loops if not any(holds((low, high), other) for other in loops)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(name in MORE and "GRAPHATTN_FUZZ" not in os.environ, reason="run by make fuzz"),
+        )
+        for name in MACHINES
+    ],
+)
+def test_loops_compile_to_vectors_for_other_machines(code, name):
+    machine = MACHINES[name]
+    lines = assembly(code, machine)
+    busy = [loop for loop in inner_loops(lines) if any(re.match(machine.products, line) for line in loop)]
+    assert len(busy) >= 4
+    for loop in busy:
+        assert not [line for line in loop if re.match(r"\s+(?:bl|blr|callq?)\s", line)]
+        assert sum("Spill" in line for line in loop) <= machine.most_spills
+        assert sum("Reload" in line for line in loop) <= machine.most_reloads
+    # Memory, as Numba manages it, and functions of ours: no helper in place of an instruction.
+    called = {found[1] for line in lines if (found := re.match(r"\s+(?:bl|callq?|b|jmp)\s+_?([A-Za-z]\w*)", line))}
+    assert not {
+        name for name in called if not re.match(r"NRT_|ZN9graphattn|_ZN9graphattn|LBB|mem(?:set|cpy|move)", name)
+    }
