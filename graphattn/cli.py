@@ -14,6 +14,7 @@ import torch
 
 import graphattn
 
+from .calibration.command import add_calibrate
 from .compare import compare
 from .compare.result import Comparison
 from .distributed import block_parts, read_graph, save_parts, split_graph
@@ -44,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_compare(commands)
     _add_partition(commands)
+    add_calibrate(commands)
     try:
         try:
             arguments = parser.parse_args(argv)
