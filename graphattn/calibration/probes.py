@@ -18,7 +18,7 @@ from ..testing import random_call
 
 # Seconds of one turn; a shorter call is repeated.
 TURN = 4e-3
-# Rounds in which all take their turn, one after another: the least of a call counts, as other work only adds to it.
+# Rounds in which all take their turn, one after another: a call's least time counts, as other work only adds to it.
 LEAST_ROUNDS, MOST_ROUNDS = 3, 9
 
 
@@ -68,7 +68,7 @@ class Probe(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds of a kernel on a probe, forward or with backward: the least of the rounds, and their median."""
+    """Seconds of a kernel on a probe, forward or with backward: the least of all calls, and their median."""
 
     probe: Probe
     kernel: str
@@ -109,7 +109,7 @@ def time_all(
             if turn >= LEAST_ROUNDS and (time.perf_counter() - start) * (turn + 1) / turn > seconds:
                 break
             for function, times in zip(functions, taken, strict=True):
-                times.append(_turn(function, wait))
+                times += _turn(function, wait)
             bar.update()
     return [Timing(*what, min(times), statistics.median(times)) for what, times in zip(listed, taken, strict=True)]
 
@@ -119,18 +119,17 @@ def spread(timings: Sequence[Timing]) -> float:
     return statistics.median(timing.median / timing.seconds - 1 for timing in timings)
 
 
-def _turn(function: Callable[[], object], wait: Callable[[], None]) -> float:
-    """Mean seconds of a call, after one that fills the caches and wakes the threads."""
+def _turn(function: Callable[[], object], wait: Callable[[], None]) -> list[float]:
+    """Seconds of each of some calls, after one that fills the caches and wakes the threads."""
     function()
     wait()
-    start = now = time.perf_counter()
-    runs = 0
-    while now - start < TURN:
+    times: list[float] = []
+    while sum(times) < TURN:
+        start = time.perf_counter()
         function()
         wait()
-        runs += 1
-        now = time.perf_counter()
-    return (now - start) / runs
+        times.append(time.perf_counter() - start)
+    return times
 
 
 Drawn = tuple[tuple[str, ...], Pattern, tuple[int, int], dict[str, Any]]

@@ -25,6 +25,8 @@ from .probes import Timing, probes_of, spread, time_all
 # Seconds of measuring, without what is compiled the first time.
 SECONDS = {"cpu": 25.0, "cuda": 40.0}
 QUICK = 0.25
+# Of a GPU's cache, what gathered rows have of it.
+PART_OF_CACHE = 0.8
 # How far medians may lie above the least: a machine that does nothing else stays far below, and one that is shared by
 # another process for half of the time above.
 MOST_SPREAD = 0.25
@@ -127,11 +129,14 @@ def calibrate(device: str = "cpu", quick: bool = False, progress: bool = True) -
 def _calibrate(name: str, path: Path, quick: bool, progress: bool) -> CalibrationReport:
     start = time.perf_counter()
     device = torch.device(name) if name == "cpu" else torch.device(name, torch.cuda.current_device())
-    before, start_at = costs_of(device), CPU
+    before, shipped = costs_of(device), CPU if name == "cpu" else CUDA
+    start_at = shipped
     refusals: tuple[Refusal, ...] = ()
     if name == "cuda":
         features, refusals = check_kernel(device, progress)
-        start_at = replace(CUDA, features=features, refused=tuple(refusal.features for refusal in refusals))
+        start_at = replace(shipped, features=features, refused=tuple(refusal.features for refusal in refusals))
+        held = torch.cuda.get_device_properties(device).L2_cache_size
+        start_at = start_at.having({"triton_cache_bytes": PART_OF_CACHE * held})
     kernels = [kernel.name for kernel in KERNELS]
     left_out = set() if start_at.allows_any else {"triton"}
     left_out |= {"numba"} if why_not_compiled() is not None else set()
@@ -150,7 +155,7 @@ def _calibrate(name: str, path: Path, quick: bool, progress: bool) -> Calibratio
     costs = fit_costs(start_at, timings)
     machine = {
         **identity_of(device),
-        "costs": {name: number for name, number in costs.numbers().items() if number != getattr(start_at, name)},
+        "costs": {name: number for name, number in costs.numbers().items() if number != getattr(shipped, name)},
         "features": sorted(costs.features or ()),
         "refused": [sorted(some) for some in costs.refused],
     }
