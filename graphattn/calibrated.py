@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from .costs import CPU, CUDA, Costs
+from .costs import CPU, CUDA, Costs, allows_any
 from .errors import message, warn_once
 
 VARIABLE = "GRAPHATTN_CALIBRATION"
@@ -155,9 +155,9 @@ def _find(device: torch.device) -> Costs:
     if device.type != "cuda":
         return default
     if torch.cuda.get_device_capability(device) not in CHECKED_CHIPS:
-        default = replace(default, features=frozenset())
+        default = replace(default, features=())
     found = _of_this_process(device, default)
-    if not found.allows_any and not found.refused and importlib.util.find_spec("triton") is not None:
+    if not allows_any(found) and not found.refused and importlib.util.find_spec("triton") is not None:
         rule = "waits for a check of some minutes before backend='auto' takes the faster kernels"
         fix = "Run python -m graphattn calibrate --device cuda."
         warn_once("unchecked gpu", message("graphattn", torch.cuda.get_device_name(device), rule, fix=fix))
@@ -181,9 +181,10 @@ def _of_this_process(device: torch.device, default: Costs) -> Costs:
     for machine in machines:
         if all(machine[name] == here[name] for name in IDENTITY):
             found = replace(default, source=f"{path}").having(machine["costs"])
-            refused = tuple(frozenset(some) for some in machine["refused"])
-            is_checked = device.type == "cuda"
-            return replace(found, features=frozenset(machine["features"]), refused=refused) if is_checked else found
+            if device.type == "cuda":
+                refused = tuple(map(tuple, machine["refused"]))
+                found = replace(found, features=tuple(machine["features"]), refused=refused)
+            return found
     of_device = [machine for machine in machines if machine["device"] == device.type]
     if not of_device:
         return default

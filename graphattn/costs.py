@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -21,8 +21,8 @@ class Costs:
     """
 
     source: str = "of the package, measured on two cores"
-    features: frozenset[str] | None = None
-    refused: tuple[frozenset[str], ...] = ()
+    features: tuple[str, ...] | None = None
+    refused: tuple[tuple[str, ...], ...] = ()
 
     # Of a call, and bytes per second that its passes move.
     scatter_call: float = 2e-3
@@ -80,15 +80,17 @@ class Costs:
         changed: Any = numbers
         return replace(self, **changed)
 
-    def allows(self, features: frozenset[str]) -> bool:
-        """Whether calls with these features were checked, and found right."""
-        is_checked = self.features is None or features <= self.features
-        return is_checked and not any(some <= features for some in self.refused)
 
-    @property
-    def allows_any(self) -> bool:
-        """Whether some calls are allowed at all."""
-        return self.features is None or bool(self.features)
+# Functions, as torch.compile traces no methods of what it takes for a constant.
+def allows(costs: Costs, features: Sequence[str]) -> bool:
+    """Whether calls with these features were checked, and found right."""
+    is_checked = costs.features is None or all(name in costs.features for name in features)
+    return is_checked and not any(all(name in features for name in some) for some in costs.refused)
+
+
+def allows_any(costs: Costs) -> bool:
+    """Whether some calls were checked, and found right."""
+    return costs.features is None or len(costs.features) > 0
 
 
 def _names(costs: Costs) -> Iterator[str]:

@@ -25,7 +25,13 @@ from ..scores import Additive, DotProduct, Score, ScoreFunction
 from ..testing import assert_matches_dense, random_call
 
 # A feature of each group; where a group is an option, a case may be without. The first of each is the plainest.
-GROUPS: tuple[tuple[str | None, ...], ...] = (DTYPES, SCORES, NORMALIZERS, tuple(WIDTHS), *((None, x) for x in OPTIONS))
+GROUPS: tuple[tuple[str | None, ...], ...] = (
+    tuple(DTYPES.values()),
+    SCORES,
+    NORMALIZERS,
+    tuple(WIDTHS),
+    *((None, x) for x in OPTIONS),
+)
 # Widths of query and value, even and odd.
 SIZES = {"narrow heads": (16, 5), "middle heads": (64, 64), "wide heads": (80, 200)}
 # Edges of a hub, more than twice what one piece of a row has.
@@ -42,15 +48,15 @@ class Refusal(NamedTuple):
         reason: in words.
     """
 
-    features: frozenset[str]
+    features: tuple[str, ...]
     reason: str
 
     def __str__(self) -> str:
-        named = " + ".join(sorted(self.features)) or "every call"
+        named = " + ".join(self.features) or "every call"
         return f"Stays off: {named}. {self.reason}"
 
 
-def check_kernel(device: torch.device, progress: bool) -> tuple[frozenset[str], tuple[Refusal, ...]]:
+def check_kernel(device: torch.device, progress: bool) -> tuple[tuple[str, ...], tuple[Refusal, ...]]:
     """Check the Triton kernels on a device: the features that some right case has, and those that fail.
 
     Raises:
@@ -75,12 +81,12 @@ def check_kernel(device: torch.device, progress: bool) -> tuple[frozenset[str], 
             else:
                 refusals.append(_culprit(case, reason, patterns, device))
                 if not refusals[-1].features:
-                    return frozenset(), (refusals[-1],)
+                    return (), (refusals[-1],)
                 continue
             for pair in done:
                 del missing[pair]
             bar.update(len(done))
-    return frozenset(passed), tuple(refusals)
+    return tuple(sorted(passed)), tuple(refusals)
 
 
 def graphs() -> list[Edges]:
@@ -98,13 +104,13 @@ def graphs() -> list[Edges]:
     ]
 
 
-def _next(first: Pair, missing: Iterable[Pair], refused: Sequence[frozenset[str]]) -> Case | None:
+def _next(first: Pair, missing: Iterable[Pair], refused: Sequence[Sequence[str]]) -> Case | None:
     """A case with this pair and as many other missing ones as a greedy choice finds; None if all of them fail."""
     wanted, chosen = set(missing), dict(first)
 
     def is_refused(values: Iterable[str | None]) -> bool:
         named = {value for value in values if value is not None}
-        return any(some <= named for some in refused)
+        return any(named.issuperset(some) for some in refused)
 
     for place, group in enumerate(GROUPS):
         if place in chosen:
@@ -129,7 +135,7 @@ def _culprit(case: Case, reason: str, patterns: Sequence[Edges], device: torch.d
             needed.add(case[place])
         else:
             case, reason = changed, found
-    return Refusal(frozenset(feature for feature in needed if feature is not None), reason)
+    return Refusal(tuple(sorted(feature for feature in needed if feature is not None)), reason)
 
 
 def _failure(case: Case, patterns: Sequence[Edges], device: torch.device) -> str | None:

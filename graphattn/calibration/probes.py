@@ -89,12 +89,10 @@ def probes_of(device: torch.device, is_quick: bool) -> list[Probe]:
     return probes
 
 
-def time_all(
-    probes: Sequence[Probe], kernels: Sequence[str], device: torch.device, seconds: float, progress: bool
-) -> list[Timing]:
+def time_all(probes: Sequence[Probe], device: torch.device, seconds: float, progress: bool) -> list[Timing]:
     """Time each kernel on each of its probes, forward and with backward, in turns: rounds that fit into the seconds."""
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
-    listed = [(p, k, trained) for p in probes for k in p.kernels if k in kernels for trained in (False, True)]
+    listed = [(p, k, trained) for p in probes for k in p.kernels for trained in (False, True)]
     functions = []
     with tqdm(listed, desc="prepare", unit="call", disable=not progress, leave=False) as bar:
         for probe, kernel, is_trained in bar:

@@ -13,14 +13,13 @@ from typing import NamedTuple
 import torch
 
 from ..calibrated import VARIABLE, costs_of, forget, identity_of, path_of_file, write_machine
-from ..compiled import why_not_compiled
 from ..costs import CPU, CUDA, Costs
 from ..errors import check_choice, message
 from ..functional import cheapest
 from ..kernels import KERNELS
 from .check import Refusal, check_kernel
 from .fit import fit_costs
-from .probes import Timing, probes_of, spread, time_all
+from .probes import Probe, Timing, probes_of, spread, time_all
 
 # Seconds of measuring, without what is compiled the first time.
 SECONDS = {"cpu": 25.0, "cuda": 40.0}
@@ -122,13 +121,15 @@ def calibrate(device: str = "cpu", quick: bool = False, progress: bool = True) -
     if path is None:
         raise ValueError(message("calibrate", VARIABLE, "must name a file to write", "'off'", "Unset it."))
     _check_writable(path)
-    names = [name for name in ("cpu", "cuda") if device in (name, "all") and (name == "cpu" or has_gpu)]
-    return tuple(_calibrate(name, path, quick, progress) for name in names)
+    devices = [torch.device("cpu")] if device != "cuda" else []
+    devices += [torch.device("cuda", torch.cuda.current_device())] if device != "cpu" and has_gpu else []
+    # The caller's random numbers stay as they were.
+    with torch.enable_grad(), torch.random.fork_rng([x for x in devices if x.type == "cuda"]):
+        return tuple(_calibrate(x, path, quick, progress) for x in devices)
 
 
-def _calibrate(name: str, path: Path, quick: bool, progress: bool) -> CalibrationReport:
-    start = time.perf_counter()
-    device = torch.device(name) if name == "cpu" else torch.device(name, torch.cuda.current_device())
+def _calibrate(device: torch.device, path: Path, quick: bool, progress: bool) -> CalibrationReport:
+    start, name = time.perf_counter(), device.type
     before, shipped = costs_of(device), CPU if name == "cpu" else CUDA
     start_at = shipped
     refusals: tuple[Refusal, ...] = ()
@@ -137,16 +138,8 @@ def _calibrate(name: str, path: Path, quick: bool, progress: bool) -> Calibratio
         start_at = replace(shipped, features=features, refused=tuple(refusal.features for refusal in refusals))
         held = torch.cuda.get_device_properties(device).L2_cache_size
         start_at = start_at.having({"triton_cache_bytes": PART_OF_CACHE * held})
-    kernels = [kernel.name for kernel in KERNELS]
-    left_out = set() if start_at.allows_any else {"triton"}
-    left_out |= {"numba"} if why_not_compiled() is not None else set()
-    timings = time_all(
-        probes_of(device, quick),
-        [kernel for kernel in kernels if kernel not in left_out],
-        device,
-        SECONDS[name] * (QUICK if quick else 1),
-        progress,
-    )
+    probes = [_on_kernels_that_run(probe, start_at) for probe in probes_of(device, quick)]
+    timings = time_all(probes, device, SECONDS[name] * (QUICK if quick else 1), progress)
     found = spread(timings)
     if found > MOST_SPREAD:
         rule = f"must be idle enough that medians lie at most {MOST_SPREAD:.0%} above the least"
@@ -156,13 +149,22 @@ def _calibrate(name: str, path: Path, quick: bool, progress: bool) -> Calibratio
     machine = {
         **identity_of(device),
         "costs": {name: number for name, number in costs.numbers().items() if number != getattr(shipped, name)},
-        "features": sorted(costs.features or ()),
-        "refused": [sorted(some) for some in costs.refused],
+        "features": costs.features or (),
+        "refused": costs.refused,
     }
     _write(path, machine)
     forget()
     lines = _lines(timings, before, costs)
     return CalibrationReport(name, path, lines, refusals, found, time.perf_counter() - start)
+
+
+def _on_kernels_that_run(probe: Probe, costs: Costs) -> Probe:
+    """Leave out kernels that can't run a call, or failed in the check of such calls."""
+    call, names = probe.call(True), []
+    for kernel in KERNELS:
+        if kernel.name in probe.kernels and kernel.why_not(call) is None and kernel.cost(call, costs) < math.inf:
+            names.append(kernel.name)
+    return probe._replace(kernels=tuple(names))
 
 
 def _lines(timings: Sequence[Timing], before: Costs, after: Costs) -> tuple[Line, ...]:

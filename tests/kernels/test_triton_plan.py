@@ -132,7 +132,7 @@ def test_auto_takes_the_kernel_only_where_it_was_checked(monkeypatch):
     tensors = random_call(pattern)
     kernel = gpu_kernel.TritonCSR()
     known = (torch.device("cpu"), torch.get_num_threads())
-    monkeypatch.setitem(_known, known, replace(CUDA, features=frozenset()))
+    monkeypatch.setitem(_known, known, replace(CUDA, features=()))
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
     assert "\n  triton   runs only if named explicitly\n" in str(report)

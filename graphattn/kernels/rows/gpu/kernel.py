@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ....calibrated import costs_of
 from ....call import Call
-from ....costs import Costs
+from ....costs import Costs, allows, allows_any
 from ....dropout import keep_scale, threshold
 from ....precision import accumulate_dtype
 from ....segments import Rows, segment_sum
@@ -72,11 +72,11 @@ class TritonCSR(Kernel):
 
         A wrong result costs more than a slow one.
         """
-        return estimate(call, costs) if costs.allows(features_of(call)) else math.inf
+        return estimate(call, costs) if allows(costs, features_of(call)) else math.inf
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On a GPU, if Triton is there, and "auto" takes the kernel."""
-        return HAS_TRITON and device.type == self.device and costs_of(device).allows_any
+        return HAS_TRITON and device.type == self.device and allows_any(costs_of(device))
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
