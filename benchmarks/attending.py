@@ -25,7 +25,9 @@ from torch_geometric.nn import (
     GENConv,
     GeneralConv,
     GINEConv,
+    GMMConv,
     GPSConv,
+    HypergraphConv,
     PointTransformerConv,
     ResGatedGraphConv,
     SuperGATConv,
@@ -90,6 +92,7 @@ def cases() -> list[Case]:
         [torch.randint(points, (points * neighbors,)), torch.arange(points).repeat_interleave(neighbors)]
     )
     of_points = (torch.randn(points, WIDTH, requires_grad=True), torch.randn(points, 3), near)
+    hyperedges = torch.stack([edges[0], torch.arange(20_000).repeat_interleave(50)])
     index = torch.randint(10_000, (EDGES,)).sort().values
     items = torch.randn(EDGES, 32, requires_grad=True)
     size = "100k nodes, 1M edges, 64 channels"
@@ -118,6 +121,14 @@ def cases() -> list[Case]:
         Case("FAConv", size, FAConv(WIDTH), (x, x, edges), (6, 15)),
         Case("GATEConv", size, GATEConv(WIDTH, WIDTH, 16), (x, edges, of_edges), (6, 15)),
         Case("GeneralConv", size, GeneralConv(WIDTH, 16, heads=4, attention=True), (x, edges), (6, 15)),
+        Case("GMMConv", f"{size}, 4 Gaussians", GMMConv(WIDTH, WIDTH, 3, 4), (x, edges, of_edges[:, :3]), (1, None)),
+        Case(
+            "HypergraphConv",
+            "100k nodes in 20k hyperedges of 50 each, 4 heads of 16",
+            HypergraphConv(WIDTH, 16, use_attention=True, heads=4),
+            (x, hyperedges, None, torch.randn(20_000, WIDTH)),
+            (1, None),
+        ),
         Case("GATConv", size, GATConv(WIDTH, 16, heads=4), (x, edges), (6, 15)),
         Case("GATv2Conv", size, GATv2Conv(WIDTH, 16, heads=4), (x, edges), (6, 15)),
         Case("TransformerConv", size, TransformerConv(WIDTH, 16, heads=4), (x, edges), (6, 15)),

@@ -300,7 +300,7 @@ MUTANTS = [
         "feature_maps",
     ),
     Mutant(
-        "nn/transformer.py",
+        "nn/block.py",
         "gathered = gathered + self.global_attention(",
         "gathered = self.global_attention(",
         "transformer",

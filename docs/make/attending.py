@@ -13,30 +13,20 @@ from pathlib import Path
 
 # What a class computes that attends.
 STEPS = {"softmax", "MultiheadAttention", "scaled_dot_product_attention"}
-# Why a layer isn't here. One that PyG adds later says so itself.
+# Why what nobody takes for attention between nodes, and is listed all the same, isn't here.
 REASONS = {
-    "MultiAggregation": "joins other aggregations, by padded attention if asked to; those inside are changed",
-    "InducedSetAttentionBlock": "reads and writes padded batches",
-    "MultiheadAttentionBlock": "reads and writes padded batches",
-    "PoolingByMultiheadAttention": "reads and writes padded batches",
-    "SetAttentionBlock": "reads and writes padded batches",
-    "PerformerAttention": "counts padding among the keys; `GraphAttention(feature_map=...)` has linear attention",
-    "PolynormerAttention": "counts padding among the keys, and takes linear time as it is",
-    "SGFormerAttention": "counts padding among the keys, and takes linear time as it is",
-    "Attention": "of `DNAConv`: attends to the layers before, a handful for each edge",
-    "FeaStConv": "its softmax is over heads, not over neighbors",
-    "FusedGATConv": "needs dgNN and a GPU; `GATConv` computes the same",
-    "HypergraphConv": "its weights belong to pairs of a node and a hyperedge, and are used twice",
-    "DenseGATConv": "takes a dense matrix; `GraphAttention(Full(...))` doesn't",
+    "Attention": "part of `MultiHead`",
     "DMoNPooling": "its softmax is over clusters",
-    "JumpingKnowledge": "attends to the layers before",
-    "LPAttLayer": "its features of pairs are computed by PyG's code, edge by edge",
-    "NeuralFingerprint": "its softmax is over bits of the fingerprint",
     "DiffGroupNorm": "its softmax is over clusters",
-    "ASAPooling": "its weights belong to pairs of a node and a cluster; the convolution inside is changed",
     "EdgePooling": "its softmax scores edges to contract, and sums nothing",
-    "MemPooling": "its softmax is over clusters",
+    "InducedSetAttentionBlock": "reads and writes padded batches",
+    "JumpingKnowledge": "attends to the layers before",
+    "MultiAggregation": "joins other aggregations, by padded attention if asked to; those inside are changed",
+    "MultiheadAttentionBlock": "reads and writes padded batches",
+    "NeuralFingerprint": "its softmax is over bits of the fingerprint",
+    "PoolingByMultiheadAttention": "reads and writes padded batches",
     "SelectTopK": "its softmax ranks nodes, and sums nothing",
+    "SetAttentionBlock": "reads and writes padded batches",
 }
 RESULTS = ("attending", "relations")
 
@@ -47,6 +37,7 @@ def attending() -> dict[str, type]:
     import torch_geometric.nn
 
     from graphattn.nn.pyg.fused import FUSED
+    from graphattn.nn.pyg.unfused import UNFUSED
 
     found = {}
     for info in pkgutil.walk_packages(torch_geometric.nn.__path__, "torch_geometric.nn."):
@@ -58,7 +49,8 @@ def attending() -> dict[str, type]:
                 continue
             tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
             used = {x.attr if isinstance(x, ast.Attribute) else x.id for x in ast.walk(tree) if _is_name(x)}
-            if used & STEPS or "Attention" in name or name.endswith("GATConv") or cls in FUSED:
+            is_known = cls in FUSED or name in UNFUSED
+            if used & STEPS or "Attention" in name or name.endswith("GATConv") or is_known:
                 found[f"{info.name.removeprefix('torch_geometric.nn.')}.{name}"] = cls
     return found
 
@@ -70,6 +62,7 @@ def _is_name(x: ast.AST) -> bool:
 def write_attending(root: Path) -> str:
     """The table, with the measured speed and memory of those that benchmarks time."""
     from graphattn.nn.pyg.fused import FUSED
+    from graphattn.nn.pyg.unfused import UNFUSED
 
     measured: dict[str, list[str]] = {}
     for name in RESULTS:
@@ -79,9 +72,10 @@ def write_attending(root: Path) -> str:
             what = "of its memory" if "peak memory" in line["work"] else "its speed"
             if line["measured"] is not None:
                 measured.setdefault(kind, []).append(f"{line['measured']:.2g}x {what}")
+    reasons = REASONS | UNFUSED
     rows = ["| layer of PyG | here | beside PyG |", "|---|---|---|"]
     for path, cls in sorted(attending().items()):
         name = cls.__name__
-        here = f"`graphattn.nn.{name}`" if cls in FUSED else REASONS.get(name, "not looked at yet")
+        here = f"`graphattn.nn.{name}`" if cls in FUSED else reasons.get(name, "not looked at yet")
         rows.append(f"| `{path}` | {here} | {', '.join(measured.get(name, [])[:2]) if cls in FUSED else ''} |")
     return "\n".join(rows)

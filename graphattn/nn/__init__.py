@@ -1,6 +1,7 @@
 """Layers."""
 
 from .attention import GraphAttention as GraphAttention
+from .block import TransformerBlock as TransformerBlock
 from .convolution import conv_as_attention as conv_as_attention
 from .dense import DenseGraphAttention as DenseGraphAttention
 from .encodings import ALiBi as ALiBi
@@ -38,10 +39,11 @@ from .pyg.hetero import RGATConv as RGATConv
 from .pyg.layers import GATConv as GATConv
 from .pyg.layers import GATv2Conv as GATv2Conv
 from .pyg.layers import TransformerConv as TransformerConv
+from .pyg.weighted import GMMConv as GMMConv
+from .pyg.weighted import HypergraphConv as HypergraphConv
 from .readout import AttentionReadout as AttentionReadout
 from .seq2seq import Seq2Seq as Seq2Seq
 from .transformer import GraphTransformer as GraphTransformer
-from .transformer import TransformerBlock as TransformerBlock
 
 __all__ = [
     "AGNNConv",
@@ -57,6 +59,7 @@ __all__ = [
     "GATEConv",
     "GATv2Conv",
     "GENConv",
+    "GMMConv",
     "GPSConv",
     "GeneralConv",
     "GraphAttention",
@@ -66,6 +69,7 @@ __all__ = [
     "HEATConv",
     "HGTConv",
     "HeteroGraphAttention",
+    "HypergraphConv",
     "LaplacianPosition",
     "LearnedPosition",
     "PointTransformerConv",

@@ -21,6 +21,7 @@ from ..patterns.across_processes import check_at_hand
 from ..patterns.base import Sides
 from ..patterns.containers import read_edges
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
+from .edge_products import edge_products
 from .encodings import Encoding
 from .feature_maps import FeatureMap
 from .projections import Projections
@@ -53,6 +54,8 @@ class GraphAttention(Projections, MessagePassing):
         feature_map: "elu" (elu + 1), "relu", or a function or module from [*B, N, H, D] to positive features
             [*B, N, H, F], such as `RandomFeatures`: weights are products of features over their sum, and full patterns
             take linear time. It excludes other scores and normalizers, edge features, dropout and biases of pairs.
+        update_edges: also return features of edges, a linear map of concat_h(W_q x_i * (W_k x_j + W_e e_ij) / sqrt(D)),
+            elementwise: the products whose sum is a head's score.
         backend: as in `attention`.
 
     Raises:
@@ -82,6 +85,7 @@ class GraphAttention(Projections, MessagePassing):
         add_self_loops: bool = False,
         encoding: Encoding | None = None,
         feature_map: str | FeatureMap | None = None,
+        update_edges: bool = False,
         backend: str = "auto",
     ) -> None:
         MessagePassing.__init__(self, aggr="add", node_dim=-3)
@@ -89,7 +93,7 @@ class GraphAttention(Projections, MessagePassing):
         self.add_self_loops = add_self_loops
         self.backend = backend
         widths = (in_channels, out_channels, heads, kv_heads, head_channels)
-        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map, update_edges)
 
     def reset_parameters(self) -> None:
         """Initialize all parameters again."""
@@ -128,8 +132,8 @@ class GraphAttention(Projections, MessagePassing):
             return_attention_weights: also return the weights.
 
         Returns:
-            [*B, T, out_channels]; or that and a pair of the edges [2, E] and their weights [*B, E, H] before dropout,
-            in the order of the given edges.
+            [*B, T, out_channels]; with `update_edges` then [*B, E, edge_dim]; with `return_attention_weights` then a
+            pair of the edges [2, E] and their weights [*B, E, H] before dropout, in the order of the given edges.
 
         Raises:
             TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
@@ -147,14 +151,15 @@ class GraphAttention(Projections, MessagePassing):
         pattern = as_pattern("GraphAttention", edge_index, *rows, sides=Sides.of(x), may_trace=fused)
         edge_attr = self._check_edge_dim(edge_attr, (pattern.num_edges,), x_target)
         self._check_mask(pattern.num_edges)
+        given = pattern
         if self.add_self_loops:
             if pattern.num_sources != pattern.num_targets:
                 got = f"{pattern.num_sources} sources and {pattern.num_targets} targets"
                 rule = "needs the same nodes as sources and targets"
                 raise ValueError(message("GraphAttention", "add_self_loops", rule, got, "Use add_self_loops=False."))
-            given, pattern = pattern.num_edges, pattern.keep("with_self_loops", pattern.with_self_loops)
+            pattern = given.keep("with_self_loops", given.with_self_loops)
             if edge_attr is not None:
-                edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))
+                edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given.num_edges))
 
         x_source, x_target = self._encode_input(x_source, x_target, pattern)
         query = self._split(self.lin_query(x_target), self.heads)
@@ -170,12 +175,14 @@ class GraphAttention(Projections, MessagePassing):
             check_at_hand("GraphAttention", pattern)
             route = self._pass_messages
         out, weights = route(query, key, value, pattern, edge, bias, bool(return_attention_weights))
-        out = self.lin_out(out.flatten(-2))
+        found: Any = (self.lin_out(out.flatten(-2)),)
+        if self.lin_edge_out is not None:
+            found += (self._update_edges(query, key, edge, given),)
         if weights is None:
-            return out
+            return found if len(found) > 1 else found[0]
         # A copy, because data derived by the pattern would be stale if the caller wrote to its edges.
         listed = pattern.edge_index.clone() if self.add_self_loops else pattern.edge_index
-        return out, (listed, weights)
+        return *found, (listed, weights)
 
     if TYPE_CHECKING:
 
@@ -206,6 +213,15 @@ class GraphAttention(Projections, MessagePassing):
         if return_weights:
             return attention(query, key, value, pattern, backend=self.backend, **options, return_weights=True)
         return attention(query, key, value, pattern, backend=self.backend, **options), None
+
+    def _update_edges(self, query: Tensor, key: Tensor, edge: Any, pattern: Pattern) -> Tensor:
+        """New features [*B, E, edge_dim] of the given edges."""
+        check_at_hand("GraphAttention", pattern)
+        linear: Any = self.lin_edge_out
+        query = query * query.size(-1) ** -0.5
+        key, edge = (repeat_heads(x, self.heads) for x in (key, edge[..., : pattern.num_edges, :, :]))
+        is_plain = self.backend == "scatter"
+        return edge_products(query, key, edge, linear.weight, linear.bias, pattern, is_plain=is_plain)
 
     def _attend_by_features(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
         """Sums of products of features, of values and of ones; no kernel normalizes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..errors import message, shape_of
 from ..normalizers import UserNormalizer
 from ..offset_bias import OffsetBias
 from ..patterns import Pattern
-from ..scores import Score, ScoreFunction, as_score
+from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .encodings import Encoding
 from .feature_maps import FeatureMap
 from .projections import Projections
@@ -50,10 +50,11 @@ class DenseGraphAttention(Projections):
         bias: bool = True,
         encoding: Encoding | None = None,
         feature_map: str | FeatureMap | None = None,
+        update_edges: bool = False,
     ) -> None:
         torch.nn.Module.__init__(self)
         widths = (in_channels, out_channels, heads, kv_heads, head_channels)
-        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map)
+        self._build(*widths, score, normalizer, edge_dim, dropout, bias, encoding, feature_map, update_edges)
 
     @overload
     def forward(
@@ -85,7 +86,9 @@ class DenseGraphAttention(Projections):
             return_attention_weights: also return the weights.
 
         Returns:
-            [*B, T, out_channels]; or that and the weights before dropout, [*B, H, T, S].
+            [*B, T, out_channels]; with `update_edges` then features of pairs, [*B, T, S, edge_dim] with a mask and
+            [*B, E, edge_dim] with a pattern; with `return_attention_weights` then the weights before dropout,
+            [*B, H, T, S].
 
         Raises:
             TypeError, ValueError: an argument doesn't fit; the message gives the value and a fix.
@@ -132,14 +135,27 @@ class DenseGraphAttention(Projections):
             keep=self._keep(query, key) if dropout_p > 0 else None,
             dropout_p=dropout_p,
         )
-        out = self.lin_out(result.out.flatten(-2))
-        return (out, result.weights) if return_attention_weights else out
+        found: Any = (self.lin_out(result.out.flatten(-2)),)
+        if self.lin_edge_out is not None:
+            found += (self._update_edges(query, key, edge, pattern),)
+        found += (result.weights,) if return_attention_weights else ()
+        return found if len(found) > 1 else found[0]
 
     if TYPE_CHECKING:
 
         @typed_as(forward)
         def __call__(self) -> None:
             """See `forward`."""
+
+    def _update_edges(self, query: Tensor, key: Tensor, edge: Any, pattern: Pattern | None) -> Tensor:
+        linear: Any = self.lin_edge_out
+        key, edge = (repeat_heads(x, self.heads) for x in (key, edge))
+        products = query.unsqueeze(-3) * (key.unsqueeze(-4) + edge) * query.size(-1) ** -0.5
+        found: Tensor = linear(products.flatten(-2))
+        if pattern is None:
+            return found
+        source, target = pattern.edge_index
+        return found[..., target, source, :]
 
     def _check_mask(self, mask: Tensor | Pattern, x_source: Tensor, x_target: Tensor) -> Tensor:
         where = "DenseGraphAttention"

@@ -36,13 +36,14 @@ SCORE_NAMES = ("dot_product", *ACTIVATIONS)
 
 
 class Projections(torch.nn.Module):
-    """W_q, W_k, W_v, W_o, the projection of edge features, and the vector of additive scores."""
+    """W_q, W_k, W_v, W_o, the projections of edge features and to updated ones, and the vector of additive scores."""
 
     lin_query: Linear
     lin_key: Linear
     lin_value: Linear
     lin_out: Linear
     lin_edge: Linear | None
+    lin_edge_out: Linear | None
     score_vector: Tensor | None
 
     def _build(
@@ -59,6 +60,7 @@ class Projections(torch.nn.Module):
         bias: bool,
         encoding: Encoding | None,
         feature_map: str | FeatureMap | None,
+        update_edges: bool,
     ) -> None:
         where = type(self).__name__
         source_channels, target_channels = _read_channels(where, in_channels)
@@ -103,6 +105,10 @@ class Projections(torch.nn.Module):
         self.lin_edge = None
         if self.edge_dim is not None:
             self.lin_edge = Linear(self.edge_dim, self.kv_heads * width, **{**options, "bias": False})
+        self.lin_edge_out = None
+        if update_edges:
+            self._check_update()
+            self.lin_edge_out = Linear(self.heads * width, self.edge_dim, **options)
         self._build_vector(width)
         self._draw_parameters()
 
@@ -122,6 +128,16 @@ class Projections(torch.nn.Module):
             if value != default:
                 rule = f"must be {default!r} with a feature_map, which determines the weights and computes none of them"
                 raise ValueError(message(where, name, rule, repr(value)))
+
+    def _check_update(self) -> None:
+        """Raise unless there are features of edges, and products to update them from."""
+        where = type(self).__name__
+        if self.edge_dim is None:
+            fix = "Use edge_dim, the number of features per edge."
+            raise ValueError(message(where, "update_edges", "needs features of edges", "edge_dim=None", fix))
+        if self.score != "dot_product":
+            rule = "must be 'dot_product' with update_edges, which returns its products"
+            raise ValueError(message(where, "score", rule, repr(self.score)))
 
     def _build_vector(self, width: int) -> None:
         """Register the vector of an additive score: new for a name; a given one is trained if it is a parameter."""
@@ -188,7 +204,8 @@ class Projections(torch.nn.Module):
             self.encoding.reset_parameters()
 
     def _draw_parameters(self) -> None:
-        for linear in (self.lin_query, self.lin_key, self.lin_value, self.lin_out, self.lin_edge):
+        linears = (self.lin_query, self.lin_key, self.lin_value, self.lin_out, self.lin_edge, self.lin_edge_out)
+        for linear in linears:
             if linear is not None:
                 linear.reset_parameters()
         if isinstance(self.score, str):
@@ -310,6 +327,7 @@ class Projections(torch.nn.Module):
             ("bias", getattr(self.lin_query, "bias", None) is not None, True),
             ("add_self_loops", getattr(self, "add_self_loops", False), False),
             ("encoding", written, None),
+            ("update_edges", self.lin_edge_out is not None, False),
             ("feature_map", None if is_softmax else self._written_map(), None),
             ("backend", _written(getattr(self, "backend", "auto")), "'auto'"),
         )

@@ -17,9 +17,10 @@ from ..patterns import Full, Pattern, PatternLike
 from ..patterns.base import Sides
 from ..patterns.box import parse_sizes
 from .attention import GraphAttention
+from .block import TransformerBlock
 from .encodings import Encoding, Sinusoidal
 from .projections import check_heads
-from .transformer import GraphTransformer, TransformerBlock
+from .transformer import GraphTransformer
 from .typed import Maybe, No, Yes, typed_as
 
 Sizes = int | Sequence[int] | Tensor

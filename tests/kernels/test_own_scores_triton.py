@@ -85,8 +85,8 @@ def test_low_precision_stays_within_the_oracles_own_error(dtype, interpreted):
     assert_matches_dense(tensors_of(pattern, shape, dtype=dtype), pattern, score=score, backend="triton")
 
 
-# Half types take as long again: they are for `make fuzz`.
-@pytest.mark.parametrize("chip", ["90", "80"])
+# The other chip and half types take as long again: they are for `make fuzz`.
+@pytest.mark.parametrize("chip", ["90", *(["80"] if "GRAPHATTN_FUZZ" in os.environ else [])])
 def test_nothing_spills(chip, tmp_path):
     paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), *sys.path]), "TRITON_CACHE_DIR": str(tmp_path)}
     dtypes = ["float32", *(["bfloat16"] if "GRAPHATTN_FUZZ" in os.environ else [])]

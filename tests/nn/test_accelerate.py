@@ -116,8 +116,24 @@ def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
     assert str(graphattn.accelerate(performer)) == (
         "1 layer accelerated, 2 left\n  conv: GATConv\n"
         "  the model itself: left, PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has "
-        "linear attention\n  attn: left, there is no version of PerformerAttention here"
+        "linear attention\n  attn: left, counts padding among the keys; GraphAttention(feature_map=...) has "
+        "linear attention"
     )
+
+
+def test_what_has_no_version_here_is_listed_with_its_reason():
+    layers = {
+        "pool": pyg.ASAPooling(6, GNN=pyg.GATConv),
+        "dna": pyg.DNAConv(6, heads=2),
+        "vis": pyg.models.visnet.ViS_MP(2, 4, 5.0, None, False),
+    }
+    report = graphattn.accelerate(torch.nn.ModuleDict(layers))
+    assert [change.name for change in report.changed] == ["pool.gnn_intra_cluster"]
+    assert {change.name: change.reason for change in report.left} == {
+        "pool": "its weights belong to pairs of a node and a cluster; the convolution inside is changed",
+        "dna.multi_head": "of DNAConv: attends to the layers before, a handful for each edge",
+        "vis": "makes vectors of each edge's message, which must exist for that",
+    }
 
 
 class Gated(pyg.MessagePassing):

@@ -9,7 +9,7 @@ import torch
 import torch_geometric.nn as pyg
 from torch_geometric.nn import aggr
 
-from graphattn import accelerate, restore
+from graphattn import Full, accelerate, restore
 from graphattn.nn.pyg import batches
 
 # The third graph has one node, and no graph is numbered 4.
@@ -52,6 +52,26 @@ def test_gps_is_pygs(norm, batch):
     assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert restore(ours) == 1 and type(ours) is pyg.GPSConv
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["shared", "per head"])
+def test_gps_adds_a_bias_to_the_scores_of_pairs(shape):
+    theirs, ours = both(pyg.GPSConv(6, None, heads=2, norm=None))
+    pattern, x = Full.from_batch(BATCH), draw(NODES, 6)
+    bias = draw(pattern.num_edges, *shape)
+    out = ours(x, None, BATCH, pair_bias=bias)
+    # Torch's attention takes a matrix of all pairs for each head.
+    matrix = torch.full((2, NODES, NODES), -torch.inf, dtype=torch.float64)
+    source, target = pattern.edge_index
+    matrix[:, target, source] = bias.detach().view(len(bias), -1).expand(-1, 2).t()
+    attended = theirs.attn(x, x, x, attn_mask=matrix)[0] + x
+    torch.testing.assert_close(out, attended + theirs.mlp(attended))
+    assert torch.autograd.grad(out.sum(), bias)[0].abs().sum() > 0
+    with pytest.raises(ValueError, match=r"pair_bias must have shape \[75\] or \[75, 2\], .* got \[3\]"):
+        ours(x, None, BATCH, pair_bias=torch.zeros(3))
+    ours.attn.register_forward_hook(lambda module, inputs, output: None)
+    with pytest.raises(ValueError, match="pair_bias needs a layer that runs here"):
+        ours(x, None, BATCH, pair_bias=bias)
 
 
 def test_gps_drops_weights_in_training_alone():

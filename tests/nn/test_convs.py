@@ -78,6 +78,22 @@ CASES = {
         (x(), ..., draw(EDGES, 3)),
     ),
     "gen pair": (lambda: pyg.GENConv((6, 3), 5, norm="layer"), ((x(), x(3, 5)), PAIR)),
+    "gmm": (lambda: pyg.GMMConv(6, 5, dim=2, kernel_size=3), (x(), ..., draw(EDGES, 2))),
+    "gmm pair": (
+        lambda: pyg.GMMConv((6, 3), 5, dim=2, kernel_size=3, aggr="add", bias=False),
+        ((x(), x(3, 5)), PAIR, draw(EDGES, 2)),
+    ),
+    # The second row of the edges are hyperedges, of which the last has no node.
+    "hyper": (lambda: pyg.HypergraphConv(6, 5), (x(), PAIR)),
+    "hyper weights": (lambda: pyg.HypergraphConv(6, 5, bias=False), (x(), PAIR, draw(6).square(), None, 6)),
+    "hyper node": (
+        lambda: pyg.HypergraphConv(6, 5, use_attention=True, heads=2, dropout=0.4),
+        (x(), PAIR, draw(6).square(), x(6, 6), 6),
+    ),
+    "hyper edge": (
+        lambda: pyg.HypergraphConv(6, 5, use_attention=True, attention_mode="edge", heads=2, concat=False),
+        (x(), PAIR, None, x(6, 5)),
+    ),
 }
 
 
@@ -93,9 +109,15 @@ def both(name):
     return theirs, ours, [EDGE_INDEX if part is ... else part for part in arguments]
 
 
+def in_dtype(dtype, arguments):
+    """The arguments, tensors of real numbers in this dtype and without a gradient."""
+    is_real = lambda x: isinstance(x, torch.Tensor) and x.is_floating_point()
+    return [x.detach().to(dtype) if is_real(x) else x for x in arguments]
+
+
 def leaves(arguments):
     flat = [x for part in arguments for x in (part if isinstance(part, tuple) else (part,))]
-    return [x for x in flat if x.requires_grad]
+    return [x for x in flat if isinstance(x, torch.Tensor) and x.requires_grad]
 
 
 def gradients(layer, arguments):
@@ -189,6 +211,28 @@ def test_points_and_rows_of_other_numbers_are_left_to_pyg():
         ours(rows, positions[:-1], edges)
 
 
+def test_hyperedges_without_features_or_weights_are_named():
+    _, ours, (rows, edges, weights, features, count) = both("hyper node")
+    with pytest.raises(ValueError, match=r"hyperedge_attr must have 6 rows, got \[5, 6\]"):
+        ours(rows, edges, weights, features[:5], count)
+    with pytest.raises(ValueError, match=r"hyperedge_weight must have 6 rows, got \[5\]"):
+        ours(rows, edges, weights[:5], features, count)
+
+
+def test_gaussians_without_a_root_weight():
+    # PyG asks for a `root` that the layer lacks.
+    layer = pyg.GMMConv(6, 5, dim=2, kernel_size=3, root_weight=False)
+    arguments = (x().detach().float(), EDGE_INDEX, draw(EDGES, 2).detach().float())
+    with pytest.raises(AttributeError, match="root"):
+        layer(*arguments)
+    layer.root = torch.nn.Linear(6, 5)
+    expected = layer(*arguments) - layer.root(arguments[0])
+    del layer.root
+    accelerate(layer)
+    layer.backend = "scatter"
+    torch.testing.assert_close(layer(*arguments), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_every_parameter_of_points_has_a_gradient():
     _, ours, arguments = both("points")
     ours(*arguments).sum().backward()
@@ -204,31 +248,36 @@ def test_points_far_from_the_origin_keep_their_distances():
     torch.testing.assert_close(layer(x().detach().float(), far, EDGE_INDEX).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gen", "points", "gated", "agnn"])
+@pytest.mark.parametrize("name", ["gen", "points", "gated", "agnn", "gmm", "hyper edge"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_types_and_autocast(name, dtype):
     theirs, ours, arguments = both(name)
-    ours.backend, arguments = "scatter", [x.detach() for x in arguments]
+    ours.backend = "scatter"
     expected = theirs.eval()(*arguments).detach()
-    halves = [x.to(dtype) if x.is_floating_point() else x for x in arguments]
-    found = ours.to(dtype).eval()(*halves)
+    found = ours.to(dtype).eval()(*in_dtype(dtype, arguments)).detach()
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
     with torch.autocast("cpu", torch.bfloat16):
-        found = ours.float()(*(x.float() if x.is_floating_point() else x for x in arguments))
+        found = ours.float()(*in_dtype(torch.float32, arguments)).detach()
     torch.testing.assert_close(found.double(), expected, rtol=0.1, atol=0.1 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["agnn", "gated pair", "points pair", "gen pair", "general pair"])
+@pytest.mark.parametrize(
+    "name", ["agnn", "gated pair", "points pair", "gen pair", "general pair", "hyper", "hyper node"]
+)
 def test_no_edges(name):
     theirs, ours, arguments = both(name)
-    ours.backend, arguments[-1] = "scatter", EDGE_INDEX[:, :0]
+    ours.backend = "scatter"
+    arguments = [x[:, :0] if x is PAIR or x is EDGE_INDEX else x for x in arguments]
     (expected, grads), (found, own) = gradients(theirs, arguments), gradients(ours, arguments)
     for first, second in zip((found, *own), (expected, *grads), strict=True):
         torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", ["agnn", "fa", "supergat mx", "gate", "general edges", "gated", "points", "gen"])
+@pytest.mark.parametrize(
+    "name",
+    ["agnn", "fa", "supergat mx", "gate", "general edges", "gated", "points", "gen", "gmm", "hyper node"],
+)
 def test_hooks_explainers_and_sparse_edges_are_left_to_pyg(name, monkeypatch):
     theirs, ours, arguments = both(name)
     monkeypatch.setattr(FusedConv, "_attend_to", None)
@@ -251,6 +300,7 @@ def test_hooks_explainers_and_sparse_edges_are_left_to_pyg(name, monkeypatch):
     [
         (pyg.GENConv(4, 4, aggr="mean"), "aggr='mean' is not 'softmax'"),
         (pyg.AGNNConv(aggr="max"), "aggr='max' is not 'add'"),
+        (pyg.GMMConv(4, 4, 2, 3, aggr="max"), "aggr='max' is not 'add' or 'mean'"),
         (pyg.FAConv(4, flow="target_to_source"), "flow='target_to_source'"),
     ],
 )
@@ -267,8 +317,9 @@ def test_what_cannot_be_fused_is_said(layer, reason):
         pyg.ResGatedGraphConv(6, 4, act=torch.nn.Tanh()),
         pyg.FAConv(6, cached=True),
         pyg.GENConv(6, 6, aggr="softmax_sg"),
+        pyg.GMMConv(6, 4, 1, 2, separate_gaussians=True),
     ],
-    ids=["no attention", "undirected", "tanh", "cached", "semi_grad"],
+    ids=["no attention", "undirected", "tanh", "cached", "semi_grad", "separate gaussians"],
 )
 def test_options_that_ours_lacks_run_as_in_pyg(layer, monkeypatch):
     monkeypatch.setattr(FusedConv, "_attend_to", None)
@@ -276,6 +327,7 @@ def test_options_that_ours_lacks_run_as_in_pyg(layer, monkeypatch):
     accelerate(ours)
     rows = x().detach().float()
     arguments = (rows, rows, EDGE_INDEX) if isinstance(layer, pyg.FAConv) else (rows, EDGE_INDEX)
+    arguments += (torch.randn(EDGES, 1),) if isinstance(layer, pyg.GMMConv) else ()
     torch.testing.assert_close(ours.eval()(*arguments), layer.eval()(*arguments))
 
 

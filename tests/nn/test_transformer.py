@@ -21,7 +21,7 @@ from graphattn.nn import (
     Sinusoidal,
     TransformerBlock,
 )
-from graphattn.nn.transformer import EGO
+from graphattn.nn.block import EGO
 from graphattn.testing import pattern_zoo
 
 SQUARE = {
@@ -326,6 +326,53 @@ def test_a_stack_with_global_attention_reaches_every_node_of_its_graph_and_no_ot
     assert (x.grad.abs().sum(1) > 0).tolist() == [True] * 3 + [False] * 3
     # One graph, where nothing else is said.
     assert model(x, edges).shape == (6, 2)
+
+
+@pytest.mark.parametrize("kind", ["full", "linear"])
+def test_blocks_of_all_nodes_alone_follow_those_along_the_edges(kind):
+    torch.manual_seed(0)
+    options = dict(heads=2, score="gatv2", feed_forward=2, global_attention=kind, num_global_layers=2)
+    model = GraphTransformer(4, 8, 3, num_layers=1, attention_dropout=0.5, **options).double().eval()
+    x, window, batch = torch.randn(5, 4, dtype=torch.float64), Window([3, 2], radius=1), torch.tensor([0, 0, 0, 1, 1])
+    h = model.blocks[0](model.lin_in(x), window)
+    assert model.blocks[0].global_attention is None
+    for block in model.global_blocks:
+        assert block.attention.feature_map == ("elu" if kind == "linear" else None)
+        h = block(h, Full([3, 2]))
+    expected = model.lin_out(model.norm(h))
+    torch.testing.assert_close(model(x, window), expected)
+    out, weights = model(x, window.edge_index, batch=batch, return_attention_weights=True)
+    torch.testing.assert_close(out, expected)
+    assert len(weights) == 1
+    with pytest.raises(ValueError, match="num_global_layers needs global_attention, got 2"):
+        GraphTransformer(4, 8, 3, num_layers=1, num_global_layers=2)
+
+
+def test_features_of_edges_go_from_block_to_block():
+    torch.manual_seed(0)
+    options = dict(heads=2, edge_dim=3, update_edges=True)
+    model = GraphTransformer(4, 8, 2, num_layers=2, **options).double()
+    x, edges = torch.randn(3, 4, dtype=torch.float64), torch.tensor([[0, 1, 2], [1, 2, 2]])
+    given = torch.randn(3, 3, dtype=torch.float64)
+    h, updated = model.lin_in(x), given
+    for block in model.blocks:
+        normed = block.edge_norm(updated)
+        gathered, products = block.attention(block.norm(h), edges, normed)
+        h, updated = h + gathered, updated + products
+        h = h + block.feed_out(torch.nn.functional.gelu(block.feed_in(block.feed_norm(h))))
+    out, found = model(x, edges, given)
+    torch.testing.assert_close(out, model.lin_out(model.norm(h)))
+    torch.testing.assert_close(found, updated)
+    # All parameters have a part in both results.
+    (out.sum() + found.sum()).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    again, _, weights = model(x, edges, given, return_attention_weights=True)
+    torch.testing.assert_close(again, out)
+    assert [weight.shape for _, weight in weights] == [(3, 2)] * 2
+    with pytest.raises(ValueError, match="edge_attr must be given with update_edges, got None"):
+        model(x, edges)
+    with pytest.raises(ValueError, match=r"edge_attr must have shape \[\*B, E, 3\] with update_edges, got \[3, 2\]"):
+        model(x, edges, given[:, :2])
 
 
 def test_bad_global_attention_is_an_error():

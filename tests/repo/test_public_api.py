@@ -25,11 +25,12 @@ NAMES = {
     """,
     "graphattn.nn": """
         AGNNConv ALiBi AccelerateReport AttentionReadout AttentionalAggregation DenseGraphAttention
-        DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GPSConv GeneralConv
-        GraphAttention GraphMultisetTransformer GraphTransformer HANConv HEATConv HGTConv HeteroGraphAttention
-        LaplacianPosition LearnedPosition PointTransformerConv RGATConv RandomFeatures RandomWalkPosition
-        RelativeBias ResGatedGraphConv Rotary Seq2Seq Set2Set SetTransformerAggregation Sinusoidal
-        SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate conv_as_attention restore
+        DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GMMConv GPSConv
+        GeneralConv GraphAttention GraphMultisetTransformer GraphTransformer HANConv HEATConv HGTConv
+        HeteroGraphAttention HypergraphConv LaplacianPosition LearnedPosition PointTransformerConv RGATConv
+        RandomFeatures RandomWalkPosition RelativeBias ResGatedGraphConv Rotary Seq2Seq Set2Set
+        SetTransformerAggregation Sinusoidal SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate
+        conv_as_attention restore
     """,
     "graphattn.distributed": """
         DistributedPattern Part block_parts load_part read_graph read_part save_parts split_graph sum_gradients

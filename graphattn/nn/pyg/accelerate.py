@@ -8,8 +8,9 @@ import torch
 from torch_geometric.nn import MessagePassing, aggr, conv
 
 from ...errors import message
-from .fused import FUSED, Fused, FusedModule, own_class, why_not_fused
+from .fused import FUSED, Fused, FusedModule, own_class, pygs_name, why_not_fused
 from .timing import time_layers
+from .unfused import UNFUSED
 
 _MARK = "_was_accelerated"
 OURS = (Fused, FusedModule)
@@ -69,7 +70,7 @@ class AccelerateReport:
 def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateReport:
     """Replace PyG's attention layers inside a model by ours, in place.
 
-    They are `TransformerConv`, `GATConv`, `GATv2Conv` and eight other convolutions; over relations `HGTConv`,
+    They are `TransformerConv`, `GATConv`, `GATv2Conv` and ten other convolutions; over relations `HGTConv`,
     `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and five aggregations.
     docs/reference/attending.md lists every layer of PyG that attends.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
@@ -184,7 +185,7 @@ def _of_pyg(layer: torch.nn.Module) -> type[Any] | None:
 
 def _attends(module: torch.nn.Module) -> bool:
     """Whether a module is an attention layer, judging by names, and not only a container of others."""
-    if isinstance(module, OURS) or own_class(module) in FUSED:
+    if isinstance(module, OURS) or own_class(module) in FUSED or pygs_name(type(module)) in UNFUSED:
         return True
     if isinstance(module, MessagePassing):
         # Other layers of PyG have an alpha, too, that is not an attention weight.

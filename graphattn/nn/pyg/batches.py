@@ -11,6 +11,7 @@ from torch.nn.functional import dropout, linear
 from torch_geometric.nn import aggr
 
 from ...call import is_transformed
+from ...errors import message, shape_of
 from ...functional import attention
 from ...patterns import Edges, Full
 from ...patterns.lookup import known_by_index
@@ -32,7 +33,9 @@ def _why_not_multihead(inner: Any) -> str | None:
     return None
 
 
-def _multihead(inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str) -> Tensor:
+def _multihead(
+    inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str, pair_bias: Tensor | None = None
+) -> Tensor:
     """Torch's `MultiheadAttention` from the rows of x [T, C] to those of y [S, C], along a pattern: [T, C]."""
     split = lambda rows, parts: rows.view(rows.size(0), parts, inner.num_heads, inner.head_dim).unbind(1)
     weight, bias = inner.in_proj_weight, inner.in_proj_bias
@@ -44,7 +47,7 @@ def _multihead(inner: Any, x: Tensor, y: Tensor, pattern: Full, backend: str) ->
         (query,) = split(linear(x, weight[:width], of_query), 1)
         key, value = split(linear(y, weight[width:], of_rest), 2)
     dropped = inner.dropout if inner.training else 0.0
-    out = attention(query, key, value, pattern, dropout_p=dropped, backend=backend)
+    out = attention(query, key, value, pattern, edge_bias=pair_bias, dropout_p=dropped, backend=backend)
     projected: Tensor = inner.out_proj(out.flatten(1))
     return projected
 
@@ -59,7 +62,9 @@ def _is_plain(x: Any, index: Any, ptr: Any, dim: int) -> bool:
 class GPSConv(FusedModule, conv.GPSConv):
     """`torch_geometric.nn.GPSConv` whose global attention runs within each graph, without padding to the largest.
 
-    See there for arguments, shapes, results and references. It has the same `state_dict`.
+    See there for arguments, shapes, results and references. It has the same `state_dict`. Its calls take one argument
+    more: `pair_bias` [P] or [P, heads], added to the scores of the P pairs of nodes of the same graph, in the order of
+    `Full.from_batch(batch).edge_index`, as Graphormer does for distances.
 
     Example:
         >>> layer = GPSConv(8, None, heads=2, norm=None)
@@ -77,22 +82,33 @@ class GPSConv(FusedModule, conv.GPSConv):
             return "PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has linear attention"
         return _why_not_multihead(layer.attn)
 
-    def forward(self, x: Tensor, edge_index: Any, batch: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def forward(
+        self, x: Tensor, edge_index: Any, batch: Tensor | None = None, *, pair_bias: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """See PyG."""
         is_plain = x.dim() == 2 and x.is_floating_point() and self.why_not(self) is None
         if not is_plain or _is_traced() or has_hooks(self.attn) or has_hooks(self.attn.out_proj):
+            if pair_bias is not None:
+                rule = "needs a layer that runs here: PyG computes this call, for x, a hook or torch.compile"
+                raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
             return conv.GPSConv.forward(self, x, edge_index, batch, **kwargs)
         norm = lambda layer, h: h if layer is None else layer(h, batch=batch) if self.norm_with_batch else layer(h)
         drop = lambda h: dropout(h, self.dropout, self.training)
-        found = self._attend(x, batch)
+        found = self._attend(x, batch, pair_bias)
         out = norm(self.norm2, drop(found) + x)
         if self.conv is not None:
             out = norm(self.norm1, drop(self.conv(x, edge_index, **kwargs)) + x) + out
         return norm(self.norm3, out + self.mlp(out))
 
-    def _attend(self, x: Tensor, batch: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, batch: Tensor | None, pair_bias: Tensor | None) -> Tensor:
         pattern = Full(x.size(0)) if batch is None else known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
-        return _multihead(self.attn, x, x, pattern, self.backend)
+        if pair_bias is not None:
+            pairs, heads = pattern.num_edges, self.attn.num_heads
+            if pair_bias.shape not in ((pairs,), (pairs, heads)):
+                rule = f"must have shape [{pairs}] or [{pairs}, {heads}], a number for each pair of a graph's nodes"
+                raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
+            pair_bias = pair_bias.view(pairs, -1).expand(-1, heads)
+        return _multihead(self.attn, x, x, pattern, self.backend, pair_bias)
 
 
 class _Aggregation(FusedModule):

@@ -16,10 +16,11 @@ from ...patterns import Edges
 from ...patterns.lookup import known_edges
 from ...scores import Additive, DotProduct
 from ...segments import gather
+from ..ends import ends_of
 from .edges import check_edge_attr
 from .fused import has_hooks, writable
-from .sums import ends_of, groups_of
-from .whole import FusedConv
+from .sums import groups_of
+from .whole import FusedConv, is_matrix
 
 
 def _channels(x: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class AGNNConv(FusedConv, conv.AGNNConv):
 
     def forward(self, x: Tensor, edge_index: Any) -> Tensor:
         """See PyG."""
-        if self._is_pygs(edge_index) or not _is_matrix(x):
+        if self._is_pygs(edge_index) or not is_matrix(x):
             return conv.AGNNConv.forward(self, x, edge_index)
         pattern = self._attended(x, edge_index)
         rows = normalize(x, p=2.0, dim=-1).unsqueeze(1)
@@ -73,7 +74,7 @@ class FAConv(FusedConv, conv.FAConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
-        is_plain = self.normalize and not self.cached and edge_weight is None and _is_matrix(x)
+        is_plain = self.normalize and not self.cached and edge_weight is None and is_matrix(x)
         if self._is_pygs(edge_index) or not is_plain:
             return conv.FAConv.forward(self, x, x_0, edge_index, edge_weight, return_attention_weights)
         pattern = self._attended(x, edge_index)
@@ -103,7 +104,7 @@ class SuperGATConv(FusedConv, conv.SuperGATConv):
         self, x: Tensor, edge_index: Any, neg_edge_index: Tensor | None = None, batch: Tensor | None = None
     ) -> Tensor:
         """See PyG."""
-        if self._is_pygs(edge_index) or not _is_matrix(x):
+        if self._is_pygs(edge_index) or not is_matrix(x):
             return conv.SuperGATConv.forward(self, x, edge_index, neg_edge_index, batch)
         pattern = self._attended(x, edge_index)
         rows = self.lin(x).view(-1, self.heads, self.out_channels)
@@ -155,7 +156,7 @@ class GATEConv(FusedConv, PyGsGATEConv):
 
     def forward(self, x: Tensor, edge_index: Any, edge_attr: Tensor) -> Tensor:
         """See PyG."""
-        is_plain = _is_matrix(x) and _is_matrix(edge_attr) and not has_hooks(self.lin1)
+        is_plain = is_matrix(x) and is_matrix(edge_attr) and not has_hooks(self.lin1)
         if self._is_pygs(edge_index) or not is_plain:
             return PyGsGATEConv.forward(self, x, edge_index, edge_attr)
         pattern = self._edges(x, edge_index)
@@ -187,7 +188,7 @@ class GeneralConv(FusedConv, conv.GeneralConv):
     def forward(self, x: Any, edge_index: Any, edge_attr: Tensor | None = None, size: Any = None) -> Tensor:
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
-        is_plain = self.attention and self.directed_msg and _is_matrix(source) and _is_matrix(target) and size is None
+        is_plain = self.attention and self.directed_msg and is_matrix(source) and is_matrix(target) and size is None
         has_edges = edge_attr is not None and self.in_edge_channels is not None
         if self._is_pygs(edge_index) or not is_plain or (edge_attr is None) == has_edges:
             return conv.GeneralConv.forward(self, x, edge_index, edge_attr, size)
@@ -234,7 +235,7 @@ class ResGatedGraphConv(FusedConv, conv.ResGatedGraphConv):
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
         linears = (self.lin_key, self.lin_query, self.lin_value)
-        is_plain = type(self.act) is torch.nn.Sigmoid and _is_matrix(source) and _is_matrix(target)
+        is_plain = type(self.act) is torch.nn.Sigmoid and is_matrix(source) and is_matrix(target)
         is_plain = is_plain and not any(has_hooks(module) for module in (self.act, *linears))
         if self._is_pygs(edge_index) or not is_plain or (edge_attr is None) != (self.edge_dim is None):
             return conv.ResGatedGraphConv.forward(self, x, edge_index, edge_attr)
@@ -274,7 +275,7 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
         of_source, of_target = pos if isinstance(pos, tuple) else (pos, pos)
-        is_plain = all(map(_is_matrix, (source, target, of_source, of_target)))
+        is_plain = all(map(is_matrix, (source, target, of_source, of_target)))
         is_plain = is_plain and (len(source), len(target)) == (len(of_source), len(of_target))
         if self._is_pygs(edge_index) or not is_plain:
             return conv.PointTransformerConv.forward(self, x, pos, edge_index)
@@ -314,13 +315,13 @@ class GENConv(FusedConv, conv.GENConv):
 
     theirs = conv.GENConv
     example = (1, 1)
-    aggregation = SoftmaxAggregation
+    aggregation = (SoftmaxAggregation,)
     # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
 
     def forward(self, x: Any, edge_index: Any, edge_attr: Tensor | None = None, size: Any = None) -> Tensor:
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
-        is_plain = _is_matrix(source) and _is_matrix(target) and size is None
+        is_plain = is_matrix(source) and is_matrix(target) and size is None
         aggregation = self.aggr_module
         is_plain = is_plain and not (aggregation.semi_grad and not aggregation.learn) and aggregation.channels == 1
         if self._is_pygs(edge_index) or not is_plain or has_hooks(aggregation):
@@ -347,7 +348,3 @@ def _by_edge(pattern: Edges) -> Edges:
     build = lambda: groups_of(pattern.edge_index[1], pattern.num_targets)
     found: Edges = pattern.keep("edges as sources", build)
     return found
-
-
-def _is_matrix(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.aggr import SumAggregation
+from torch_geometric.nn.aggr import MeanAggregation, SoftmaxAggregation, SumAggregation
 
 from ...call import as_pattern, is_transformed
 from ...errors import check_device, message, shape_of
@@ -28,11 +28,15 @@ from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
 from ...scores import Score
 from .edges import check_edge_attr
+from .unfused import UNFUSED
 
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
 OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 REPLACEABLE = ("message", "aggregate", "update", "edge_update")
+
+# What PyG calls the aggregations that a layer may have to be fused.
+AGGREGATIONS = {SumAggregation: "'add'", MeanAggregation: "'mean'", SoftmaxAggregation: "'softmax'"}
 
 # Numbers in all messages up to which PyG's own operators, joined by torch.compile, take less time than one of ours.
 SMALL_IN_A_GRAPH = 2**15
@@ -122,7 +126,7 @@ class Fused(MessagePassing):
     dropout: float
     # PyG's class, which a subclass replaces; the aggregation and the dimension of nodes that it is fused for.
     theirs: type[Any]
-    aggregation: type[Any] = SumAggregation
+    aggregation: tuple[type[Any], ...] = (SumAggregation,)
     node_dims: tuple[int, ...] = (0,)
 
     def __init_subclass__(cls) -> None:
@@ -324,13 +328,18 @@ def _own(kind: type[Any]) -> type[Any]:
     return next(cls for cls in kind.__mro__ if not cls.__module__.startswith("torch."))
 
 
+def pygs_name(kind: type[Any]) -> str:
+    """The name of the class of PyG that a class is or inherits from; "" if there is none."""
+    return next((cls.__name__ for cls in kind.__mro__ if cls.__module__.startswith("torch_geometric.nn.")), "")
+
+
 def _why_not_class(kind: type[Any]) -> str | None:
     known: Any = getattr(kind, "theirs", None)
     if FUSED.get(known) is kind:
         return None
     theirs = next((cls for cls in FUSED if issubclass(kind, cls)), None)
     if theirs is None:
-        return f"there is no version of {kind.__name__} here"
+        return UNFUSED.get(pygs_name(kind), f"there is no version of {kind.__name__} here")
     own = _own(kind)
     if own is not theirs and own is not FUSED[theirs]:
         return f"{own.__name__} is a subclass of {theirs.__name__}, and may behave differently"
@@ -346,8 +355,9 @@ def why_not_fused(layer: Any) -> str | None:
     if issubclass(known, FusedModule):
         return known.why_not(layer)
     if not isinstance(layer.aggr_module, known.aggregation):
-        wanted = "add" if known.aggregation is SumAggregation else "softmax"
-        return f"aggr={layer.aggr!r} is not {wanted!r}"
+        return (
+            f"aggr={layer.aggr!r} is not {' or '.join(AGGREGATIONS[aggregation] for aggregation in known.aggregation)}"
+        )
     if layer.flow != "source_to_target":
         return f"flow={layer.flow!r} is not 'source_to_target'"
     if layer.decomposed_layers != 1:

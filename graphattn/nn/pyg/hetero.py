@@ -19,9 +19,9 @@ from ...patterns.lookup import known_edges
 from ...patterns.relations import known_relations, known_types
 from ...scores import Additive, DotProduct
 from ...segments import Rows, gather, segment_sum
+from ..ends import ends_of
 from ..project import project_rows
 from .edges import check_edge_attr
-from .sums import ends_of
 from .whole import FusedWhole
 
 

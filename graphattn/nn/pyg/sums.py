@@ -10,25 +10,12 @@ from torch import Tensor
 
 from ...patterns import Edges, Pattern
 from ...precision import accumulate_dtype
-from ...segments import Rows
 
 # Columns that are summed at a time: more rows of so many stay in the caches.
 COLUMNS = 64
 # The exponents of one channel may differ by as much as this: exp of it, and of its opposite, is far from the ends of
 # float32.
 WIDEST_SPREAD = 60.0
-
-
-def ends_of(pattern: Edges) -> tuple[Rows, Rows]:
-    """Return the edges in the caller's order, grouped by target and by source."""
-
-    def build() -> tuple[Rows, Rows]:
-        (source, target), by_target, by_source = pattern.edge_index, pattern.csr(), pattern.csc()
-        of_target, of_source = (None if x.perm is None else x.perm.to(torch.int64) for x in (by_target, by_source))
-        return Rows(target, by_target.ptr, of_target), Rows(source, by_source.ptr, of_source)
-
-    found: tuple[Rows, Rows] = pattern.keep("ends of edges", build)
-    return found
 
 
 def groups_of(index: Tensor, num_groups: int) -> Edges:

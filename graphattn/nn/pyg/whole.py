@@ -74,3 +74,8 @@ class FusedConv(FusedWhole):
         rows = (ones, score.unsqueeze(-1), value.unsqueeze(-1))
         out: Tensor = self._attend_to(*rows, pattern, score=DotProduct(1.0)).squeeze(-1)
         return out
+
+
+def is_matrix(x: Any) -> bool:
+    """Whether it is what most layers take: floating point [N, C]."""
+    return isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point()
