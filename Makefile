@@ -103,8 +103,9 @@ mutants: setup
 soak: setup
 	$(BIN)/python benchmarks/soak.py
 
-# Uses the Python that has torch and CUDA, and installs nothing. Nine minutes at most: each part has its share, and the
-# next one runs even if one fails. Writes benchmarks/results/gpu.
+# Uses the Python that has torch and CUDA, and installs nothing. Tests, the user's own check and calibration, benchmark:
+# thirteen minutes at most, as each part has its share, and the next one runs even if one fails. Writes
+# benchmarks/results/gpu, and the calibration into the user's cache.
 GPU_TESTS := -m gpu -p no:benchmark tests/kernels/test_gpu.py
 gpu:
 	@$(PYTHON) -c "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') and __import__('torch').cuda.is_available() else 'make gpu: $(PYTHON) has no torch with a CUDA device, so nothing was run.')"
@@ -115,6 +116,7 @@ gpu:
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 70 compute-sanitizer --tool memcheck --error-exitcode 1 \
 	    $(PYTHON) -m pytest $(GPU_TESTS) -k "$(CHECKED)" || status=1; \
 	else echo "make gpu: compute-sanitizer is not installed, so memory was not checked."; fi; \
+	timeout 240 $(PYTHON) -m graphattn calibrate --device cuda || status=1; \
 	timeout 260 $(PYTHON) benchmarks/gpu.py --seconds 240 || status=1; \
 	exit $$status
 

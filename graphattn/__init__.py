@@ -1,6 +1,7 @@
 """Sparse self-attention on the edges of any graph, for PyTorch Geometric.
 
-The modules `compare`, `datasets`, `distributed`, `plot`, `sampling`, `testing` and `transforms` load on first use.
+`calibrate` and the modules `calibration`, `compare`, `datasets`, `distributed`, `plot`, `sampling`, `testing` and
+`transforms` load on first use.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .scores import Additive as Additive
 from .scores import DotProduct as DotProduct
 
 if TYPE_CHECKING:
+    from . import calibration as calibration
     from . import compare as compare
     from . import datasets as datasets
     from . import distributed as distributed
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from . import sampling as sampling
     from . import testing as testing
     from . import transforms as transforms
+    from .calibration import calibrate as calibrate
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,6 +59,7 @@ __all__ = [
     "Window",
     "accelerate",
     "attention",
+    "calibrate",
     "dense_attention",
     "explain_backend",
     "explain_score",
@@ -66,7 +70,7 @@ __all__ = [
     "restore",
 ]
 
-_MODULES = ("compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms")
+_MODULES = ("calibration", "compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms")
 
 # A module with `__getattr__` has every attribute for a type checker.
 if not TYPE_CHECKING:
@@ -75,6 +79,8 @@ if not TYPE_CHECKING:
         """Load a module on first use, or say where a name is."""
         if name in _MODULES:
             return importlib.import_module(f"{__name__}.{name}")
+        if name == "calibrate":
+            return importlib.import_module(f"{__name__}.calibration").calibrate
         for module in ("nn", "patterns", *_MODULES) if not name.startswith("_") else ():
             found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
             if str(getattr(found, "__module__", None)).startswith(f"{__name__}.{module}"):
@@ -84,4 +90,4 @@ if not TYPE_CHECKING:
         raise AttributeError(text, name=name, obj=sys.modules[__name__])
 
     def __dir__() -> set[str]:
-        return {*globals(), *_MODULES}
+        return {*globals(), *__all__, *_MODULES}

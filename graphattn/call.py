@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .calibrated import costs_of
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import NORMALIZERS, Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .offset_bias import OffsetBias
@@ -265,7 +266,16 @@ def signature(
     is_known = is_known and type(dropout_p) in (float, int) and isinstance(backend, str)
     if not is_known or _is_autocast(query.device.type):
         return None
-    return *marks, normalizer, dropout_p, bool(return_weights), repr(return_lse), backend, kernels
+    return (
+        *marks,
+        normalizer,
+        dropout_p,
+        bool(return_weights),
+        repr(return_lse),
+        backend,
+        kernels,
+        costs_of(query.device),
+    )
 
 
 def recall(arguments: Arguments, normalizer: Normalizer, captured: Captures | None = None) -> Call:

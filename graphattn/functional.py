@@ -9,6 +9,7 @@ from typing import Any, Literal, Unpack, overload
 import torch
 from torch import Tensor
 
+from .calibrated import costs_of
 from .call import (
     AnyOptions,
     Call,
@@ -23,6 +24,7 @@ from .call import (
     recall,
     signature,
 )
+from .costs import Costs
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel, Result
 from .kernels.base import in_parts
@@ -204,8 +206,9 @@ def explain_backend(
     for name in options:
         check_choice("explain_backend", "argument", name, list(inspect.signature(prepare).parameters)[5:])
     call = prepare("explain_backend", query, key, value, pattern, **options)
-    answers = {kernel.name: (_why_not(kernel, call), kernel.cost(call)) for kernel in KERNELS}
-    return BackendReport(choose(call, backend).name, backend, answers)
+    costs = costs_of(call.query.device)
+    answers = {kernel.name: (_why_not(kernel, call), kernel.cost(call, costs)) for kernel in KERNELS}
+    return BackendReport(choose(call, backend).name, backend, answers, costs.source)
 
 
 class BackendReport:
@@ -214,12 +217,16 @@ class BackendReport:
     Attributes:
         chosen: name of the kernel that runs.
         answers: for each kernel's name, why it can't run the call (None if it can) and its estimated seconds.
+        calibration: where the constants of the estimates are from: the file of `graphattn.calibrate`, or the package.
     """
 
-    def __init__(self, chosen: str, backend: str, answers: dict[str, tuple[str | None, float]]) -> None:
+    def __init__(
+        self, chosen: str, backend: str, answers: dict[str, tuple[str | None, float]], calibration: str
+    ) -> None:
         self.chosen = chosen
         self.backend = backend
         self.answers = answers
+        self.calibration = calibration
 
     def __repr__(self) -> str:
         width = max(map(len, self.answers))
@@ -229,6 +236,7 @@ class BackendReport:
             says = says if seconds < math.inf else "runs only if named explicitly"
             says = says if reason is None else f"cannot: {reason}"
             lines.append(f"{'>' if name == self.chosen else ' '} {name:<{width}}  {says}")
+        lines.append(f"calibration: {self.calibration}")
         return "\n".join(lines)
 
 
@@ -359,16 +367,22 @@ def choose(call: Call, backend: str) -> Kernel:
     if named is None and torch.compiler.is_exporting():
         # What is exported runs elsewhere, without our operators.
         return next(kernel for kernel in KERNELS if kernel.is_plain and kernel.why_not(call) is None)
-    # A loop that torch.compile can trace.
-    cheapest, lowest = KERNELS[0], math.inf
-    for kernel in KERNELS:
-        cost = kernel.cost(call) if _why_not(kernel, call) is None else math.inf
-        if cost < lowest:
-            cheapest, lowest = kernel, cost
+    chosen = cheapest(call, costs_of(call.query.device))
     if named is None:
-        return cheapest
-    fix = f"Use backend={cheapest.name!r} or 'auto'."
+        return chosen
+    fix = f"Use backend={chosen.name!r} or 'auto'."
     raise NotImplementedError(f"attention: backend={backend!r} cannot run this call: {reason}. {fix}")
+
+
+def cheapest(call: Call, costs: Costs) -> Kernel:
+    """The kernel that "auto" stands for, by these costs."""
+    # A loop that torch.compile can trace.
+    found, lowest = KERNELS[0], math.inf
+    for kernel in KERNELS:
+        cost = kernel.cost(call, costs) if _why_not(kernel, call) is None else math.inf
+        if cost < lowest:
+            found, lowest = kernel, cost
+    return found
 
 
 def _why_not(kernel: Kernel, call: Call) -> str | None:

@@ -14,6 +14,7 @@ import torch
 
 import graphattn
 
+from ..calibrated import costs_of
 from ..compiled import compiled_files, folders, threads, why_not_compiled
 from ..functional import explain_backend
 from ..memory import format_bytes
@@ -101,6 +102,12 @@ def _kernels() -> Iterator[Line]:
             yield f"{name} on {device}", runs if reason is None else f"cannot: {reason}"
 
 
+def _calibration() -> Iterator[Line]:
+    """Calibration."""
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        yield device, costs_of(torch.device(device)).source
+
+
 def _cache() -> Iterator[Line]:
     """Compiled code."""
     reason = why_not_compiled()
@@ -116,4 +123,4 @@ def _cache() -> Iterator[Line]:
 
 
 # In the order in which they are printed, each under its docstring.
-SECTIONS = (_versions, _machine, _kernels, _cache)
+SECTIONS = (_versions, _machine, _kernels, _calibration, _cache)

@@ -10,9 +10,9 @@ from typing import NoReturn
 
 import graphattn
 
-from . import clear_cache, compare, info, partition
+from . import calibrate, clear_cache, compare, info, partition
 
-COMMANDS = (compare, partition, info, clear_cache)
+COMMANDS = (compare, partition, calibrate, info, clear_cache)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..calibrated import user_cache
+
 HERE = Path(__file__).parent
 # The folder that this process writes to, once that is known.
 in_use: list[Path] = []
@@ -29,15 +31,6 @@ class Removed(NamedTuple):
     left: list[str]
 
 
-def user_folder() -> Path:
-    """The user's cache folder of this package, which may not exist yet.
-
-    Raises:
-        RuntimeError: there is no home directory.
-    """
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "graphattn"
-
-
 def parents() -> list[Path]:
     """Where there may be folders with compiled code, the first choice first.
 
@@ -53,7 +46,7 @@ def parents() -> list[Path]:
         named = os.environ.get("NUMBA_CACHE_DIR", "")
     found = [HERE / "__pycache__"]
     try:
-        found += [user_folder()]
+        found += [user_cache()]
         found = [Path(named).expanduser(), *found] if named else found
     except RuntimeError:
         pass

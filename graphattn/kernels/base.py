@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..costs import Costs
 from ..offset_bias import OffsetBias
 
 # A forward pass alone, as a part of forward and backward.
@@ -40,7 +41,7 @@ class Kernel(ABC):
         """Why this kernel can't run the call, as the end of "cannot run this call: ..."; None if it can."""
 
     @abstractmethod
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         """Seconds that the call should take, by a written model of shapes, dtypes and structure alone, see `share`."""
 
     def reads_traced_edges(self, device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..call import Call
+from ..costs import Costs
 from ..normalizers import Softmax
 from ..offset_bias import OffsetBias
 from ..patterns import Full, Grid, Pattern, Window
@@ -27,10 +28,6 @@ from .base import Kernel, Result, in_parts, needs_grad, share
 BLOCK = 128
 # Sources where nothing is trained: fewer pairs outside of the pattern are computed. Backward takes all at a time.
 FEWER_COLUMNS = 64
-# FLOP per second of the compiled kernel on an H200, by bytes per number, masked pairs included: of one profile, and for
-# float32 a guess. Seconds of a call, forward and backward, which its Python code takes.
-RATE = {2: 1.5e14, 4: 2e13}
-CALL = 1.4e-3
 
 
 class Flex(Kernel):
@@ -61,15 +58,15 @@ class Flex(Kernel):
             return f"widths must be powers of two from 16 to 256, not {widths[0]} and {widths[1]}"
         return None if query.numel() and call.key.numel() else "there are no targets or no sources"
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         """Count the FLOP of the blocks that aren't skipped, and the overhead of a call, with backward."""
         if self.why_not(call) is not None:
             return math.inf
         # Cached as a number: reading it from the device at each call would wait for the device.
         blocks = call.pattern.keep("flex block count", lambda: int(_blocks(call.pattern)[1].sum()))
         flop = 2 * BLOCK**2 * blocks * (call.query.size(-1) + call.value.size(-1))
-        rate = RATE[min(call.query.dtype.itemsize, 4)]
-        return share(call) * (CALL + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)
+        rate = costs.flex_half if call.query.dtype.itemsize == 2 else costs.flex_single
+        return share(call) * (costs.flex_call + 3.5 * call.batch_shape.numel() * call.heads * flop / rate)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""

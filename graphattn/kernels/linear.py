@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..call import Call, is_transformed
 from ..compiled import empty
+from ..costs import Costs
 from ..normalizers import Identity
 from ..patterns import Full
 from ..scores import DotProduct
@@ -31,9 +32,6 @@ from .base import Kernel, Result, join_batch, share, split_batch
 CHUNK = 64
 # Products of matrices that are computed one after another, in place; more are computed together, and copied.
 MOST_PRODUCTS = 64
-# Seconds of a call and of a group of components, and FLOP per second of its narrow products, on two cores; on an H200
-# its launches are what takes time.
-CALL, RATE, GPU_RATE = 4e-4, 5e10, 2e13
 
 
 class Group(NamedTuple):
@@ -75,16 +73,15 @@ class Linear(Kernel):
             return "it supports no edge tensors"
         return "it computes no weights, which dropout and return_weights need" if _needs_weights(call) else None
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         """Count the FLOP of both products, thrice with backward, and what a call takes."""
         if self.why_not(call) is not None:
             return float("inf")
         pattern, width, value_width = call.pattern, call.query.size(-1), call.value.size(-1)
         per_row = width * value_width + (CHUNK * (width + value_width) if _is_causal(call) else 0)
         flop = 6 * call.batch_shape.numel() * call.heads * (pattern.num_targets + pattern.num_sources) * per_row
-        rate = RATE if call.query.device.type == "cpu" else GPU_RATE
         groups = max(len(_plan(call).groups), 1)
-        return share(call) * (CALL * groups + flop / rate)
+        return share(call) * (costs.linear_call * groups + flop / costs.linear_flop)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..call import Call
+from ..costs import Costs
 from ..dropout import draw_seed, keep_edges_of_heads, keep_scale
 from ..errors import message
 from ..normalizers import Softmax
@@ -54,12 +55,12 @@ class Scatter(Kernel):
         """It can run every call."""
         return None
 
-    def cost(self, call: Call) -> float:
-        """Count forty passes over [E, H, D] and [E, H, V], backward included, at 5 GB/s on a CPU, 1 TB/s on a GPU."""
+    def cost(self, call: Call, costs: Costs) -> float:
+        """Count forty passes over [E, H, D] and [E, H, V], backward included, and the call."""
         width = call.query.size(-1) + call.value.size(-1)
         elements = math.prod(call.batch_shape) * call.pattern.num_edges * call.heads * width
-        bandwidth = 5e9 if call.query.device.type == "cpu" else 1e12
-        return share(call) * (2e-3 + 20 * elements * call.accumulate_dtype.itemsize / bandwidth)
+        moved = 20 * elements * call.accumulate_dtype.itemsize
+        return share(call) * (costs.scatter_call + moved / costs.scatter_bytes)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""

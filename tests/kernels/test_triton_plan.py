@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from graphattn import Edges, explain_backend
+from graphattn.calibrated import _known
 from graphattn.call import prepare
+from graphattn.costs import CUDA
 from graphattn.kernels.base import FORWARD_SHARE
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
 from graphattn.kernels.rows.gpu import plan as gpu_plan
@@ -104,45 +107,38 @@ def test_the_estimate_by_hand():
     # 64 nodes, two heads of 4 in float32: every number that is gathered lies in the cache.
     call = call_on_a_thousand_edges(dtype=torch.float32)
     rows, edges = 64 * 2 * 8 * 4, 1000
-    moved = 3 * (2 * rows + 8 * edges) / gpu_plan.MEMORY + 3 * edges * 2 * 8 * 4 / gpu_plan.CACHE
-    counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / gpu_plan.INSTRUCTIONS
-    assert gpu_plan.estimate(call) == pytest.approx(max(moved, counted) + gpu_plan.CALL, rel=1e-12)
+    moved = 3 * (2 * rows + 8 * edges) / CUDA.triton_memory + 3 * edges * 2 * 8 * 4 / CUDA.triton_cache
+    counted = 3.8 * edges * 2 * (1 + 0.15 * 8) / CUDA.triton_instructions
+    estimated = gpu_plan.estimate(call, CUDA)
+    assert estimated == pytest.approx(max(moved, counted) + CUDA.triton_call, rel=1e-12)
     alone = call_on_a_thousand_edges(requires_grad=False, dtype=torch.float32)
-    assert gpu_plan.estimate(alone) == pytest.approx(FORWARD_SHARE * gpu_plan.estimate(call), rel=1e-12)
+    assert gpu_plan.estimate(alone, CUDA) == pytest.approx(FORWARD_SHARE * estimated, rel=1e-12)
 
 
-def test_bytes_and_the_cache_decide_where_instructions_do_not(monkeypatch):
-    monkeypatch.setattr(gpu_plan, "INSTRUCTIONS", math.inf)
-    seconds = lambda **options: gpu_plan.estimate(call_on_a_thousand_edges(**options)) - gpu_plan.CALL
+def test_bytes_and_the_cache_decide_where_instructions_do_not():
+    costs = replace(CUDA, triton_instructions=math.inf, triton_call=0.0)
+    seconds = lambda costs=costs, **options: gpu_plan.estimate(call_on_a_thousand_edges(**options), costs)
     full = seconds(dtype=torch.float32, width=64)
     assert 0.5 < seconds(dtype=torch.bfloat16, width=64) / full < 0.52
     assert seconds(dtype=torch.float32, width=64, edge_tensors=True) / full > 1
-    monkeypatch.setattr(gpu_plan, "CACHE_BYTES", 0)
-    beyond = seconds(dtype=torch.float32, width=64)
-    assert full < beyond < full * gpu_plan.CACHE / gpu_plan.MEMORY
+    beyond = seconds(replace(costs, triton_cache_bytes=0.0), dtype=torch.float32, width=64)
+    assert full < beyond < full * costs.triton_cache / costs.triton_memory
 
 
-@pytest.mark.parametrize(("capability", "is_measured"), [((9, 0), True), ((8, 0), False)])
-def test_only_chips_that_were_measured_count_as_such(capability, is_measured, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert gpu_kernel._is_measured.__wrapped__(torch.device("cuda")) == is_measured
-    assert not gpu_kernel._is_measured.__wrapped__(torch.device("cpu"))
-
-
-def test_auto_takes_the_kernel_only_where_it_was_measured(monkeypatch):
+def test_auto_takes_the_kernel_only_where_it_was_checked(monkeypatch):
     monkeypatch.setattr(gpu_kernel.TritonCSR, "device", "cpu")
     monkeypatch.setattr(gpu_kernel, "HAS_TRITON", True)
     pattern = graph_zoo()["unsorted edges"]
     tensors = random_call(pattern)
     kernel = gpu_kernel.TritonCSR()
-    monkeypatch.setattr(gpu_kernel, "_is_measured", lambda device: False)
+    known = (torch.device("cpu"), torch.get_num_threads())
+    monkeypatch.setitem(_known, known, replace(CUDA, features=()))
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen != "triton" and report.answers["triton"] == (None, math.inf)
     assert "\n  triton   runs only if named explicitly\n" in str(report)
     assert str(explain_backend(**tensors, pattern=pattern, backend="triton")).startswith("backend='triton' runs")
     assert not kernel.reads_traced_edges(torch.device("cpu"))
-    monkeypatch.setattr(gpu_plan, "CALL", 1e-5)
-    monkeypatch.setattr(gpu_kernel, "_is_measured", lambda device: True)
+    monkeypatch.setitem(_known, known, replace(CUDA, triton_call=1e-5))
     report = explain_backend(**tensors, pattern=pattern)
     assert report.chosen == "triton" and "\n> triton   can run, estimated 0.01 ms\n" in str(report)
     assert kernel.reads_traced_edges(torch.device("cpu")) and not kernel.reads_traced_edges(torch.device("meta"))

@@ -19,6 +19,7 @@ from graphattn import (
     explain_backend,
 )
 from graphattn.compare import compare
+from graphattn.costs import Costs
 from graphattn.kernels import KERNELS, Call, Kernel, Result
 from graphattn.nn import (
     AttentionReadout,
@@ -798,7 +799,7 @@ class Never(Kernel):
     def why_not(self, call: Call) -> str | None:
         return "it never can"
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         return 0.0
 
     def run(self, call: Call) -> Result:
@@ -818,13 +819,14 @@ def test_explain_backend_shows_each_kernels_answer(monkeypatch):
     monkeypatch.setattr("graphattn.functional.KERNELS", (Never(), *KERNELS))
     report = explain_backend(X, X, X, EDGES)
     assert report.chosen == "numba"
-    first, never, tiles, flex, numba, triton, linear, scatter = str(report).splitlines()
+    first, never, tiles, flex, numba, triton, linear, scatter, last = str(report).splitlines()
     assert first == "backend='auto' runs 'numba'"
     assert never == "  never    cannot: it never can"
     assert tiles == "  tiles    cannot: only Full, Window and Grid have tiles, not Edges"
     assert flex == "  flex     cannot: tensors are on cpu" and triton == "  triton   cannot: tensors are on cpu"
     assert linear == "  linear   cannot: only Full has all pairs, not Edges(num_nodes=5, num_edges=3)"
     assert numba.startswith("> numba    can run, estimated ") and scatter.startswith("  scatter  can run, estimated ")
+    assert last == f"calibration: {report.calibration}"
 
 
 def test_the_fused_kernel_says_what_it_has_not():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "graphattn"
 
 # Public modules that `import graphattn` leaves alone.
-LAZY = {"compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms"}
+LAZY = {"calibration", "compare", "datasets", "distributed", "plot", "sampling", "testing", "transforms"}
 
 
 def run_python(code: str) -> str:

@@ -15,8 +15,9 @@ from packaging.version import Version
 NAMES = {
     "graphattn": """
         Additive DotProduct Edges Elementwise Full Grid Normalized OffsetBias Pattern Relations Window accelerate
-        attention dense_attention explain_backend explain_score merge nn random_edges random_regular restore
+        attention calibrate dense_attention explain_backend explain_score merge nn random_edges random_regular restore
     """,
+    "graphattn.calibration": "CalibrationReport calibrate",
     "graphattn.compare": "Comparison compare dense_memory",
     "graphattn.datasets": """
         AmbiguousWords GRAPHS MNIST TREEBANKS UniversalDependencies dataset_root digits_graph generate_ambiguous_words

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...call import Call
+from ...costs import Costs
 from ...dropout import draw_seed
 from ...offset_bias import OffsetBias
 from ...scores import DotProduct
@@ -41,7 +42,7 @@ class Tiles(Kernel):
             return "edge_key and edge_value differ from pair to pair"
         return None
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         """Add up the time of each panel, see `panel_seconds`, or of each tile in torch, see `tile_seconds`."""
         pattern = call.pattern
         if why_not_cut(pattern) is not None:
@@ -50,18 +51,17 @@ class Tiles(Kernel):
             sizes = pattern.keep("panel sizes", lambda: panel_sizes(pattern))
             if sizes[2] <= MOST_COLUMNS:
                 copied = not all(are_vectors(x) for x in (call.query, call.value))
-                return share(call) * panel_seconds(call, sizes, copied)
+                return share(call) * panel_seconds(call, costs, sizes, copied)
         shapes = pattern.keep("tile shapes", lambda: tile_shapes(pattern))
         widths = (call.query.size(-1), call.value.size(-1))
-        seconds = sum(tiles * tile_seconds(height, width, *widths) for tiles, height, width in shapes)
+        seconds = sum(tiles * tile_seconds(costs, height, width, *widths) for tiles, height, width in shapes)
         pairs = sum(tiles * height * width for tiles, height, width in shapes)
-        # Dropout hashes 64-bit integers; biases and weights are looked up pair by pair; sparse normalizers sort.
         by_edge = call.return_weights or call.edge_bias is not None
         is_sorted = call.normalizer.name in ("sparsemax", "entmax15")
-        seconds += pairs * (4e-8 * (call.dropout_p > 0) + 1e-8 * by_edge + 4e-8 * is_sorted)
-        # A guess for GPUs, because none was measured.
-        speed = 1 if call.query.device.type == "cpu" else 100
-        return share(call) * (2e-3 + 4 * call.batch_shape.numel() * call.heads * seconds / speed)
+        per_pair = costs.tiles_dropout * (call.dropout_p > 0)
+        per_pair += costs.tiles_by_edge * by_edge + costs.tiles_sorted * is_sorted
+        seconds += pairs * per_pair
+        return share(call) * (costs.tiles_call + 4 * call.batch_shape.numel() * call.heads * seconds)
 
     def run(self, call: Call) -> Result:
         """Compute the call."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ...costs import CPU, Costs
 from ...patterns import Full, Grid, Pattern, Window
 
 # Full components of more targets than this are separate tiles, smaller ones are padded to a common size.
@@ -192,7 +193,8 @@ def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list
         height = tuple(min(h, max(e, 1)) for h, e in zip(height, extents, strict=True))
         box = [min(h + reach, max(e, 1)) for h, reach, e in zip(height, reaches, extents, strict=True)]
         tiles = math.prod(-(-e // h) for e, h in zip(extents, height, strict=True))
-        return tiles * tile_seconds(math.prod(height), math.prod(box), 64, 64)
+        # By the same constants everywhere, as the result's last bits depend on how a pattern is cut.
+        return tiles * tile_seconds(CPU, math.prod(height), math.prod(box), 64, 64)
 
     axes = [axis for axis in range(3) if extents[axis] > 1]
     tried = []
@@ -204,10 +206,11 @@ def best_height(radius: tuple[int, ...], causal: tuple[bool, ...], extents: list
     return min(tried, key=seconds)
 
 
-def tile_seconds(height: int, width: int, key_width: int, value_width: int) -> float:
-    """Estimate the forward seconds of one head of one tile on two cores; benchmarks/structured.py compares them."""
-    products = 2 * (height + 16) * width * (key_width + value_width) / 1.2e11
-    return products + height * width * 0.6e-9 + 4 * (height + width) * (key_width + value_width) / 2e10
+def tile_seconds(costs: Costs, height: int, width: int, key_width: int, value_width: int) -> float:
+    """Estimate the forward seconds of one head of one tile; benchmarks/structured.py compares them."""
+    products = 2 * (height + 16) * width * (key_width + value_width) / costs.tiles_flop
+    moved = 4 * (height + width) * (key_width + value_width) / costs.tiles_bytes
+    return products + height * width * costs.tiles_pair + moved
 
 
 def _components(pattern: Full) -> list[Group]:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from ....call import Call
 from ....compiled import compiled_loop, empty, empty_like, load, run_tasks, scratch, why_not_compiled
+from ....costs import Costs
 from ....dropout import keep_scale, threshold
+from ....patterns import Edges
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
 from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
@@ -44,9 +46,6 @@ from ..own import needs_scores, why_not_traced, with_given_scores
 from .own import edge_loop
 from .plan import NAME, TaskPlan
 
-# See `NumbaCSR.cost`.
-SECONDS = (3e-4, 7.2e-9, 9.4e-10, 1.02e-8, 3.7e-11)
-OWN_SECONDS = 2e-2
 # Width of a head's key and value together up to which the backward pass computes scores again.
 NARROW = 2
 
@@ -65,17 +64,20 @@ class NumbaCSR(Kernel):
             return why_not_traced(call)
         return why_not_fused(call) if reason is None else reason
 
-    def cost(self, call: Call) -> float:
+    def cost(self, call: Call, costs: Costs) -> float:
         """Count seconds per call, per head of a row, per head of an edge, and for the numbers of both, with backward.
 
-        Fitted on two cores to the sweep of benchmarks/structured.py.
+        Numbers of rows that the caches don't hold take longer, unless the pattern says that they are near.
         """
-        per_call, per_row, per_row_number, per_edge, per_edge_number = SECONDS
         width = call.query.size(-1) + call.value.size(-1)
         rows, edges = call.pattern.num_targets, call.pattern.num_edges
-        per_head = rows * (per_row + per_row_number * width) + edges * (per_edge + per_edge_number * width)
-        # A score of one's own is compiled: that takes seconds, which some hundred calls share.
-        per_call = OWN_SECONDS if needs_scores(call) else per_call
+        per_edge_number = costs.numba_edge_number
+        if isinstance(call.pattern, Edges):
+            held = call.pattern.num_sources * call.key.size(-2) * width * call.key.dtype.itemsize
+            per_edge_number += costs.numba_far_number * max(0.0, 1 - costs.numba_cache_bytes / max(held, 1))
+        per_row = costs.numba_row + costs.numba_row_number * width
+        per_head = rows * per_row + edges * (costs.numba_edge + per_edge_number * width)
+        per_call = costs.numba_own if needs_scores(call) else costs.numba_call
         return share(call) * (per_call + call.batch_shape.numel() * call.heads * per_head)
 
     def reads_traced_edges(self, device: torch.device) -> bool:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ....calibrated import costs_of
 from ....call import Call
+from ....costs import Costs, allows, allows_any
 from ....dropout import keep_scale, threshold
 from ....precision import accumulate_dtype
 from ....segments import Rows, segment_sum
@@ -36,14 +38,13 @@ from ..operands import (
     sums_shape,
 )
 from ..own import needs_scores, why_not_traced, with_given_scores
+from .buffers import empty, empty_like
+from .features import features_of
 from .launch import launch
 from .own import NAME, edge_loop
 from .plan import WIDEST, Block, ItemPlan, block_of, estimate, merge_block, power_of_two
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-# Chips, by compute capability, on which `make gpu` has passed and measured: an H200. Elsewhere "auto" never takes these
-# kernels, whatever the estimate, as a wrong result costs more than a slow one.
-MEASURED = frozenset({(9, 0)})
 # Parts of a sum that are added in its own dtype before the rest is in float64.
 PARTS = 64
 
@@ -66,23 +67,21 @@ class TritonCSR(Kernel):
             return f"heads must be at most {WIDEST} wide, not {width}"
         return why_not_traced(call) if needs_scores(call) else None
 
-    def cost(self, call: Call) -> float:
-        """Count bytes, instructions and the call itself, see `estimate`; infinite where nothing was measured."""
-        return estimate(call) if _is_measured(call.query.device) else math.inf
+    def cost(self, call: Call, costs: Costs) -> float:
+        """Count bytes, instructions and the call itself, see `estimate`; infinite where such calls weren't checked.
+
+        A wrong result costs more than a slow one.
+        """
+        return estimate(call, costs) if allows(costs, features_of(call)) else math.inf
 
     def reads_traced_edges(self, device: torch.device) -> bool:
         """On a GPU, if Triton is there, and "auto" takes the kernel."""
-        return HAS_TRITON and device.type == self.device and _is_measured(device)
+        return HAS_TRITON and device.type == self.device and allows_any(costs_of(device))
 
     def run(self, call: Call) -> Result:
         """Compute the call."""
         call = with_given_scores(call) if needs_scores(call) else call
         return run_fused(call, edges_for(call, self.name, ItemPlan), is_exact=True)
-
-
-@functools.cache
-def _is_measured(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) in MEASURED
 
 
 class _Operands:
@@ -112,7 +111,7 @@ class _Operands:
     def empty(self, *shape: int) -> Tensor:
         """New tensor of the accumulator's dtype."""
         query = self.tensors.query
-        return query.new_empty(shape, dtype=accumulate_dtype(query.dtype))
+        return empty(query, *shape, dtype=accumulate_dtype(query.dtype))
 
     def block(self, is_short: bool, is_backward: bool) -> Block:
         """What a program takes."""
@@ -177,7 +176,7 @@ def forward(given: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     tensors, edges, is_exact, mode = given
     operands = _Operands(tensors, mode, _plan_of(edges, "rows", tensors))
     query, shape, slots = operands.tensors.query, operands.shape, operands.plan.slots()
-    out = query.new_empty(*query.shape[:3], shape.value_width)
+    out = empty(query, *query.shape[:3], shape.value_width)
     sums = operands.empty(*sums_shape(query, mode.normalizer))
     exact = operands.empty(*out.shape) if is_exact else None
     sizes = [shape.batches * slots * shape.heads * width for width in (shape.value_width, 1, 1)]
@@ -259,12 +258,12 @@ def _target_gradients(operands: _Operands, grads: Sequence[Any], needs: Needs) -
 
     tensors, shape, slots = operands.tensors, operands.shape, operands.plan.slots()
     batches, heads, width = shape.batches, shape.heads, shape.width
-    found = {"query": torch.empty_like(tensors.query)}
+    found = {"query": empty_like(tensors.query)}
     part = operands.empty(batches * slots * heads * width) if slots else None
     of_edges = {name: getattr(tensors, name) for name, need in needs.of_edges().items() if need}
     for name, x in of_edges.items():
         # What is summed over the batch afterwards, in the accumulator's dtype.
-        found[name] = torch.empty_like(x) if x.size(0) == batches else operands.empty(batches, *x.shape[1:])
+        found[name] = empty_like(x) if x.size(0) == batches else operands.empty(batches, *x.shape[1:])
     blocks = [-(-items.size(0) // operands.block(short, is_backward=True).rows) for items, short in operands.items()]
     vectors = operands.empty(batches * sum(blocks), heads, width) if needs.vector else None
     of_items = [None] * 2 if vectors is None else vectors.split([batches * count for count in blocks])
@@ -294,7 +293,7 @@ def _source_gradients(operands: _Operands, grads: Sequence[Any]) -> dict[str, Te
     from .jit.backward import merge_sums, source_gradients
 
     tensors, shape, slots = operands.tensors, operands.shape, operands.plan.slots()
-    found = [torch.empty_like(tensors.key), torch.empty_like(tensors.value)]
+    found = [empty_like(tensors.key), empty_like(tensors.value)]
     parts = [operands.empty(shape.batches * slots * x.size(2) * x.size(3)) if slots else None for x in found]
     for items, is_short in operands.items():
         results = SourceGradients(*found, *([None] * 2 if is_short else parts))

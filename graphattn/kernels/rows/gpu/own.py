@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..op import keep_plan
 from ..own import Loop, Own
+from .buffers import empty as new_memory
 from .emit import source_of
 from .launch import launch
 from .plan import Block, ItemPlan, block_of, merge_block
@@ -31,7 +32,7 @@ def _edge_loop(loop: Loop, own: Own) -> list[Tensor]:
     plan = keep_plan(own.pattern, "rows" if loop.rows == "target" else "columns", NAME, ItemPlan)
     # A row that all heads share is read, and has gradients, for each of them.
     inputs = [x.expand(*x.shape[:2], trace.heads, x.size(3)).contiguous() for x in own.inputs]
-    empty = lambda *shape: like.new_empty(shape, dtype=trace.dtype)
+    empty = functools.partial(new_memory, like, dtype=trace.dtype)
     lists = [(plan.long, False), (plan.short, True)]
     if not loop.wanted:
         scores = empty(batches, edges, trace.heads)

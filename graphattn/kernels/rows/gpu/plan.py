@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ....call import Call
+from ....costs import Costs
 from ....csr import CSR, index_dtype
 from ....offset_bias import OffsetBias
 from ...base import share
@@ -33,12 +34,6 @@ LOAD_BYTES = 16
 # pieces, and each step waits for the memory once.
 MERGED_PIECES, MERGED_NUMBERS = 16, 128
 
-# Published H200 figures, not measured here: bytes per second of its memory, and of its cache while what
-# is gathered fits into that many bytes; instructions of a warp per second, half of which such loops reach.
-MEMORY, CACHE, CACHE_BYTES = 4.2e12, 5.5e12, 4e7
-INSTRUCTIONS = 0.5 * 132 * 4 * 1.755e9
-# Seconds of a call on thirty nodes, forward and backward, which its Python code takes, as one profile had it.
-CALL = 1e-3
 # Instructions of a warp for an edge and a head, and more for each number of key and value: read off the compiled loops.
 # The passes backward take 1.3 and 1.5 times as many as forward.
 PER_EDGE, PER_NUMBER, PASSES = 1.0, 0.15, 3.8
@@ -178,8 +173,8 @@ def _occurrences(csr: CSR) -> Tensor:
     return (occurrence if bool(occurrence.any()) else occurrence[:0]).to(torch.int32)
 
 
-def estimate(call: Call) -> float:
-    """Seconds of a call on an H200: bytes over its bandwidths, or instructions where they take longer, and launches.
+def estimate(call: Call, costs: Costs) -> float:
+    """Seconds of a call: bytes over the bandwidths, or instructions where they take longer, and launches.
 
     Forward gathers a row of key and of value per edge, and the pass over targets once more; the pass over sources
     gathers a row of the query and of the output's gradient. What is gathered comes from the cache as far as it fits.
@@ -192,9 +187,10 @@ def estimate(call: Call) -> float:
     bias = None if isinstance(call.edge_bias, OffsetBias) else call.edge_bias
     of_edges = sum(0 if x is None else x.nbytes for x in (bias, call.edge_key, call.edge_value))
     # Each of three passes reads or writes every tensor once, and the index and the caller's place of each edge.
-    seconds = 3 * (of_sources + of_targets + of_edges + 8 * edges) / MEMORY
+    seconds = 3 * (of_sources + of_targets + of_edges + 8 * edges) / costs.triton_memory
     for rows, per_edge, passes in ((of_sources, kv_heads, 2), (of_targets, call.heads, 1)):
-        held = min(1.0, CACHE_BYTES / rows) if rows else 1.0
-        seconds += passes * batch * edges * per_edge * width * itemsize * (held / CACHE + (1 - held) / MEMORY)
+        held = min(1.0, costs.triton_cache_bytes / rows) if rows else 1.0
+        per_byte = held / costs.triton_cache + (1 - held) / costs.triton_memory
+        seconds += passes * batch * edges * per_edge * width * itemsize * per_byte
     instructions = PASSES * batch * edges * call.heads * (PER_EDGE + PER_NUMBER * width)
-    return share(call) * (max(seconds, instructions / INSTRUCTIONS) + CALL)
+    return share(call) * (max(seconds, instructions / costs.triton_instructions) + costs.triton_call)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ....call import Call
 from ....compiled import compiled_loop, empty, load, run_tasks, why_not_compiled
+from ....costs import CPU
 from ....normalizers import Softmax
 from ....precision import accumulate_dtype
 from ...base import FORWARD_SHARE
-from .plan import PANEL, PANEL_TENSORS, SECONDS
+from .plan import PANEL, PANEL_TENSORS
 
 # Rows of query, key and value are padded to whole vectors of this many bytes; this is their greatest length.
 VECTOR_BYTES = 64
@@ -99,9 +100,9 @@ def backward(
 
 def _seconds(data: tuple[Tensor, ...], numbers: list[int]) -> float:
     """The approximate time of the forward pass of one head of a panel on one core."""
-    _, per_panel, _, per_score, per_product = SECONDS
     width = data[0].size(3) + data[2].size(3)
-    return 2 * FORWARD_SHARE * (per_panel + PANEL * numbers[0] * (per_score + per_product * width))
+    per_score = CPU.panels_score + CPU.panels_product * width
+    return 2 * FORWARD_SHARE * (CPU.panels_panel + PANEL * numbers[0] * per_score)
 
 
 def _least(seconds: float) -> int:

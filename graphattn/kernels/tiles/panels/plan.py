@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ....call import Call
 from ....compiled import load
+from ....costs import Costs
 from ....patterns import Full, Grid, Pattern, Window
 from ..plan import Group, Plan, cut_groups, options_of
 
@@ -17,8 +18,6 @@ PANEL, UNIT = 64, 16
 MOST_COLUMNS = 8192
 # Targets of one task of the backward pass, panel after panel.
 CHUNK = 512
-# See `panel_seconds`.
-SECONDS = (2.6e-4, 2.4e-6, 2.2e-9, 1.7e-9, 9.9e-12)
 # Colors that a source can have.
 BITS = 62
 # panels, rows, columns, spans, bits, chunks, fresh: no plan of groups has this number of tensors.
@@ -94,20 +93,17 @@ def panel_sizes(pattern: Pattern) -> tuple[int, int, int]:
     return scores, -(-pattern.num_targets // PANEL), widest
 
 
-def panel_seconds(call: Call, sizes: tuple[int, int, int], copied: bool) -> float:
-    """Estimate the seconds of a call on two cores, with backward, for the `panel_sizes` of its pattern.
+def panel_seconds(call: Call, costs: Costs, sizes: tuple[int, int, int], copied: bool) -> float:
+    """Estimate the seconds of a call, with backward, for the `panel_sizes` of its pattern.
 
     Inputs that must be copied are read and written three more times.
-
-    The constants are the times of a call, of each head of a panel, of each number read or written, and of each score
-    and number of its product, fitted to the sweep of benchmarks/structured.py.
     """
-    per_call, per_panel, per_number, per_score, per_product = SECONDS
     scores, panels, _ = sizes
     width = call.query.size(-1) + call.value.size(-1)
     numbers = call.pattern.num_targets * width * (4 if copied else 1)
-    per_head = panels * per_panel + numbers * per_number + scores * (per_score + per_product * width)
-    return per_call + call.batch_shape.numel() * call.heads * per_head
+    per_score = costs.panels_score + costs.panels_product * width
+    per_head = panels * costs.panels_panel + numbers * costs.panels_number + scores * per_score
+    return costs.panels_call + call.batch_shape.numel() * call.heads * per_head
 
 
 def _height(pattern: Window | Grid) -> tuple[int, int, int]:
