@@ -361,7 +361,7 @@ def test_options_reach_the_comparison(capsys, tmp_path, monkeypatch):
         seen.update(options)
         return compare(*arguments, **options)
 
-    monkeypatch.setattr(cli, "compare", spy)
+    monkeypatch.setattr(cli.compare, "compare", spy)
     path = tmp_path / "new" / "folder" / "picture.svg"
     options = ["--score", "tanh", "--normalizer", "relu", "--backend", "scatter", "--memory-limit", "1KB"]
     status, out, _ = run(capsys, *SMALL, *options, "--output", str(path))
