@@ -43,14 +43,14 @@ KERNELS = {
     gpu_forward: ("forward_rows", "weigh_rows", "merge_forward"),
     gpu_backward: ("target_gradients", "source_gradients", "merge_sums"),
 }
-# Heads, kv heads, width, dtype, edges of a row, and what else the call has. First a few: short rows, long and cut ones,
+# Heads, kv heads, width, dtype, edges of a row, and what else the call has. A few: long rows and cut ones,
 # both kinds of scores, grouped heads; then the rest: other dtypes and normalizers, awkward widths, the widest rows.
 FEW = [
-    (4, 4, 32, torch.float32, 4, "sigmoid edges dropout"),
     (8, 8, 16, torch.float32, 16, "leaky_relu"),
     (8, 2, 64, torch.float16, 16, "cut relu edges"),
 ]
 VARIANTS = [
+    (4, 4, 32, torch.float32, 4, "sigmoid edges dropout"),
     *FEW,
     (4, 4, 64, torch.bfloat16, 4, ""),
     (4, 4, 32, torch.float64, 16, "cut identity tanh edges dropout"),

@@ -21,8 +21,8 @@ from graphattn.kernels.rows.op import SCORE_CODES
 
 SCALES = (1e2, 1e4, 1e8, 1e15, 1e30)
 HEADS, WIDTH = 2, 8
-# Loops for it take seconds to compile, and bfloat16 is rounded more coarsely.
-FURTHER = [torch.float16] if "GRAPHATTN_FUZZ" in os.environ else []
+# Loops of half types take seconds to compile: these are for `make fuzz`, but for one law.
+HALVES = [torch.bfloat16, torch.float16] if "GRAPHATTN_FUZZ" in os.environ else []
 
 
 def random_graph(generator):
@@ -68,7 +68,7 @@ def results(pattern, tensors, dtype, backend, kind, directions, dropout_p=0.0):
 
 @pytest.mark.parametrize(
     ("case", "scale", "dropout_p", "dtype"),
-    pairwise(CASES, SCALES, [0.0, 0.4], [torch.float32, torch.bfloat16]),
+    pairwise(CASES, SCALES, [0.0, 0.4], [torch.float32, *HALVES]),
     ids=lambda x: f"{x[0].__name__}-{x[1]}-{x[2]}" if isinstance(x, tuple) else str(x),
 )
 def test_errors_are_those_of_scatter_at_any_score(case, scale, dropout_p, dtype):
@@ -111,7 +111,7 @@ def test_equal_scores_have_equal_weights(backend, score, pattern):
 
 @pytest.mark.parametrize(
     ("kernel", "dropout_p", "dtype"),
-    pairwise(EDGE_KERNELS, [0.0, 0.6], [torch.float32, torch.bfloat16, *FURTHER]),
+    pairwise(EDGE_KERNELS, [0.0, 0.6], [torch.float32, *HALVES]),
     ids=lambda x: getattr(x, "name", str(x)),
 )
 def test_a_row_that_one_edge_takes_has_no_gradient(kernel, dropout_p, dtype):

@@ -147,6 +147,7 @@ def test_han_is_pygs(heads):
 @pytest.mark.parametrize("options", [{}, {"concat": False}, {"root_weight": False, "heads": 1}], ids=str)
 def test_heat_is_pygs(options):
     theirs, mine = pair("HEATConv", 8, 4, 2, 3, 3, 3, 5, **{"heads": 2, **options})
+    mine.backend = "scatter"
     x, edge_index, edge_type = typed_edges()
     node_type, edge_attr = torch.arange(12) % 2, torch.randn(60, 3, dtype=torch.float64)
     assert_same(theirs, mine, (x, edge_index, node_type, edge_type, edge_attr), [x])

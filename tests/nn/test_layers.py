@@ -63,7 +63,8 @@ def test_both_routes_and_the_dense_twin_agree(name, score, normalizer, encoding)
     pattern = SQUARE[name]
     torch.manual_seed(0)
     options = dict(heads=2, kv_heads=1, score=score, normalizer=normalizer, edge_dim=3, dropout=0.3, encoding=encoding)
-    layer = GraphAttention(5, 6, **options).double()
+    # Other tests judge the loops, which take seconds to compile for each kind of call.
+    layer = GraphAttention(5, 6, **options, backend="scatter").double()
     x = torch.randn(pattern.num_targets, 5, dtype=torch.float64, requires_grad=True)
     edge_attr = torch.randn(pattern.num_edges, 3, dtype=torch.float64, requires_grad=True)
     direction = torch.randn(pattern.num_targets, 6, dtype=torch.float64)

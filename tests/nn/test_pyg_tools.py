@@ -42,7 +42,7 @@ def test_the_inspector_reads_ours_as_pygs(theirs, mine):
         expected, found = (inspector.inspect_signature(method) for inspector in inspectors)
         assert found == expected
     for method in ("propagate", "edge_updater"):
-        expected, found = (inspector.get_params_from_method_call(method) for inspector in inspectors)
+        expected, found = (inspector.get_params_from_method_call(method, [0]) for inspector in inspectors)
         assert found == expected and list(found) == list(expected)
     for method in ("message", "message_and_aggregate", "edge_update"):
         expected, found = (inspector.implements(method) for inspector in inspectors)

@@ -89,6 +89,7 @@ class HypergraphConv(WeightedConv, conv.HypergraphConv):
 
     theirs = conv.HypergraphConv
     example = (1, 1)
+    # propagate_type: (x: Tensor, norm: Tensor, alpha: Tensor, size: Tensor)
 
     def forward(
         self,
