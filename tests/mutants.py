@@ -149,7 +149,12 @@ MUTANTS = [
     # What a pattern remembers of a call.
     Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
     Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
-    Mutant("call.py", "return *marks, normalizer, dropout_p,", "return *marks, dropout_p,", "repeated_calls"),
+    Mutant(
+        "call.py",
+        "        normalizer,\n        dropout_p,\n        bool",
+        "        dropout_p,\n        bool",
+        "repeated_calls",
+    ),
     Mutant("call.py", "if not is_known or _is_autocast(query.device.type):", "if not is_known:", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.
@@ -267,8 +272,8 @@ MUTANTS = [
     # Layers.
     Mutant(
         "nn/attention.py",
-        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given))",
-        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, pattern.num_edges - given, 0))",
+        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given.num_edges))",
+        "edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, pattern.num_edges - given.num_edges, 0))",
         "layers",
     ),
     Mutant(
@@ -312,6 +317,27 @@ MUTANTS = [
     ),
     Mutant("nn/encodings/rotary.py", "first * sine + second * cosine", "second * cosine - first * sine", "encodings"),
     Mutant("offset_bias.py", "self.table if dtype is None else self.table.to(dtype)", "self.table", "encodings oracle"),
+    # Features of edges, given weights, calls that relations share, what is exported, and calibrations.
+    Mutant(
+        "nn/edge_products.py",
+        "ptr = (by_target.ptr[first : last + 1] - start)",
+        "ptr = by_target.ptr[first : last + 1]",
+        "edge_products",
+    ),
+    Mutant("nn/edge_products.py", "some = order[start : start + CHUNK]", "some = order[:CHUNK]", "edge_products"),
+    Mutant("nn/pyg/weighted.py", "((into, members), (back, degree))", "((into, degree), (back, members))", "convs"),
+    Mutant("nn/pyg/weighted.py", ".diff().clamp(min=1)", ".diff()", "convs"),
+    Mutant("nn/pyg/batches.py", "edge_bias=pair_bias,", "edge_bias=None,", "batches"),
+    Mutant("nn/block.py", "given[0] = edge_attr + self.drop(given[0])", "pass", "transformer"),
+    Mutant("nn/pyg/stitched.py", "found[relation] = found[relation] + rows", "found[relation] = rows", "stitched"),
+    Mutant(
+        "kernels/rows/cpu/jit/backward.py",
+        "g, at, one, grad_out, (b * targets + i) * out_row, v, value, ev,",
+        "g, at, one, grad_out, (b * targets + j) * out_row, v, value, ev,",
+        "fused",
+    ),
+    Mutant("patterns/edges.py", "is_absent=(none, looped)", "is_absent=(none, ~looped)", "export"),
+    Mutant("calibrated.py", 'if hasattr(os, "geteuid") and owner != os.geteuid():', "if False:", "calibration"),
     # Sampling.
     Mutant(
         "sampling/jit/neighbors.py",
