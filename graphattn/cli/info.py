@@ -8,6 +8,7 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,9 +118,11 @@ def _cache() -> Iterator[Line]:
         yield "folder", f"{folders.in_use[0]}, can be written"
     else:
         yield "folder", f"none can be written: {', '.join(map(str, folders.parents()))}"
-    sizes = [size for _, size in compiled_files()]
-    yield "files", f"{len(sizes):,}, those of other versions included"
-    yield "size", format_bytes(sum(sizes))
+    sizes: dict[Path, list[int]] = {}
+    for path, size in compiled_files():
+        sizes.setdefault(path.parent, []).append(size)
+    for folder, found in sizes.items():
+        yield "files", f"{len(found):,}, {format_bytes(sum(found))} in {folder}"
 
 
 # In the order in which they are printed, each under its docstring.

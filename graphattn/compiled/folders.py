@@ -24,10 +24,11 @@ ABANDONED_SECONDS = 3600.0
 
 
 class Removed(NamedTuple):
-    """What `remove_compiled` did: files and bytes that are gone, and a line for each file that couldn't be removed."""
+    """What `remove_compiled` did: files and bytes that are gone, from where, and a line for each file that stayed."""
 
     files: int
     bytes: int
+    folders: list[Path]
     left: list[str]
 
 
@@ -80,6 +81,7 @@ def remove_compiled() -> Removed:
     about to write there.
     """
     files, size, left = 0, 0, []
+    emptied: dict[Path, None] = {}
     for path, held in compiled_files():
         try:
             path.unlink()
@@ -89,4 +91,5 @@ def remove_compiled() -> Removed:
             left.append(f"{path}: {error.strerror}")
             continue
         files, size = files + 1, size + held
-    return Removed(files, size, left)
+        emptied[path.parent] = None
+    return Removed(files, size, list(emptied), left)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import Tensor
 from torch.nn import Dropout, LayerNorm
+from torch.utils._python_dispatch import _disable_current_modes
 from torch_geometric.nn.dense.linear import Linear
 
 from ..call import as_pattern
@@ -220,7 +221,9 @@ class TransformerBlock(torch.nn.Module):
         if self.global_attention is not None:
             gathered = gathered + self.global_attention(h, everywhere(h, edge_index, batch))
         elif batch is not None:
-            raise ValueError(message("TransformerBlock", "batch", "needs a block with global_attention", "a tensor"))
+            raise ValueError(
+                message("TransformerBlock", "batch", "needs global_attention", "a tensor", "Use 'full' or 'linear'.")
+            )
         if self.feed_norm is not None:
             x = x + self.drop(gathered)
             if self.cross_attention is not None and self.cross_norm is not None:
@@ -273,6 +276,14 @@ class TransformerBlock(torch.nn.Module):
 
 def everywhere(x: Tensor, pattern: Any, batch: Tensor | None) -> Full:
     """All nodes of each graph."""
+    if torch.compiler.is_exporting() and not isinstance(pattern, Box):
+        if batch is not None or not isinstance(x.size(-2), int):
+            rule = "needs a number of nodes that doesn't change, and no batch: it is a pattern of its own"
+            fix = "Leave the nodes out of dynamic_shapes."
+            raise NotImplementedError(message("torch.export", "global_attention", rule, fix=fix))
+        # A constant of the program.
+        with _disable_current_modes():
+            return Full(x.size(-2))
     if batch is not None:
         if batch.shape != (x.size(-2),):
             rule = f"must have shape [{x.size(-2)}], the graph of each node"

@@ -166,7 +166,8 @@ class DenseGraphAttention(Projections):
             mask = mask.mask()
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(message(where, "mask", "must be a pattern or a boolean tensor", got, "Use mask.bool()."))
+            fix = "Use mask.bool(), or Edges(edge_index, num_nodes) for edges."
+            raise TypeError(message(where, "mask", "must be a pattern or a boolean tensor", got, fix))
         pairs = (x_target.size(-2), x_source.size(-2))
         if mask.shape not in (pairs, (*x_target.shape[:-2], *pairs)):
             rule = f"must have shape [T, S] = {list(pairs)}, with or without x's batch dimensions in front"

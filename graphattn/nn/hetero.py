@@ -185,7 +185,8 @@ class _Hetero(Projections):
         return {name: self.out_lin[self._key(name)](x.flatten(-2)) for name, x in out.items() if name in targets}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.channels}, {self.out_channels}, heads={self.heads})"
+        shared = ", shared=True" if self.shared else ""
+        return f"{type(self).__name__}({self.channels}, {self.out_channels}, heads={self.heads}{shared})"
 
 
 class HeteroGraphAttention(_Hetero, GraphAttention):

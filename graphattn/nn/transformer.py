@@ -217,7 +217,7 @@ class GraphTransformer(torch.nn.Module):
 
 def _take_global(count: int, options: dict[str, Any]) -> dict[str, Any]:
     """Take `global_attention` from the blocks' options, and return those of blocks of nothing else."""
-    check_int("GraphTransformer", "num_global_layers", count, 1)
+    check_int("GraphTransformer", "num_global_layers", count, 0)
     kind = options.pop("global_attention", None)
     if kind is None:
         rule, fix = "needs global_attention", "Use global_attention='full' or 'linear'."

@@ -750,7 +750,8 @@ BAD_LAYERS = {
     "mask of numbers": (
         lambda: forward(DenseGraphAttention(4, 8), None, torch.ones(5, 5)),
         TypeError,
-        "DenseGraphAttention: mask must be a pattern or a boolean tensor, got torch.float32. Use mask.bool().",
+        "DenseGraphAttention: mask must be a pattern or a boolean tensor, got torch.float32. Use mask.bool(), or "
+        "Edges(edge_index, num_nodes) for edges.",
     ),
     "mask of another shape": (
         lambda: forward(DenseGraphAttention(4, 8), None, torch.ones(5, 4, dtype=torch.bool)),

@@ -219,6 +219,14 @@ def test_hyperedges_without_features_or_weights_are_named():
         ours(rows, edges, weights[:5], features, count)
 
 
+def test_gaussians_of_one_dimension_may_be_a_vector():
+    layer = pyg.GMMConv(6, 5, dim=1, kernel_size=3).double()
+    expected = layer(x(), EDGE_INDEX, draw(EDGES, 1))
+    accelerate(layer)
+    layer.backend = "scatter"
+    torch.testing.assert_close(layer(x(), EDGE_INDEX, draw(EDGES, 1).flatten()), expected)
+
+
 def test_gaussians_without_a_root_weight():
     # PyG asks for a `root` that the layer lacks.
     layer = pyg.GMMConv(6, 5, dim=2, kernel_size=3, root_weight=False)
@@ -248,7 +256,7 @@ def test_points_far_from_the_origin_keep_their_distances():
     torch.testing.assert_close(layer(x().detach().float(), far, EDGE_INDEX).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gen", "points", "gated", "agnn", "gmm", "hyper edge"])
+@pytest.mark.parametrize("name", ["gen", "points", "gated", "agnn", "gmm", "hyper", "hyper edge"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_types_and_autocast(name, dtype):
     theirs, ours, arguments = both(name)

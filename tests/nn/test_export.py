@@ -99,6 +99,18 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("batch", [None, torch.zeros(5, dtype=torch.int64)], ids=["one graph", "batch"])
+def test_attention_to_all_nodes_needs_to_know_how_many(batch):
+    model = GraphTransformer(6, 8, 6, 1, heads=2, global_attention="linear").eval()
+    example = {"x": torch.randn(5, 6), "edge_index": EDGES} | ({} if batch is None else {"batch": batch})
+    sizes = {"x": {0: torch.export.Dim("n")}, "edge_index": None} if batch is None else None
+    with pytest.raises(NotImplementedError, match=r"torch\.export: global_attention needs a number of nodes"):
+        torch.export.export(model, (), example, dynamic_shapes=sizes)
+    if batch is None:
+        program = torch.export.export(model, (), example)
+        torch.testing.assert_close(program.module()(**example), model(**example), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_depends_on_the_numbers_is_refused(name):
     make, text = REFUSED[name]

@@ -344,6 +344,8 @@ def test_blocks_of_all_nodes_alone_follow_those_along_the_edges(kind):
     out, weights = model(x, window.edge_index, batch=batch, return_attention_weights=True)
     torch.testing.assert_close(out, expected)
     assert len(weights) == 1
+    without = GraphTransformer(4, 8, 3, num_layers=1, global_attention=kind, num_global_layers=0)
+    assert len(without.global_blocks) == 0 and without.blocks[0].global_attention is None
     with pytest.raises(ValueError, match="num_global_layers needs global_attention, got 2"):
         GraphTransformer(4, 8, 3, num_layers=1, num_global_layers=2)
 
@@ -382,5 +384,5 @@ def test_bad_global_attention_is_an_error():
         )
     with pytest.raises(ValueError, match=r"global_attention must be one of .*'full'.*got 'ful'"):
         TransformerBlock(8, global_attention="ful")
-    with pytest.raises(ValueError, match="batch needs a block with global_attention"):
+    with pytest.raises(ValueError, match="batch needs global_attention, got a tensor"):
         TransformerBlock(8)(torch.randn(3, 8), Full(3), batch=torch.zeros(3, dtype=torch.int64))

@@ -58,10 +58,7 @@ def test_each_kernel_is_told_with_the_reason_where_it_cannot_run(capsys, monkeyp
 def test_the_cache_is_told_with_its_size(cache, capsys, monkeypatch):
     (cache / "code-0123.nbc").write_bytes(bytes(3000))
     monkeypatch.setattr(folders, "in_use", [cache])
-    assert (
-        f"folder  {cache}, can be written\n  files   1, those of other versions included\n  size    2.93 KiB\n"
-        in shown(capsys)
-    )
+    assert f"folder  {cache}, can be written\n  files   1, 2.93 KiB in {cache}\n" in shown(capsys)
     monkeypatch.setattr(folders, "in_use", [])
     assert f"folder  none can be written: {cache.parent}\n" in shown(capsys)
 
@@ -95,7 +92,7 @@ def test_what_was_compiled_is_removed_and_nothing_else(cache, capsys):
         (cache.parent / path).parent.mkdir(exist_ok=True)
         (cache.parent / path).touch()
     assert main(["clear-cache"]) == 0
-    assert capsys.readouterr().out == "Removed 3 files, 3 KiB.\n"
+    assert capsys.readouterr().out == f"Removed 3 files, 3 KiB.\n  {cache}\n"
     assert sorted(path.name for path in cache.iterdir()) == sorted(others)
     assert len(list(cache.parent.rglob("code.nbc"))) == 2 and (cache.parent / "calibration.json").exists()
     assert main(["clear-cache"]) == 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...patterns import Edges, Pattern
-from ...precision import accumulate_dtype
+from ...precision import accumulate_dtype, without_autocast
 
 # Columns that are summed at a time: more rows of so many stay in the caches.
 COLUMNS = 64
@@ -46,7 +46,8 @@ class _Sum(torch.autograd.Function):
         matrix = pattern.keep(
             f"adjacency {dtype} {'transposed' if transposed else 'rows'}", lambda: _matrix(pattern, dtype, transposed)
         )
-        parts = [matrix @ part.to(dtype) for part in x.split(COLUMNS, 1)]
+        with without_autocast(x.device.type):
+            parts = [matrix @ part.to(dtype) for part in x.split(COLUMNS, 1)]
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).to(x.dtype)
 
     @staticmethod

@@ -57,7 +57,7 @@ class GMMConv(WeightedConv, conv.GMMConv):
         check_edge_attr("GMMConv", edge_attr, self.dim, pattern.num_edges, target.size(0))
         assert edge_attr is not None
         rows = (source @ self.g).view(-1, self.kernel_size, self.out_channels)
-        out = self._sum_by(self._gaussians(edge_attr), rows, pattern).sum(1)
+        out = self._sum_by(self._gaussians(edge_attr.view(-1, self.dim)), rows, pattern).sum(1)
         if isinstance(self.aggr_module, MeanAggregation):
             out = out / pattern.csr().ptr.diff().clamp(min=1).to(out.dtype).unsqueeze(1)
         if self.root_weight:
