@@ -240,7 +240,9 @@ def test_every_module_that_numba_compiles_is_listed():
     assert found | {"kernels.rows.operands"} == {*compiled_modules(), "compiled.cache"}
 
 
-@pytest.mark.parametrize("kind", ["zip", *(["pyc"] if "GRAPHATTN_FUZZ" in os.environ else [])])
+# Half a minute each: `make fuzz` runs them.
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="a minute in all: run by make fuzz")
+@pytest.mark.parametrize("kind", ["zip", "pyc"])
 def test_a_package_without_sources_beside_it_compiles_and_keeps(kind, tmp_path):
     sources = [path for path in PACKAGE.rglob("*") if path.suffix in {".py", ".html", ".typed"}]
     place = tmp_path / "package"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 
 import pytest
 import torch
@@ -141,8 +142,8 @@ def test_results_and_gradients_are_pygs(name):
     assert restore(ours) == 1 and type(ours) is type(theirs)
 
 
-# Others call the loops with heads that GAT's tests have.
-@pytest.mark.parametrize("name", ["gated", "gen"])
+# Others call the loops with heads that GAT's tests have; those of one number are compiled for a minute.
+@pytest.mark.parametrize("name", ["gen", *(["gated"] if "GRAPHATTN_FUZZ" in os.environ else [])])
 def test_the_loops_compute_the_same(name):
     theirs, ours, arguments = both(name)
     theirs, ours, arguments = (

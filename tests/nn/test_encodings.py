@@ -91,6 +91,7 @@ def test_every_encoding_is_tested():
 def test_sparse_equals_messages_and_the_dense_twin(make, pattern):
     pattern = pattern()
     layer = layer_with(make(), kv_heads=1)
+    layer.backend = "scatter"
     watched = copy.deepcopy(layer)
     watched.register_message_forward_hook(lambda module, inputs, output: None)
     twin = layer_with(make(), DenseGraphAttention, kv_heads=1)

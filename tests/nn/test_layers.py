@@ -135,7 +135,7 @@ def test_multihead_attention_that_has_no_equal_is_refused():
 
 
 def test_self_loops_come_last_with_zero_features():
-    layer = GraphAttention(4, 4, add_self_loops=True, edge_dim=2)
+    layer = GraphAttention(4, 4, add_self_loops=True, edge_dim=2, backend="scatter")
     edge_index = torch.tensor([[0, 1, 1], [1, 1, 2]])
     x, edge_attr = torch.randn(3, 4), torch.randn(3, 2)
     out, (edges, _) = layer(x, edge_index, edge_attr, return_attention_weights=True)
@@ -209,7 +209,7 @@ def test_layer_in_to_hetero_with_lazy_channels():
 
 @pytest.mark.parametrize("in_channels", [4, (4, 4), -1], ids=str)
 def test_layer_survives_copies_pickles_and_checkpoints(in_channels):
-    layer = GraphAttention(in_channels, 6, heads=3, score="gatv2", edge_dim=2)
+    layer = GraphAttention(in_channels, 6, heads=3, score="gatv2", edge_dim=2, backend="scatter")
     x, edges, edge_attr = torch.randn(3, 4), graph_zoo()["parallel edges"].edge_index, torch.randn(6, 2)
     inputs = ((x, x) if isinstance(in_channels, tuple) else x, edges, edge_attr)
     expected = layer(*inputs)
@@ -218,7 +218,7 @@ def test_layer_survives_copies_pickles_and_checkpoints(in_channels):
     stored = io.BytesIO()
     torch.save(layer.state_dict(), stored)
     stored.seek(0)
-    fresh = GraphAttention(in_channels, 6, heads=3, score="gatv2", edge_dim=2)
+    fresh = GraphAttention(in_channels, 6, heads=3, score="gatv2", edge_dim=2, backend="scatter")
     fresh.load_state_dict(torch.load(stored))
     assert torch.equal(fresh(*inputs), expected)
 
@@ -248,7 +248,8 @@ def test_parameter_names_are_pinned():
 def test_heads_may_be_wider_or_narrower_than_their_share(score, kv_heads):
     pattern = graph_zoo()["unsorted edges"]
     options = dict(kv_heads=kv_heads, head_channels=5, score=score, edge_dim=2)
-    layer, twin = GraphAttention(4, 7, 4, **options).double(), DenseGraphAttention(4, 7, 4, **options).double()
+    layer = GraphAttention(4, 7, 4, **options, backend="scatter").double()
+    twin = DenseGraphAttention(4, 7, 4, **options).double()
     twin.load_state_dict(layer.state_dict())
     shapes = {name: list(p.shape) for name, p in layer.named_parameters() if name.endswith("weight")}
     assert shapes == {
@@ -440,7 +441,7 @@ def test_layer_on_half_types():
 
 
 def test_layer_under_autocast():
-    layer = GraphAttention(4, 4, heads=2, edge_dim=2, score="gatv2")
+    layer = GraphAttention(4, 4, heads=2, edge_dim=2, score="gatv2", backend="scatter")
     x, pattern = torch.randn(6, 4), Window(6, radius=1)
     edge_attr = torch.randn(pattern.num_edges, 2)
     with torch.autocast("cpu", torch.bfloat16):
