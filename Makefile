@@ -54,7 +54,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit('graphattn needs Python 3.11 or newer, $(PYTHON) is %d.%d. Use make PYTHON=python3.12' % sys.version_info[:2] if sys.version_info < (3, 11) else 0)"
 	@echo "Installing into $(VENV): some minutes, only the first time."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[plot,examples,export,dev,docs]'
+	@# pip would compile twelve thousand files on one core. Some packages have a few that aren't for this Python.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[plot,examples,export,dev,docs]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 # Every example without options, on data that needs no download; writes the table of examples/README.md.

@@ -56,7 +56,7 @@ def test_a_race_gives_every_system_the_same_number_of_rounds(harness):
     assert harness.ratio(taken, "slow", "fast") > 1
 
 
-@pytest.mark.parametrize("system", ["numba", "pyg"])
+@pytest.mark.parametrize("system", ["numba", *(["pyg"] if "GRAPHATTN_FUZZ" in os.environ else [])])
 def test_one_size_of_one_system_is_one_line_of_json(system):
     command = [sys.executable, "benchmarks/scaling.py", system, "2000", "--nodes", "100", "--seconds", "0.01"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
