@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,8 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
 
         sum over calls of log(estimate / seconds)^2 + sum over constants of (PULL log(constant / start))^2
 
-    in which the first sum forgives a few calls that are far off.
+    in which the first sum forgives a few calls that are far off. Of two kernels on one call, the ratio of estimates
+    counts like another call, as by it "auto" chooses.
     """
     from scipy.optimize import least_squares
 
@@ -32,6 +34,11 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
     estimates = lambda costs: np.array([kernel.cost(call, costs) for kernel, call, _ in calls])
     first = estimates(start)
     matters = [name for name in numbers if (estimates(start.having({name: 2 * numbers[name]})) != first).any()]
+    of_probe: dict[tuple[int, bool], list[int]] = {}
+    for place, timing in enumerate(timings):
+        of_probe.setdefault((id(timing.probe), timing.is_trained), []).append(place)
+    pairs = [pair for places in of_probe.values() for pair in itertools.combinations(places, 2)]
+    one, other = np.array(pairs, int).reshape(-1, 2).T
     origin = np.log([numbers[name] for name in matters])
     measured = np.log([seconds for _, _, seconds in calls])
     # What was nothing is drawn nowhere.
@@ -41,7 +48,8 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
         return start.having(dict(zip(matters, np.exp(logs).tolist(), strict=True)))
 
     def residuals(logs: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.log(estimates(costs_at(logs))) - measured, pull * (logs - origin)])
+        off = np.log(estimates(costs_at(logs))) - measured
+        return np.concatenate([off, off[one] - off[other], pull * (logs - origin)])
 
     bounds = (origin - 12, origin + 12)
     found = least_squares(residuals, origin, loss="soft_l1", f_scale=0.1, bounds=bounds)
