@@ -149,12 +149,7 @@ MUTANTS = [
     # What a pattern remembers of a call.
     Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
     Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
-    Mutant(
-        "call.py",
-        "        normalizer,\n        dropout_p,\n        bool",
-        "        dropout_p,\n        bool",
-        "repeated_calls",
-    ),
+    Mutant("call.py", "repr(return_lse),", "", "repeated_calls"),
     Mutant("call.py", "if not is_known or _is_autocast(query.device.type):", "if not is_known:", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.
