@@ -42,7 +42,7 @@ def parents() -> list[Path]:
 
         config: Any = numba.config
         named = config.CACHE_DIR
-    # A Numba that is missing or broken.
+    # A Numba that is missing, or broken: its import raises whatever is wrong, of which `why_not_compiled` tells.
     except Exception:
         named = os.environ.get("NUMBA_CACHE_DIR", "")
     found = [HERE / "__pycache__"]

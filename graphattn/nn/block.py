@@ -96,8 +96,6 @@ class TransformerBlock(torch.nn.Module):
     ) -> None:
         super().__init__()
         where = "TransformerBlock"
-        if global_attention is not None:
-            check_choice(where, "global_attention", global_attention, GLOBAL)
         self.channels = check_int(where, "channels", channels, 1)
         check_keywords(where, options, TransformerBlock, layer)
         check_heads(where, "channels", self.channels, heads, options.get("head_channels"))
@@ -117,11 +115,9 @@ class TransformerBlock(torch.nn.Module):
         self.global_attention = None
         if global_attention is not None:
             common: dict[str, Any] = {name: options[name] for name in ("head_channels", "backend") if name in options}
-            feature_map = "elu" if global_attention == "linear" else None
-            dropped = 0.0 if global_attention == "linear" else attention_dropout
-            self.global_attention = layer(
-                self.channels, self.channels, heads, dropout=dropped, feature_map=feature_map, **common
-            )
+            feature_map, dropped = read_global(where, global_attention, attention_dropout)
+            common |= dict(dropout=dropped, feature_map=feature_map)
+            self.global_attention = layer(self.channels, self.channels, heads, **common)
         self.edge_norm = None
         if self.attention.lin_edge_out is not None:
             self.edge_norm = LayerNorm(self.attention.lin_edge_out.out_channels)
@@ -272,6 +268,12 @@ class TransformerBlock(torch.nn.Module):
     def extra_repr(self) -> str:
         """Arguments of the constructor."""
         return f"{self.channels}, ego={self.ego!r}"
+
+
+def read_global(where: str, kind: str, dropout: float) -> tuple[str | None, float]:
+    """The feature map of attention to all nodes, and the dropout of its weights, of which feature maps compute none."""
+    check_choice(where, "global_attention", kind, GLOBAL)
+    return ("elu", 0.0) if kind == "linear" else (None, dropout)
 
 
 def everywhere(x: Tensor, pattern: Any, batch: Tensor | None) -> Full:

@@ -11,11 +11,11 @@ from torch.nn import Dropout, LayerNorm
 from torch_geometric.nn.dense.linear import Linear
 
 from ..call import as_pattern
-from ..errors import check_choice, check_int, check_keywords, check_probability, message
+from ..errors import check_int, check_keywords, check_probability, message
 from ..patterns import PatternLike
 from ..patterns.base import Sides
 from .attention import GraphAttention
-from .block import GLOBAL, TransformerBlock, check_channels, check_features, everywhere
+from .block import TransformerBlock, check_channels, check_features, everywhere, read_global
 from .encodings import Encoding
 from .projections import check_heads
 from .typed import Maybe, No, Yes, typed_as
@@ -222,10 +222,7 @@ def _take_global(count: int, options: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         rule, fix = "needs global_attention", "Use global_attention='full' or 'linear'."
         raise ValueError(message("GraphTransformer", "num_global_layers", rule, count, fix))
-    check_choice("GraphTransformer", "global_attention", kind, GLOBAL)
-    names = ("feed_forward", "ego", "layer", "head_channels", "backend", "attention_dropout")
+    feature_map, dropped = read_global("GraphTransformer", kind, options.get("attention_dropout", 0.0))
+    names = ("feed_forward", "ego", "layer", "head_channels", "backend")
     found = {name: options[name] for name in names if name in options}
-    if kind == "linear":
-        found["feature_map"] = "elu"
-        found.pop("attention_dropout", None)
-    return found
+    return found | {"feature_map": feature_map, "attention_dropout": dropped}
