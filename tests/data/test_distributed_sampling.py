@@ -15,25 +15,27 @@ from conftest import ROOT
 PATH = ROOT / "examples" / "distributed_sampling.py"
 
 
-# What torchrun does, twice, except that processes are forked from one that has trained alone: it has imported and
-# compiled everything already.
+# What torchrun does, twice, except that processes are forked from a server that has imported everything. They aren't
+# forked from a process that has trained: that one has threads, whose locks a copy may find taken for ever.
 LAUNCH = """
-import runpy, sys, torch
+import multiprocessing, runpy, sys, torch
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-path, alone, whole, killed = sys.argv[1:]
-sys.path.insert(0, path.rpartition("/")[0])
 
-def work(folder, *arguments):
+def work(path, folder, *arguments):
     torch.set_num_threads(1)
+    sys.path.insert(0, path.rpartition("/")[0])
     sys.argv[1:] = ["--smoke", "--output", folder, "--record", folder + "/record.json", *arguments]
     runpy.run_path(path, run_name="__main__")
 
-work(alone)
-for folder, *arguments in ([whole], [killed, "--fail-at-epoch", "3"]):
-    nodes = dict(min_nodes=1, max_nodes=1, nproc_per_node=2)
-    meeting = dict(rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=folder)
-    config = LaunchConfig(**nodes, **meeting, max_restarts=len(arguments) // 2, start_method="fork")
-    elastic_launch(config, work)(folder, *arguments)
+if __name__ == "__main__":
+    path, alone, whole, killed = sys.argv[1:]
+    multiprocessing.set_forkserver_preload(["graphattn.nn", "graphattn.sampling", "torch.distributed.launcher.api"])
+    work(path, alone)
+    for folder, *arguments in ([whole], [killed, "--fail-at-epoch", "3"]):
+        nodes = dict(min_nodes=1, max_nodes=1, nproc_per_node=2)
+        meeting = dict(rdzv_backend="c10d", rdzv_endpoint="localhost:0", run_id=folder)
+        config = LaunchConfig(**nodes, **meeting, max_restarts=len(arguments) // 2, start_method="forkserver")
+        elastic_launch(config, work)(path, folder, *arguments)
 """
 
 
@@ -42,8 +44,9 @@ for folder, *arguments in ([whole], [killed, "--fail-at-epoch", "3"]):
 def test_after_a_process_was_killed_training_ends_with_the_same_loss(tmp_path):
     folders = [tmp_path / "alone", tmp_path / "whole", tmp_path / "killed"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", LAUNCH, str(PATH), *map(str, folders)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    (tmp_path / "launch.py").write_text(LAUNCH)
+    command = [sys.executable, str(tmp_path / "launch.py"), str(PATH), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Goes on from") == 1
     assert f"Goes on from {folders[2] / 'distributed_sampling.pt'}, written after epoch 2." in done.stdout
