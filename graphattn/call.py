@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .calibrated import costs_of
+from .compiled import NotCompiled
 from .errors import check_choice, check_device, check_float_tensor, check_like, check_probability, message, shape_of
 from .normalizers import NORMALIZERS, Identity, Normalizer, Relu, Sigmoid, Softmax, UserNormalizer, as_normalizer
 from .offset_bias import OffsetBias
@@ -275,6 +276,7 @@ def signature(
         backend,
         kernels,
         costs_of(query.device),
+        NotCompiled.times,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .compiled import load, why_not_compiled
+from .compiled import NotCompiled, load, why_not_compiled
 
 
 class CSR(NamedTuple):
@@ -44,8 +45,9 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
         index = torch.empty(row.shape, dtype=index_dtype(num_columns))
         perm = torch.empty(row.shape, dtype=index_dtype(row.numel()))
         keys, found = (row.contiguous(), column.contiguous()), (x.numpy() for x in (ptr, index, perm))
-        is_sorted = load("compiled.jit.sort").sort_pairs(*(x.numpy() for x in keys), num_columns, *found)
-        return CSR(ptr, index, None if is_sorted else perm)
+        with suppress(NotCompiled):
+            is_sorted = load("compiled.jit.sort").sort_pairs(*(x.numpy() for x in keys), num_columns, *found)
+            return CSR(ptr, index, None if is_sorted else perm)
     if _is_sorted(row, column):
         return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), None)
     order = stable_order(column, num_columns)
@@ -56,11 +58,12 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
 
 def stable_order(key: Tensor, num_keys: int) -> Tensor:
     """Stable argsort of keys in [0, num_keys): [E] int64."""
-    if not _is_countable(key, num_keys):
-        return torch.sort(key, stable=True).indices
-    order = torch.empty(key.shape, dtype=torch.int64)
-    load("compiled.jit.sort").sort_keys(key.contiguous().numpy(), num_keys, order.numpy())
-    return order
+    if _is_countable(key, num_keys):
+        order = torch.empty(key.shape, dtype=torch.int64)
+        with suppress(NotCompiled):
+            load("compiled.jit.sort").sort_keys(key.contiguous().numpy(), num_keys, order.numpy())
+            return order
+    return torch.sort(key, stable=True).indices
 
 
 def _is_countable(key: Tensor, num_keys: int) -> bool:

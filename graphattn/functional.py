@@ -24,6 +24,7 @@ from .call import (
     recall,
     signature,
 )
+from .compiled import NotCompiled
 from .costs import Costs
 from .errors import check_choice, check_float_tensor, message, shape_of
 from .kernels import KERNELS, Kernel, Result
@@ -158,7 +159,7 @@ def attention(
         calls = pattern.keep("calls", dict)
         if known in calls:
             kernel, checked = calls[known]
-            return _results(kernel.run(recall(arguments, checked, captured)), return_lse)
+            return _results(_run(kernel, recall(arguments, checked, captured), backend), return_lse)
     call = prepare("attention", *arguments)
     if isinstance(call.pattern, RemotePattern):
         edge_tensors = {"edge_bias": edge_bias, "edge_key": edge_key, "edge_value": edge_value}
@@ -170,7 +171,15 @@ def attention(
         if len(calls) >= MOST_SIGNATURES:
             calls.clear()
         calls[known] = kernel, call.normalizer
-    return _results(kernel.run(call), return_lse)
+    return _results(_run(kernel, call, backend), return_lse)
+
+
+def _run(kernel: Kernel, call: Call, backend: str) -> Result:
+    """Run a call; where Numba fails to compile it, by what can run from then on."""
+    try:
+        return kernel.run(call)
+    except NotCompiled:
+        return choose(call, backend).run(call)
 
 
 def _results(result: Result, return_lse: bool | Literal["split"]) -> Tensor | tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from .folders import compiled_files as compiled_files
 from .folders import remove_compiled as remove_compiled
+from .load import NotCompiled as NotCompiled
 from .load import compiled_loop as compiled_loop
 from .load import load as load
 from .load import load_source as load_source

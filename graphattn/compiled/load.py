@@ -5,13 +5,15 @@ Problems with Numba are detected here, once: without compiled functions, calls r
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import math
 import os
 import pkgutil
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -25,6 +27,25 @@ T = TypeVar("T")
 PACKAGE = __package__.rpartition(".")[0]
 # What it takes to compile a loop. With so much time spent in it before, both together are at most twice the optimum.
 SECONDS_TO_COMPILE = 3.0
+# Of what Numba says, in a warning.
+MOST_LETTERS = 200
+
+
+class NotCompiled(RuntimeError):
+    """Numba failed to compile something. The same call runs without: from now on `why_not_compiled` has a reason.
+
+    Attributes:
+        times: that this happened in this process.
+    """
+
+    times = 0
+
+    def __init__(self, error: Exception) -> None:
+        NotCompiled.times += 1
+        reason = f"Numba can't compile ({_line_of(error)})"
+        fix = "Use pip install --force-reinstall numba llvmlite, or set NUMBA_DISABLE_JIT=1."
+        super().__init__(_warn(reason, fix))
+        _reason[:] = [reason]
 
 
 class Loop:
@@ -40,7 +61,7 @@ class Loop:
         kind = type_of(operands)
         self._function, self._types = function, (types.int64, types.int64, *kind)
         spread, known = load("compiled.jit.pool").spread, (*[types.int64] * 6, type_of(b""), types.TypeRef(kind))
-        spread.compile(known)
+        _compile_for(spread, known)
         # Called directly: to find the types of its arguments again would take longer than a small loop.
         self._spread, self._pack = spread.overloads[known].entry_point, packer(operands, kind)
         self.seconds_left, self._fixed = math.inf, self._types
@@ -54,7 +75,7 @@ class Loop:
         self._compile(self._fixed if is_known else self._types)
 
     def _compile(self, types: tuple[Any, ...]) -> None:
-        self._function.compile(types)
+        _compile_for(self._function, types)
         code = self._function.overloads[types]
         self._address = code.library.get_pointer_to_function(code.fndesc.llvm_func_name)
         self.seconds_left = math.inf if types is self._fixed else self.seconds_left
@@ -75,7 +96,28 @@ class Loop:
     def settle(self) -> None:
         """Compile the loop for its shape now, unless it is."""
         if self.seconds_left < math.inf:
-            self._compile(self._fixed)
+            # What is there has the same results.
+            self.seconds_left = math.inf
+            with contextlib.suppress(NotCompiled):
+                self._compile(self._fixed)
+
+
+def _compile_for(function: Any, types: tuple[Any, ...]) -> None:
+    with _trouble():
+        function.compile(types)
+
+
+@contextlib.contextmanager
+def _trouble() -> Iterator[None]:
+    """Raise NotCompiled for what the compiler raises, which isn't Numba's own errors alone."""
+    try:
+        yield
+    except Exception as error:
+        # Not for warnings that are errors, or for what a signal's handler raises on the way, such as a timeout.
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if frame.f_globals.get("__name__", "").partition(".")[0] in ("numba", "llvmlite"):
+            raise NotCompiled(error) from error
+        raise
 
 
 def _with_constants(kind: Any, shape: Any) -> Any:
@@ -168,8 +210,11 @@ def _names_below(folder: str, prefix: str) -> list[str]:
     return names
 
 
-def _keep_from_python(modules: Iterable[Any]) -> None:
-    """Let functions that Python can't call, see INNER in `jit.llvm`, raise there: as they are, they end the process."""
+def _guard(modules: Iterable[Any]) -> None:
+    """Let functions that Python can't call, see INNER in `jit.llvm`, raise there: as they are, they end the process.
+
+    The others raise NotCompiled where they can't be compiled.
+    """
     from numba.core.registry import CPUDispatcher
     from numba.extending import is_jitted
 
@@ -177,10 +222,15 @@ def _keep_from_python(modules: Iterable[Any]) -> None:
         def __call__(self, *arguments: Any, **named: Any) -> None:
             raise TypeError(f"{self.py_func.__name__} is for compiled code alone: make it with OPTIONS to call it here")
 
+    class Outer(CPUDispatcher):
+        def _compile_for_args(self, *arguments: Any, **named: Any) -> Any:
+            with _trouble():
+                return super()._compile_for_args(*arguments, **named)  # type: ignore[misc]
+
     for module in modules:
         for function in vars(module).values():
-            if is_jitted(function) and function.targetoptions.get("no_cpython_wrapper"):
-                function.__class__ = Inner
+            if is_jitted(function):
+                function.__class__ = Inner if function.targetoptions.get("no_cpython_wrapper") else Outer
 
 
 def _load_all() -> str | None:
@@ -199,12 +249,22 @@ def _load_all() -> str | None:
             reason, fix = "NUMBA_DISABLE_JIT is set", "Unset it."
         else:
             keep_on_disk(modules)
-            _keep_from_python(modules.values())
+            _guard(modules.values())
         _modules.update(modules)
     # A library that is missing, too old or too new: an import can raise anything.
     except Exception as error:
-        reason = f"Numba can't be loaded ({type(error).__name__}: {error})"
+        reason = f"Numba can't be loaded ({_line_of(error)})"
     if reason is not None:
-        rule = "can't run, and calls take longer"
-        warn_once("no compiled code", message("graphattn", "compiled code", rule, reason, fix))
+        _warn(reason, fix)
     return reason
+
+
+def _line_of(error: Exception) -> str:
+    """An error as one line: Numba's messages have many."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_LETTERS]}"
+
+
+def _warn(reason: str, fix: str) -> str:
+    text = message("graphattn", "compiled code", "can't run, and calls take longer", reason, fix)
+    warn_once("no compiled code", text)
+    return text

@@ -16,14 +16,17 @@ from types import ModuleType
 import numba
 import numpy as np
 import pytest
+import torch
+from numba.core.codegen import CPUCodeLibrary
 
-from graphattn import errors
-from graphattn.compiled import cache, folders, remove_compiled
+from graphattn import Edges, attention, errors
+from graphattn.compiled import cache, folders, remove_compiled, settle
 from graphattn.compiled.cache import cache_folder, keep_on_disk
 from graphattn.compiled.load import compiled_modules
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "graphattn"
+X, INDEX = torch.randn(50, 2, 8), torch.randint(50, (2, 400))
 MODULES = [*(f"graphattn.{module}" for module in compiled_modules()), cache.__name__]
 
 CALL = """
@@ -335,6 +338,71 @@ def test_a_numba_that_cannot_be_imported_leaves_plain_torch(tmp_path):
     assert printed == ["True", "scatter", refusal]
     fix = "Use pip install --force-reinstall numba."
     assert warned == [f"graphattn: compiled code can't run, and calls take longer, got {reason}. {fix}"]
+
+
+def test_a_numba_that_fails_to_compile_leaves_plain_torch(tmp_path):
+    code = """
+import llvmlite.binding
+from graphattn.compiled import why_not_compiled
+assert why_not_compiled() is None
+parse = llvmlite.binding.parse_assembly
+llvmlite.binding.parse_assembly = lambda *_: parse("of another LLVM")
+"""
+    (_, *printed), warned = run(code + CALL + TRAIN, NUMBA_CACHE_DIR=tmp_path)
+    expected = "LLVM IR parsing error <string>:1:1: error: expected top-level entity of another LLVM ^"
+    reason = f"Numba can't compile (RuntimeError: {expected})"
+    refusal = f"attention: backend='numba' cannot run this call: {reason}. Use backend='scatter' or 'auto'."
+    assert printed == ["True", "scatter", refusal]
+    fix = "Use pip install --force-reinstall numba llvmlite, or set NUMBA_DISABLE_JIT=1."
+    assert warned == [f"graphattn: compiled code can't run, and calls take longer, got {reason}. {fix}"]
+
+
+@pytest.fixture
+def failing(anew, monkeypatch):
+    """Loops that nothing has compiled yet, and a list of functions: whether one of a name and types can't be."""
+    load = sys.modules["graphattn.compiled.load"]
+    compile_for, fails = load._compile_for, []
+
+    def compile_some(function, types):
+        if any(fail(function.__name__, types) for fail in fails):
+            raise load.NotCompiled(MemoryError("out of memory"))
+        compile_for(function, types)
+
+    attention(X, X, X, INDEX, backend="numba")
+    monkeypatch.setattr(load, "_loops", {})
+    monkeypatch.setattr(load, "_reason", [None])
+    monkeypatch.setattr(load, "_compile_for", compile_some)
+    return fails
+
+
+def test_a_backward_pass_that_does_not_compile_raises_once(failing):
+    """The forward pass has run by then; the next one is by a kernel that can run."""
+    failing.append(lambda name, _: "gradient" in name)
+    x, edges = X.clone().requires_grad_(), Edges(INDEX, 50)
+    expected = torch.autograd.grad(attention(x, x, x, edges, backend="scatter").sum(), x)
+    out = attention(x, x, x, edges)
+    with pytest.warns(UserWarning, match="can't run"), pytest.raises(RuntimeError, match=r"can't compile \(MemoryE"):
+        out.sum().backward()
+    found = torch.autograd.grad(attention(x, x, x, edges).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_timeout_while_a_loop_is_compiled_is_raised(monkeypatch):
+    def stop(*_):
+        raise TimeoutError("stopped")
+
+    function = numba.njit(twice)
+    monkeypatch.setattr(CPUCodeLibrary, "_optimize_final_module", stop)
+    with pytest.raises(TimeoutError, match="stopped"):
+        sys.modules["graphattn.compiled.load"]._compile_for(function, (numba.types.int64,))
+
+
+def test_a_loop_that_does_not_compile_for_its_shape_stays_as_it_is(failing):
+    expected = attention(X, X, X, INDEX, backend="scatter")
+    failing.append(lambda name, types: "Literal" in str(types))
+    with pytest.warns(UserWarning, match="can't run"):
+        found = settle(lambda: attention(X, X, X, INDEX, backend="numba"))
+    torch.testing.assert_close(found, expected)
 
 
 DRAW = """
