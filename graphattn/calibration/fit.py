@@ -14,6 +14,9 @@ from .probes import Timing
 # How strongly constants are drawn to where they were, so that those stay on which calls hardly depend: a factor of e
 # counts as an estimate that is off by this part.
 PULL = 0.05
+# Of two kernels whose times are nearer than a factor of e^NEAR, the ratio counts this often. It counts less, the
+# farther they are: there a wrong estimate of either still chooses right.
+NEAR, WEIGHT = 0.2, 3.0
 # Where a constant that is nothing starts.
 TINY = 1e-12
 
@@ -24,7 +27,7 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
         sum over calls of log(estimate / seconds)^2 + sum over constants of (PULL log(constant / start))^2
 
     in which the first sum forgives a few calls that are far off. Of two kernels on one call, the ratio of estimates
-    counts like another call, as by it "auto" chooses.
+    counts like other calls, as by it "auto" chooses: most where the two are near each other.
     """
     from scipy.optimize import least_squares
 
@@ -41,6 +44,7 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
     one, other = np.array(pairs, int).reshape(-1, 2).T
     origin = np.log([numbers[name] for name in matters])
     measured = np.log([seconds for _, _, seconds in calls])
+    weight = WEIGHT / np.maximum(1, np.abs(measured[one] - measured[other]) / NEAR)
     # What was nothing is drawn nowhere.
     pull = np.array([PULL if getattr(start, name) else 0.0 for name in matters])
 
@@ -49,7 +53,7 @@ def fit_costs(start: Costs, timings: Sequence[Timing]) -> Costs:
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         off = np.log(estimates(costs_at(logs))) - measured
-        return np.concatenate([off, off[one] - off[other], pull * (logs - origin)])
+        return np.concatenate([off, weight * (off[one] - off[other]), pull * (logs - origin)])
 
     bounds = (origin - 12, origin + 12)
     found = least_squares(residuals, origin, loss="soft_l1", f_scale=0.1, bounds=bounds)
