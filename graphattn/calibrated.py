@@ -1,10 +1,10 @@
 """The file that `graphattn.calibrate` writes, and what it says about this machine. It is read on the first call.
 
     {"graphattn calibration": 1, "machines": [{"device": "cpu", "name": ..., "threads": 2, "versions": {...},
-     "costs": {...}, "features": [...], "refused": [[...], ...]}]}
+     "rates": {...}, "costs": {...}, "features": [...], "refused": [[...], ...]}]}
 
-A machine counts if its device, name, threads and versions are those of this process. Anything else about the file that
-isn't as it should be is a warning, and the constants that come with the package stay.
+A machine counts if its device, name, threads and versions are those of this process; rates are for readers alone.
+Anything else about the file that isn't as it should be is a warning, and the constants that come with the package stay.
 """
 
 from __future__ import annotations

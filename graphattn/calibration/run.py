@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,13 +21,15 @@ from ..kernels import KERNELS
 from .check import Refusal, check_kernel
 from .fit import fit_costs
 from .probes import Probe, Timing, probes_of, spread, time_all
+from .rates import Rate, measure_rates
 
 # Seconds of measuring, without what is compiled the first time.
 SECONDS = {"cpu": 25.0, "cuda": 40.0}
 QUICK = 0.25
 # Of a GPU's cache, what gathered rows have of it.
 PART_OF_CACHE = 0.8
-# See `spread`: two processes that took all of both cores beside it gave 1.0 and 2.5.
+# See `spread`: two processes that took all of both cores beside it gave 1.0 and 2.5. Of
+# rates, the upper quartile of `Rate.spread`.
 MOST_SPREAD = 0.5
 
 
@@ -51,6 +54,7 @@ class CalibrationReport(NamedTuple):
         device: "cpu" or "cuda".
         path: the file that was written.
         lines: each kernel on each call.
+        rates: of the machine itself, apart from any kernel.
         refusals: on a GPU, what failed in the check, and stays off.
         spread: how far the medians of three in four calls lay above their least times, at most, as a part of these.
         seconds: that it took.
@@ -59,6 +63,7 @@ class CalibrationReport(NamedTuple):
     device: str
     path: Path
     lines: tuple[Line, ...]
+    rates: tuple[Rate, ...]
     refusals: tuple[Refusal, ...]
     spread: float
     seconds: float
@@ -81,6 +86,7 @@ class CalibrationReport(NamedTuple):
         calls = {line.call for line in self.lines}
         said = [
             *table,
+            "; ".join(map(str, self.rates)),
             *(str(refusal) for refusal in self.refusals),
             *(["Please report these lines as an issue of graphattn."] if self.refusals else []),
             f"{self.device}: backend='auto' chooses otherwise for {len(changed)} of {len(calls)} calls.",
@@ -131,6 +137,9 @@ def _calibrate(device: torch.device, path: Path, quick: bool, progress: bool) ->
     start, name = time.perf_counter(), device.type
     before, shipped = costs_of(device), CPU if name == "cpu" else CUDA
     start_at = shipped
+    # Before anything is compiled or checked, which takes longest.
+    rates = measure_rates(device)
+    _check_idle(statistics.quantiles((rate.spread for rate in rates), n=4)[2])
     refusals: tuple[Refusal, ...] = ()
     if name == "cuda":
         features, refusals = check_kernel(device, progress)
@@ -140,13 +149,11 @@ def _calibrate(device: torch.device, path: Path, quick: bool, progress: bool) ->
     probes = [_on_kernels_that_run(probe, start_at) for probe in probes_of(device, quick)]
     timings = time_all(probes, device, SECONDS[name] * (QUICK if quick else 1), progress)
     found = spread(timings)
-    if found > MOST_SPREAD:
-        rule = f"must be idle enough that medians lie at most {MOST_SPREAD:.0%} above the least for most calls"
-        fix = "Stop other work and try again; no file was written."
-        raise RuntimeError(message("calibrate", "machine", rule, f"{found:.0%}", fix))
+    _check_idle(found)
     costs = fit_costs(start_at, timings)
     machine = {
         **identity_of(device),
+        "rates": {rate.name: f"{rate.amount:.3g} {rate.unit}" for rate in rates},
         "costs": {name: number for name, number in costs.numbers().items() if number != getattr(shipped, name)},
         "features": costs.features or (),
         "refused": costs.refused,
@@ -154,7 +161,15 @@ def _calibrate(device: torch.device, path: Path, quick: bool, progress: bool) ->
     _write(path, machine)
     forget()
     lines = _lines(timings, before, costs)
-    return CalibrationReport(name, path, lines, refusals, found, time.perf_counter() - start)
+    return CalibrationReport(name, path, lines, rates, refusals, found, time.perf_counter() - start)
+
+
+def _check_idle(found: float) -> None:
+    """Raise RuntimeError where other work took the cores."""
+    if found > MOST_SPREAD:
+        rule = f"must be idle enough that calls mostly take at most {MOST_SPREAD:.0%} more than the least time"
+        fix = "Stop other work and try again; no file was written."
+        raise RuntimeError(message("calibrate", "machine", rule, f"{found:.0%}", fix))
 
 
 def _on_kernels_that_run(probe: Probe, costs: Costs) -> Probe:

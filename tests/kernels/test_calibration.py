@@ -16,7 +16,7 @@ import torch
 import graphattn
 from graphattn import Edges, Full, Window, attention, calibrated, explain_backend
 from graphattn.calibrated import costs_of, identity_of, read_machines, write_machine
-from graphattn.calibration import check, probes, run
+from graphattn.calibration import check, probes, rates, run
 from graphattn.calibration.fit import fit_costs
 from graphattn.cli import main
 from graphattn.costs import CPU, allows, allows_any
@@ -196,6 +196,7 @@ def small(monkeypatch):
     """Calls that take no time, on kernels that compile nothing."""
     monkeypatch.setattr(run, "probes_of", lambda *_: [few_probes()[1], few_probes()[0]._replace(kernels=("scatter",))])
     monkeypatch.setattr(run, "MOST_SPREAD", math.inf)
+    monkeypatch.setattr(run, "measure_rates", lambda _: [rates.Rate("products", 7.0, "GFLOP/s", 0.0)] * 2)
     monkeypatch.setitem(run.SECONDS, "cpu", 0.0)
 
 
@@ -204,8 +205,9 @@ def test_calibrate_writes_what_it_fitted_and_reports_it(file, capsys):
     assert main(["calibrate", "--quick"]) == 0
     printed = capsys.readouterr().out
     assert f"Wrote {file}" in printed and "chooses otherwise for" in printed
-    assert "Window(40, radius=1), H2 D4 " in printed
+    assert "Window(40, radius=1), H2 D4 " in printed and "\nproducts: 7 GFLOP/s; " in printed
     (found,) = read_machines(file)
+    assert found["rates"] == {"products": "7 GFLOP/s"}
     assert {"scatter_call", "linear_call"} <= found["costs"].keys() and "flex_call" not in found["costs"]
     assert costs_of(DEVICE).numbers() == {**CPU.numbers(), **found["costs"]}
     (report,) = graphattn.calibrate(progress=False)
@@ -214,13 +216,36 @@ def test_calibrate_writes_what_it_fitted_and_reports_it(file, capsys):
 
 
 @pytest.mark.usefixtures("small")
-def test_a_machine_too_busy_to_measure_keeps_the_old_file(file, monkeypatch, capsys):
+@pytest.mark.parametrize("is_busy_at_first", [False, True])
+def test_a_machine_too_busy_to_measure_keeps_the_old_file(is_busy_at_first, file, monkeypatch, capsys):
+    """It is seen before anything is compiled, or by the calls themselves."""
     write_machine(file, machine())
     before = file.read_bytes()
-    monkeypatch.setattr(run, "MOST_SPREAD", -1.0)
+    found = 0.9 if is_busy_at_first else 0.1
+    monkeypatch.setattr(run, "measure_rates", lambda _: [rates.Rate("calls", 1.0, "us", found)] * 2)
+    monkeypatch.setattr(run, "MOST_SPREAD", 0.5)
+    monkeypatch.setattr(run, "spread", lambda _: 0.8)
+    if is_busy_at_first:
+        monkeypatch.setattr(run, "time_all", None)
     assert main(["calibrate"]) == 1
-    assert "calibrate: machine must be idle enough" in capsys.readouterr().err
+    # The last line, behind the progress bars.
+    error = capsys.readouterr().err.rpartition("calibrate: machine must be idle enough")[2]
+    assert error.count("\n") == 1
+    assert f"got {90 if is_busy_at_first else 80}%. Stop other work" in error
     assert file.read_bytes() == before
+
+
+def test_rates_of_the_machine_leave_its_threads_as_they_were(monkeypatch):
+    monkeypatch.setattr(rates, "SECONDS", 1e-3)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = rates.measure_rates(DEVICE)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 8 and all(rate.amount > 0 and rate.spread >= 0 for rate in found)
+    assert len({rate.name for rate in found}) == 8 and "gain of 2 threads in products" in str(found[5])
 
 
 def test_what_calibrate_refuses_is_one_line(file, capsys, monkeypatch):
