@@ -113,9 +113,11 @@ def _trouble() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # Not for warnings that are errors, or for what a signal's handler raises on the way, such as a timeout.
+        # Not for warnings that are errors, or for what a signal's handler raises on the way, such as a timeout: for
+        # what was raised in the compiler, or where a folder "jit" calls it.
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").partition(".")[0] in ("numba", "llvmlite"):
+        module = frame.f_globals.get("__name__", "")
+        if module.startswith(("numba.", "llvmlite.")) or ".jit." in module:
             raise NotCompiled(error) from error
         raise
 
