@@ -23,7 +23,7 @@ from ..patterns.containers import read_edges
 from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .edge_products import edge_products
 from .encodings import Encoding
-from .feature_maps import FeatureMap
+from .feature_maps import FeatureMap, attend_by_features
 from .projections import Projections
 from .typed import Features, Maybe, No, Weights, Yes, typed_as
 
@@ -207,7 +207,7 @@ class GraphAttention(Projections, MessagePassing):
         return_weights: bool,
     ) -> tuple[Tensor, Tensor | None]:
         if self.feature_map is not None and not return_weights:
-            return self._attend_by_features(query, key, value, pattern), None
+            return attend_by_features(query, key, value, pattern, self.backend), None
         options: Options = {
             "score": self._own_score(),
             "normalizer": self.normalizer,
@@ -228,18 +228,6 @@ class GraphAttention(Projections, MessagePassing):
         key, edge = (repeat_heads(x, self.heads) for x in (key, edge[..., : pattern.num_edges, :, :]))
         is_plain = self.backend == "scatter"
         return edge_products(query, key, edge, linear.weight, linear.bias, pattern, is_plain=is_plain)
-
-    def _attend_by_features(self, query: Tensor, key: Tensor, value: Tensor, pattern: Pattern) -> Tensor:
-        """Sums of products of features, of values and of ones; no kernel normalizes."""
-        dtype = value.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            # Sums over all nodes of a large graph.
-            query, key, value = query.float(), key.float(), value.float()
-        ones = value.new_ones(*value.shape[:-1], 1)
-        options: Options = {"score": self._own_score(), "normalizer": "identity"}
-        out = attention(query, key, torch.cat([value, ones], -1), pattern, backend=self.backend, **options)
-        total = out[..., -1:]
-        return (out[..., :-1] / torch.where(total == 0, 1, total)).to(dtype)
 
     def _pass_messages(
         self,

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from ..errors import check_int, message
+from ..functional import attention
+from ..patterns import Pattern
+from ..scores import DotProduct
 
 # From rows [*B, N, H, D] to features [*B, N, H, F], which should be positive. A method `of_queries`, if there is one,
 # maps those of queries.
@@ -27,6 +30,21 @@ FEATURE_MAPS: dict[str, Callable[..., Any]] = {
     "elu": lambda x: torch.nn.functional.elu(x) + 1,
     "relu": torch.relu,
 }
+
+
+def attend_by_features(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, backend: str = "auto") -> Tensor:
+    """Weighted means of values [*B, S, H, V]; a weight is the dot product of features, over the sum of all of a row.
+
+    Sums of products with values and with ones are computed in one call, as no kernel normalizes.
+    """
+    dtype = value.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        # Sums over all nodes of a large graph.
+        query, key, value = query.float(), key.float(), value.float()
+    extended = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
+    out = attention(query, key, extended, pattern, backend=backend, score=DotProduct(1.0), normalizer="identity")
+    total = out[..., -1:]
+    return (out[..., :-1] / torch.where(total == 0, 1, total)).to(dtype)
 
 
 class RandomFeatures(torch.nn.Module):
