@@ -1,7 +1,8 @@
-"""Node classification graphs by name, through PyG's own loaders, with checked files and clear errors."""
+"""Node classification graphs by name, through PyG's loaders, with checked files and clear errors."""
 
 from __future__ import annotations
 
+import gzip
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +10,41 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch_geometric.data import InMemoryDataset
-from torch_geometric.datasets import DBLP, IMDB, Amazon, Entities, HeterophilousGraphDataset, Planetoid
+from torch_geometric.datasets import (
+    DBLP,
+    IMDB,
+    Actor,
+    Amazon,
+    Coauthor,
+    Entities,
+    HeterophilousGraphDataset,
+    Planetoid,
+    WikiCS,
+)
 
 from ..errors import check_choice, message
+from .arxiv import FILES, OgbnArxiv
 from .roots import RawFile, check_file, dataset_root
 
 _MATRICES, _SPLIT = ("adjM.npz", "features_0.npz", "features_1.npz"), "train_val_test_idx.npz"
+_FILM = ("out1_node_feature_label.txt", "out1_graph_edges.txt")
 _PLANETOID_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
 
 
 @dataclass(frozen=True)
 class GraphEntry:
-    """One graph: PyG's loader, the loader's root below the data set root, and the raw files it reads."""
+    """One graph: its loader, the loader's root below the data set root, the raw files it reads, the file it writes."""
 
     name: str
     loader: Any
     folder: str
     files: tuple[RawFile, ...]
+    processed: str = "data.pt"
+
+    @property
+    def raw(self) -> Path:
+        """The folder of the raw files, or of their folders, below the data set root."""
+        return Path(os.path.commonpath([Path(file.path).parent for file in self.files]))
 
 
 def _planetoid(name: str, *published: tuple[int, str]) -> GraphEntry:
@@ -36,16 +55,45 @@ def _planetoid(name: str, *published: tuple[int, str]) -> GraphEntry:
     return GraphEntry(name, Planetoid, "Planetoid", tuple(files))
 
 
-def _heterophilous(name: str, size: int | None = None, sha256: str | None = None) -> GraphEntry:
+class _Filtered(HeterophilousGraphDataset):
+    def __init__(self, root: str, name: str) -> None:
+        # PyG's constructor knows five names; files of the others are in the same place and have the same layout.
+        self.name = name.lower().replace("-", "_")
+        InMemoryDataset.__init__(self, root)
+        self.load(self.processed_paths[0])
+
+
+def _heterophilous(
+    name: str,
+    size: int | None = None,
+    sha256: str | None = None,
+    loader: type[InMemoryDataset] = HeterophilousGraphDataset,
+) -> GraphEntry:
     stem = name.lower().replace("-", "_")
     file = RawFile(f"HeterophilousGraph/{stem}/raw/{stem}.npz", sha256, size)
-    return GraphEntry(name, HeterophilousGraphDataset, "HeterophilousGraph", (file,))
+    return GraphEntry(name, loader, "HeterophilousGraph", (file,))
 
 
 def _amazon(name: str) -> GraphEntry:
     # The same graphs exist as re-saved archives with other bytes, so a checksum would refuse good files.
     file = RawFile(f"Amazon/{name}/raw/amazon_electronics_{name.lower()}.npz")
     return GraphEntry(name, Amazon, "Amazon", (file,))
+
+
+def _coauthor(name: str) -> GraphEntry:
+    file = RawFile(f"Coauthor/{name}/raw/ms_academic_{name[:3].lower()}.npz")
+    return GraphEntry(name, Coauthor, "Coauthor", (file,))
+
+
+class _WikiCS(WikiCS):
+    def __init__(self, root: str, name: str) -> None:
+        # PyG's default, which it warns of unless it is asked for.
+        super().__init__(root, is_undirected=True)
+
+
+class _Actor(Actor):
+    def __init__(self, root: str, name: str) -> None:
+        super().__init__(root)
 
 
 class _DBLP(DBLP):
@@ -65,8 +113,8 @@ class _Entities(Entities):
         super().__init__(root, name, hetero=True)
 
 
-def _of_relations(name: str, loader: type[InMemoryDataset], *files: str) -> GraphEntry:
-    return GraphEntry(name, loader, name, tuple(RawFile(f"{name}/raw/{file}") for file in files))
+def _alone(name: str, loader: type[InMemoryDataset], *files: str, processed: str = "data.pt") -> GraphEntry:
+    return GraphEntry(name, loader, name, tuple(RawFile(f"{name}/raw/{file}") for file in files), processed)
 
 
 def _entities(name: str) -> GraphEntry:
@@ -105,10 +153,17 @@ GRAPHS = (
     _heterophilous("Roman-empire"),
     _heterophilous("Amazon-ratings"),
     _heterophilous("Questions"),
+    _heterophilous("Squirrel-filtered", loader=_Filtered),
+    _heterophilous("Chameleon-filtered", loader=_Filtered),
     _amazon("Photo"),
     _amazon("Computers"),
-    _of_relations("DBLP", _DBLP, *_MATRICES, "features_2.npy", "labels.npy", "node_types.npy", _SPLIT),
-    _of_relations("IMDB", _IMDB, *_MATRICES, "features_2.npz", "labels.npy", _SPLIT),
+    _coauthor("CS"),
+    _coauthor("Physics"),
+    _alone("WikiCS", _WikiCS, "data.json", processed="data_undirected.pt"),
+    _alone("Actor", _Actor, *_FILM, *(f"film_split_0.6_0.2_{split}.npz" for split in range(10))),
+    GraphEntry("ogbn-arxiv", OgbnArxiv, "ogbn_arxiv", tuple(RawFile(f"ogbn_arxiv/{file}") for file in FILES)),
+    _alone("DBLP", _DBLP, *_MATRICES, "features_2.npy", "labels.npy", "node_types.npy", _SPLIT),
+    _alone("IMDB", _IMDB, *_MATRICES, "features_2.npz", "labels.npy", _SPLIT),
     _entities("AIFB"),
     _entities("MUTAG"),
 )
@@ -119,11 +174,14 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
 
     Args:
         name: one of Cora, CiteSeer, PubMed, Minesweeper, Tolokers, Roman-empire, Amazon-ratings, Questions,
-            Photo, Computers; of several relations DBLP, IMDB, AIFB, MUTAG. Case, `-` and `_` don't matter.
+            Squirrel-filtered, Chameleon-filtered, Photo, Computers, CS, Physics, WikiCS, Actor, ogbn-arxiv; of several
+            relations DBLP, IMDB, AIFB, MUTAG. Case, `-` and `_` don't matter.
         root: the data set root; see `dataset_root` for the default.
 
     Returns:
-        PyG's own data set of one graph: `dataset[0]` is the `Data`, of several relations the `HeteroData`.
+        A PyG data set of one graph: `dataset[0]` is the `Data`, of several relations the `HeteroData`. Actor and
+        ogbn-arxiv have each edge in its published direction alone: `torch_geometric.transforms.ToUndirected()` adds
+        the reverse edges, which the others have. Where there are several splits, masks are [N, splits].
 
     Raises:
         ValueError: the name is unknown, or a file is truncated or changed.
@@ -144,8 +202,8 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
     if not all((root / file.path).exists() for file in entry.files):
         _download(entry, root)
 
-    raw = (root / entry.files[0].path).parent
-    processed = raw.parent / "processed" / "data.pt"
+    raw = root / entry.raw
+    processed = (root / entry.files[0].path).parents[1] / "processed" / entry.processed
     culprit = processed
     # Processed files were made from checked files, so that checking these again would only cost time.
     if not processed.exists():
@@ -155,11 +213,11 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
             check_file("load_graph", root, file, fix)
     try:
         return entry.loader(str(root / entry.folder), name)
-    except (OSError, MemoryError):
-        # A full disk or a folder without write permission has a clear error, and deleting files would not help.
-        raise
     except Exception as error:
-        rule = "must be readable by PyG's loader"
+        # A full disk or a folder without write permission has a clear error, and deleting files would not help.
+        if isinstance(error, OSError | MemoryError) and not isinstance(error, gzip.BadGzipFile):
+            raise
+        rule = "must be readable by its loader"
         fix = f"Delete {culprit} and call load_graph({name!r}) again."
         raise ValueError(message("load_graph", str(culprit), rule, _one_line(error), fix)) from error
 
@@ -187,8 +245,7 @@ def _download(entry: GraphEntry, root: Path) -> None:
                 os.replace(Path(scratch) / file.path, root / file.path)
     except Exception as error:
         # urllib, aiohttp, TLS and timeouts share no base class, and a login page instead of a file fails to parse.
-        names = ", ".join(Path(file.path).name for file in missing)
-        folder = (root / missing[0].path).parent
+        names = ", ".join(Path(file.path).relative_to(entry.raw).as_posix() for file in missing)
         rule = f"needs files that are missing and can't be downloaded: {names}"
-        fix = f"Download them from {entry.loader.url} and put them into {folder}."
+        fix = f"Download them from {entry.loader.url} and put them into {root / entry.raw}."
         raise FileNotFoundError(message("load_graph", entry.name, rule, _one_line(error), fix)) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,13 @@ SHAPES = {
     "Minesweeper": (10000, 78804, 7, 2),
     "Tolokers": (11758, 1038000, 10, 2),
     "Photo": (7650, 238162, 745, 8),
+    "CS": (18333, 163788, 6805, 15),
+    "Physics": (34493, 495924, 8415, 5),
+    # Each edge in its published direction alone.
+    "Actor": (7600, 30019, 932, 5),
+    "ogbn-arxiv": (169343, 1166243, 128, 40),
 }
+REFERENCE = "docs/reference/datasets.md"
 every_graph = pytest.mark.parametrize("entry", GRAPHS, ids=lambda entry: entry.name)
 
 
@@ -47,6 +54,11 @@ def write_raw(entry: GraphEntry, root: Path, content: bytes) -> None:
     for file in entry.files:
         (root / file.path).parent.mkdir(parents=True, exist_ok=True)
         (root / file.path).write_bytes(content)
+
+
+def folder_of(entry: GraphEntry) -> Path:
+    """Where errors say the files belong: OGB has two folders of them."""
+    return Path("ogbn_arxiv") if entry.name == "ogbn-arxiv" else Path(entry.files[0].path).parent
 
 
 def files_below(root: Path) -> list[Path]:
@@ -139,7 +151,7 @@ def test_missing_files_are_named_with_their_folder(entry, monkeypatch, tmp_path)
     text = str(caught.value)
     assert text.startswith(f"load_graph: {entry.name} needs files that are missing and can't be downloaded: ")
     assert "got URLError: <urlopen error no network>." in text
-    assert text.endswith(f"put them into {(tmp_path / entry.files[0].path).parent}.")
+    assert text.endswith(f"put them into {tmp_path / folder_of(entry)}.")
     assert all(Path(file.path).name in text for file in entry.files)
     assert caught.value.__cause__ is reason
     assert files_below(tmp_path) == []
@@ -155,8 +167,9 @@ def test_every_network_error_becomes_the_same_message(error, monkeypatch, tmp_pa
 @every_graph
 def test_a_broken_download_leaves_nothing_behind(entry, monkeypatch, tmp_path):
     def download(dataset):
-        for path in dataset.raw_paths:
-            Path(path).write_bytes(b"<html>Please log in</html>")
+        for path in map(Path, dataset.raw_paths):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"<html>Please log in</html>")
 
     monkeypatch.setattr(entry.loader, "download", download)
     for _ in range(2):
@@ -216,8 +229,8 @@ def test_truncated_file_says_what_to_delete(entry, tmp_path):
         expected = f"load_graph: {first} must be the published file, sha256 {entry.files[0].sha256}"
         culprit = first
     else:
-        expected = f"load_graph: {first.parent} must be readable by PyG's loader, got "
-        culprit = first.parent
+        culprit = tmp_path / folder_of(entry)
+        expected = f"load_graph: {culprit} must be readable by its loader, got "
     assert str(caught.value).startswith(expected)
     assert str(caught.value).endswith(f". Delete {culprit} and call load_graph({entry.name!r}) again.")
 
@@ -233,6 +246,27 @@ def test_truncated_processed_file_says_what_to_delete(tmp_path):
     assert str(caught.value).endswith(f"Delete {processed} and call load_graph('Questions') again.")
     processed.unlink()
     assert load_graph("Questions", tmp_path)[0].num_nodes == 2
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), MemoryError("no memory left")], ids=repr)
+def test_files_are_not_blamed_for_the_machine(error, monkeypatch, tmp_path):
+    entry = next(entry for entry in GRAPHS if entry.name == "Questions")
+    write_raw(entry, tmp_path, small_heterophilous_graph())
+
+    def process(dataset):
+        raise error
+
+    monkeypatch.setattr(entry.loader, "process", process)
+    with pytest.raises(type(error)) as caught:
+        load_graph("Questions", tmp_path)
+    assert caught.value is error
+
+
+@every_graph
+def test_every_graph_is_documented(entry):
+    pages = [load_graph.__doc__]
+    pages += [(CHECKOUT / path).read_text(encoding="utf-8") for path in ("datasets/README.md", REFERENCE)]
+    assert all(re.search(rf"\b{entry.name}\b", page) for page in pages)
 
 
 @pytest.mark.skipif(REAL is None, reason="set GRAPHATTN_DATASETS to a folder with raw files to load real graphs")
