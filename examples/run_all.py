@@ -20,6 +20,7 @@ EXAMPLES = (
     "one_operation",
     "node_classification",
     "node_protocols",
+    "node_models",
     "minesweeper_is_a_grid",
     "pos_tagging",
     "image_classification",

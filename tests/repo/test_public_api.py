@@ -32,6 +32,7 @@ NAMES = {
         SetTransformerAggregation Sinusoidal SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate
         conv_as_attention restore
     """,
+    "graphattn.nn.models": "GAT Polynormer SGFormer",
     "graphattn.distributed": """
         DistributedPattern Part block_parts load_part read_graph read_part save_parts split_graph sum_gradients
     """,
