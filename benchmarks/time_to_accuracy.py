@@ -11,6 +11,7 @@ results/time_to_accuracy.json, results/time_to_accuracy.md and the picture resul
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def race(protocol: dict[str, Any], epochs: int | None, root: str | None) -> tupl
     for name, layer in LAYERS.items():
         torch.manual_seed(0)
         network, pattern = node_models.build("GAT", data, training, options | {"layer": layer})
-        start = network.state_dict() if start is None else start
+        start = copy.deepcopy(network.state_dict()) if start is None else start
         network.load_state_dict(start)
         # PyG's layers take the edges themselves.
         edges = pattern if name == "graphattn" else data.edge_index

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,24 @@ def test_every_benchmark_finds_what_it_imports():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_both_sides_of_time_to_accuracy_train_the_same_network(monkeypatch, tmp_path):
+    for folder in ("benchmarks", "examples"):
+        monkeypatch.syspath_prepend(str(ROOT / folder))
+    import time_to_accuracy
+
+    protocol = tomllib.loads((ROOT / "examples" / "protocols" / "digits.toml").read_text())
+    protocol["GAT"]["dropout"] = 0.0
+    found, peaks = time_to_accuracy.race(protocol, 6, None)
+    ours, theirs = found["graphattn"], found["PyG"]
+    # Turns end after 5 and 6 epochs; seconds add up, and without dropout both learn the same.
+    assert len(ours) == len(theirs) == 2 and 0 < ours[0][0] < ours[1][0]
+    assert [score for _, score in ours] == pytest.approx([score for _, score in theirs], abs=0.6)
+    assert peaks["graphattn"] < peaks["PyG"]
+    assert time_to_accuracy.seconds_until([(1.0, 50.0), (2.0, 70.0), (3.0, 60.0)], 60.0) == 2.0
+    time_to_accuracy.draw({"digits": found}, tmp_path / "race.png")
+    assert (tmp_path / "race.png").exists()
 
 
 def test_every_line_of_the_readmes_table_is_one_of_the_results():
