@@ -60,8 +60,12 @@ class Claim:
         ours = "" if scores is None else _spread(statistics.fmean(scores), statistics.pstdev(scores))
         runs = f"{len(scores)} {found[0]['unit'][: -1 if len(scores) == 1 else None]}" if scores is not None else ""
         theirs = "" if self.published is None else f"{_spread(self.published, self.deviation)} ({self.source})"
+        taken = {} if scores is None else found[0]
+        seconds = [f"{taken[name]:.3g} {name.replace('_', ' ')}" for name in taken if "seconds" in name]
+        on = [taken[name] for name in ("cpu",) if name in taken]
+        how = ", ".join([*seconds[:1], *on]), f"`{taken['command']}`" if "command" in taken else ""
         asked = ["" if number is None else f"{number:g}" for number in (self.at_least, self.aim)]
-        return f"| {' | '.join([*name, theirs, *asked, ours, runs, self.judge(scores)])} |"
+        return f"| {' | '.join([*name, theirs, *asked, ours, runs, self.judge(scores), *how])} |"
 
 
 NODES = [("Cora", "GAT-2018"), ("CiteSeer", "GAT-2018")]
@@ -114,8 +118,8 @@ MARGINS = (
     (EWT, "accuracy", "attention", "per token", 4.0),
 )
 
-HEADER = """| data | model | measure | published | at least | aim | ours | runs | |
-|---|---|---|---|---|---|---|---|---|"""
+HEADER = """| data | model | measure | published | at least | aim | ours | runs | | time | command |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 def _spread(mean: float, deviation: float | None) -> str:
@@ -145,11 +149,18 @@ def write(records: list[dict]) -> None:
     others = [record for record in records if (record["data"], record["model"], record["measure"]) not in claimed]
     further = [Claim(record["data"], record["model"], record["measure"], None) for record in others]
     rows = [claim.row(records) for claim in (*CLAIMS, *further)]
-    about = ", ".join(f"{key} {value}" for key, value in versions().items())
+    about = ", ".join(f"{key} {value}" for key, value in versions().items() if key != "cpu")
     margins = [margin(records, *line) for line in MARGINS]
     text = "\n".join(["# Accuracies", "", about, "", HEADER, *rows, "", *margins])
     (RESULTS / "accuracy.md").write_text(text + "\n")
     print(text)
+
+
+def _add_machine() -> None:
+    """Say of new rows on what they were measured: those of one table come from several machines."""
+    rows = json.loads(RECORD.read_text())
+    rows = [row if "cpu" in row else {**row, "cpu": versions()["cpu"]} for row in rows]
+    RECORD.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 
 
 def main() -> None:
@@ -163,6 +174,7 @@ def main() -> None:
             command = [f"examples/{script}", *arguments, "--record", str(RECORD)]
             print("$", *command, flush=True)
             subprocess.run([sys.executable, *command], check=True, cwd=ROOT, env=environment)
+            _add_machine()
     write(json.loads(RECORD.read_text()) if RECORD.exists() else [])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,8 @@ def report(
         scores: one number for each run.
         unit: what differs between runs.
         record: a JSON file, created if missing.
-        details: further numbers of the model, such as its parameters or its seconds per epoch.
+        details: further numbers of the model, such as its parameters or its seconds per epoch. The file also has the
+            command.
 
     Returns:
         The line.
@@ -36,7 +38,19 @@ def report(
         rows = json.loads(record.read_text()) if record.exists() else []
         name = {"data": data, "model": model, "measure": measure}
         rows = [row for row in rows if not name.items() <= row.items()]
-        rows.append({**name, "scores": [round(score, 4) for score in scores], "unit": unit, **details})
+        rounded = [round(score, 4) for score in scores]
+        rows.append({**name, "scores": rounded, "unit": unit, **details, "command": _command()})
         record.parent.mkdir(parents=True, exist_ok=True)
         record.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     return line
+
+
+def _command() -> str:
+    """What was typed, without the paths of this machine."""
+    words, kept = iter(sys.argv[1:]), [f"examples/{Path(sys.argv[0]).name}"]
+    for word in words:
+        if word in ("--record", "--root", "--output"):
+            next(words, None)
+        else:
+            kept.append(word)
+    return " ".join(kept)

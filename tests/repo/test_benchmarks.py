@@ -132,9 +132,11 @@ def test_accuracies_are_judged_against_what_is_asked(monkeypatch):
 
     claim = accuracy.Claim("data", "model", "accuracy", 80.0, 82.0, 81.0, 0.5, "someone")
     record = {"data": "data", "model": "model", "measure": "accuracy", "scores": [80.0, 81.0], "unit": "seeds"}
-    assert claim.row([record]).endswith("| 81.00 +- 0.50 (someone) | 80 | 82 | 80.50 +- 0.50 | 2 seeds | reached |")
+    record |= {"parameters": 7, "cpu_seconds_per_run": 12.345, "cpu": "chip", "command": "examples/some.py"}
+    row = "| 81.00 +- 0.50 (someone) | 80 | 82 | 80.50 +- 0.50 | 2 seeds | reached | 12.3 cpu seconds per run, chip |"
+    assert claim.row([record]).endswith(f"{row} `examples/some.py` |")
     assert claim.judge([79.0]) == "**not reached**" and claim.judge([82.0]) == "aim reached"
-    assert claim.row([]).endswith("| not measured yet |")
+    assert claim.row([]).endswith("| not measured yet |  |  |")
     rival = {**record, "model": "rival", "scores": [81.0]}
     line = accuracy.margin([record, rival], "data", "accuracy", "model", "rival", -0.3)
     assert line == "* data: model against rival: -0.50 points, asked at least -0.3: **not reached**."
@@ -154,9 +156,12 @@ def test_examples_report_and_record(tmp_path, monkeypatch, capsys):
     from report import report
 
     path = tmp_path / "folder" / "record.json"
+    words = ["--seeds", "2", "--root", "somewhere", "--record", str(path), "--smoke"]
+    monkeypatch.setattr(sys, "argv", ["/home/someone/examples/some.py", *words])
     report("data", "model", "accuracy", [1.0], record=path)
     line = report("data", "model", "accuracy", [80.0, 82.0], "splits", path, seconds_per_epoch=1.5)
     assert line == "data, model: accuracy 81.00 +- 1.00 over 2 splits, seconds per epoch 1.5"
     assert capsys.readouterr().out.splitlines()[-1] == line
     (row,) = json.loads(path.read_text())
     assert row["scores"] == [80.0, 82.0] and row["seconds_per_epoch"] == 1.5
+    assert row["command"] == "examples/some.py --seeds 2 --smoke"
