@@ -333,6 +333,15 @@ MUTANTS = [
     ),
     Mutant("patterns/edges.py", "is_absent=(none, looped)", "is_absent=(none, ~looped)", "export"),
     Mutant("calibrated.py", 'if hasattr(os, "geteuid") and owner != os.geteuid():', "if False:", "calibration"),
+    # Networks and data sets.
+    Mutant("nn/models.py", "x = torch.lerp(product, x, self.gate)", "x = torch.lerp(x, product, self.gate)", "models"),
+    Mutant("nn/models.py", "total = total + x", "total = x", "models"),
+    Mutant("nn/models.py", "attend_by_features(query.sigmoid(), key", "attend_by_features(query, key", "models"),
+    Mutant("nn/models.py", "return (count * value + sums", "return (value + sums", "models"),
+    Mutant("nn/models.py", "torch.lerp(local, x, self.global_weight)", "(local + x) / 2", "models"),
+    Mutant(
+        "datasets/arxiv.py", "mask[torch.from_numpy(nodes[:, 0])] = True", "mask[: len(nodes)] = True", "graph_files"
+    ),
     # Sampling.
     Mutant(
         "sampling/jit/neighbors.py",
