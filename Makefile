@@ -6,7 +6,7 @@ SOURCES := graphattn tests examples benchmarks docs/make
 # Two processes that begin far apart in the list of tests: neighbors need the same compiled code, which both would compile.
 PARALLEL := -n 2 --dist worksteal
 
-.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz mutants soak gpu clean
+.PHONY: demo test test-oldest coverage check docs docs-fill format setup examples reproduce bench bench-dgl fuzz mutants soak gpu emulated clean
 
 demo: setup
 	$(BIN)/python examples/node_classification.py
@@ -123,6 +123,18 @@ gpu:
 
 # Short rows, long ones and cut ones: few, because the checker slows each launch down.
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
+
+# The laws of attention on another processor, emulated: an hour or so. ARM_ROOT is an arm64 system with Python (debootstrap
+# makes one), ARM_SITE a folder with pyproject.toml's packages for it (pip install --platform manylinux_2_28_aarch64
+# --only-binary=:all: --target ...).
+ARM_ROOT ?= /opt/arm64
+ARM_SITE ?= /opt/arm64-packages
+LAWS ?= tests/laws/test_laws.py
+emulated:
+	@command -v qemu-aarch64 > /dev/null || { echo "make emulated: qemu-aarch64 is not installed (package qemu-user)."; exit 1; }
+	@test -x $(ARM_ROOT)/usr/bin/python3 || { echo "make emulated: ARM_ROOT=$(ARM_ROOT) has no usr/bin/python3."; exit 1; }
+	PYTHONHOME=$(ARM_ROOT)/usr PYTHONPATH=$(ARM_SITE):. qemu-aarch64 -L $(ARM_ROOT) $(ARM_ROOT)/usr/bin/python3 \
+	  -m pytest -q -p no:cacheprovider $(LAWS)
 
 clean:
 	rm -rf $(VENV) $(VENV)-dgl $(VENV)-oldest build *.egg-info outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
