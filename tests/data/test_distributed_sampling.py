@@ -51,6 +51,7 @@ def test_after_a_process_was_killed_training_ends_with_the_same_loss(tmp_path):
     assert done.stdout.count("Goes on from") == 1
     assert f"Goes on from {folders[2] / 'distributed_sampling.pt'}, written after epoch 2." in done.stdout
     alone, whole, killed = (json.loads((folder / "record.json").read_text()) for folder in folders)
+    assert whole[0].pop("command") + " --fail-at-epoch 3" == killed[0].pop("command")
     assert whole == killed and whole[0]["model"] == "GraphAttention, 2 processes"
     assert alone[0]["scores"][0] > 60 and whole[0]["scores"][0] > 60
 
