@@ -320,6 +320,7 @@ except NotImplementedError as error:
 """
 
 
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="ten seconds: run by make fuzz")
 def test_a_switch_that_turns_compiling_off_leaves_plain_torch():
     (_, *printed), warned = run(CALL + TRAIN, NUMBA_DISABLE_JIT=1)
     fix = "Use backend='scatter' or 'auto'."
@@ -424,6 +425,7 @@ print(drawn.edge.tolist(), drawn.node.tolist())
 """
 
 
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="ten seconds: run by make fuzz")
 def test_a_sampler_draws_the_same_where_nothing_is_compiled():
     compiled, warned = run(DRAW)
     assert not warned
@@ -441,6 +443,7 @@ def test_a_sampler_without_numba_says_what_it_needs():
     assert run(code) == ([text], [])
 
 
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="ten seconds: run by make fuzz")
 def test_a_package_that_is_imported_anew_finds_its_operators():
     code = """
 import sys, torch
