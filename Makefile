@@ -124,7 +124,7 @@ gpu:
 # Short rows, long ones and cut ones: few, because the checker slows each launch down.
 CHECKED := every_pattern and triton and float32 and (unsorted or hub or parallel)
 
-# The laws of attention on another processor, emulated: an hour or so. ARM_ROOT is an arm64 system with Python (debootstrap
+# The laws of attention on another processor, emulated and slow. ARM_ROOT is an arm64 system with Python (debootstrap
 # makes one), ARM_SITE a folder with pyproject.toml's packages for it (pip install --platform manylinux_2_28_aarch64
 # --only-binary=:all: --target ...).
 ARM_ROOT ?= /opt/arm64
