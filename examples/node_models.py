@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from node_protocols import score
 from report import report
-from sklearn.metrics import roc_auc_score
 from torch_geometric.transforms import NormalizeFeatures, RandomNodeSplit
 from torch_geometric.utils import degree
 from tqdm import tqdm
@@ -70,13 +70,6 @@ def split(data, protocol, run):
         data = RandomNodeSplit("train_rest", num_val=validation, num_test=test)(data.clone())
     masks = (data.train_mask, data.val_mask, data.test_mask)
     return [mask[:, run % mask.size(1)] if mask.dim() == 2 else mask for mask in masks]
-
-
-def score(logits, y):
-    """Accuracy in percent; of two classes, the area under the ROC curve in percent."""
-    if logits.size(1) == 2:
-        return 100 * roc_auc_score(y, logits[:, 1] - logits[:, 0])
-    return 100 * (logits.argmax(1) == y).double().mean().item()
 
 
 def disagreement(logits, temperature=0.5):
