@@ -193,6 +193,8 @@ def forbid(monkeypatch, *folders: Path) -> None:
 
 def test_compiled_code_goes_where_it_can_be_written(anew, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    # Whatever NUMBA_CACHE_DIR is here.
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     beside = cache_folder(MODULES)
     assert beside.parent == PACKAGE / "compiled" / "__pycache__"
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "named"))
