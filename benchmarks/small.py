@@ -24,11 +24,12 @@ from harness import RESULTS, Line, in_ms, race, ratio, write
 from systems import random_edges, with_backward, without_gradients
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
 from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
 from torch_geometric.nn.dense.linear import Linear
 
 import graphattn
-from graphattn import Edges, attention
+from graphattn import Edges, Pattern, attention
 from graphattn.datasets import load_graph
 from graphattn.sampling import NeighborLoader
 
@@ -209,6 +210,24 @@ def latencies() -> Line:
     return Line(work, "PyG, compiled", "x", 1, None, ratio(taken, "PyG compiled", "graphattn compiled"), detail)
 
 
+def collate() -> Line:
+    """A DataLoader's batch of 256 molecules, with an edge_index per graph, and with a pattern, joined as layers do."""
+    torch.manual_seed(0)
+    graphs = [molecule(int(atoms)) for atoms in torch.randint(10, 41, (256,))]
+    patterns = [
+        Data(graph.x, edge_attr=graph.edge_attr, pattern=Edges(graph.edge_index, graph.num_nodes)) for graph in graphs
+    ]
+    loaders = {"PyG": DataLoader(graphs, batch_size=256), "graphattn": DataLoader(patterns, batch_size=256)}
+    systems = {
+        "PyG": lambda: next(iter(loaders["PyG"])),
+        "graphattn": lambda: Pattern.join(next(iter(loaders["graphattn"])).pattern),
+    }
+    taken = race(systems, 6)
+    detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
+    work = "a DataLoader's batch of 256 molecules that carry patterns, joined"
+    return Line(work, "PyG, edge_index", "x", 1, None, ratio(taken, "graphattn", "PyG"), detail, more_is_better=False)
+
+
 def per_edge(degree: int, has_edge_tensors: bool, edges: int = 12_800) -> dict[str, float]:
     """Nanoseconds per edge, forward and backward, at a constant number of edges, 4 heads of 16, on one thread.
 
@@ -270,7 +289,7 @@ def main() -> None:
     """Measure all cases."""
     matplotlib.use("Agg")
     about = machine_and_gather()
-    lines = [*(speed(work, *case) for work, case in CASES.items()), latencies()]
+    lines = [*(speed(work, *case) for work, case in CASES.items()), latencies(), collate()]
     more, found = sweep()
     print(write("small", "Small graphs, accelerated", about, lines + more, {"nanoseconds per edge": found}))
     picture(found)

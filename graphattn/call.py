@@ -15,7 +15,7 @@ from .normalizers import NORMALIZERS, Identity, Normalizer, Relu, Sigmoid, Softm
 from .offset_bias import OffsetBias
 from .patterns import Edges, Pattern, PatternLike
 from .patterns.base import OF_ATTENTION, Sides
-from .patterns.lookup import known_edges
+from .patterns.lookup import known_edges, known_join
 from .precision import accumulate_dtype
 from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score
 from .tracing import Captures, Unsupported
@@ -127,7 +127,7 @@ def as_pattern(
             got = f"a {type(pattern).__name__} of {type(pattern[0]).__name__ if pattern else 'nothing'}"
             fix = "Use torch.tensor(edges).t() for a list of pairs, torch.stack([source, target]) for two tensors."
             raise TypeError(message(where, "edge_index", "must hold patterns if it is a list", got, fix))
-        pattern = Pattern.join(pattern)
+        pattern = known_join(pattern)
     if not isinstance(pattern, Pattern):
         is_traced = torch.compiler.is_exporting() or (may_trace and torch.compiler.is_compiling())
         if is_traced and isinstance(pattern, Tensor) and pattern.layout == torch.strided:

@@ -39,6 +39,9 @@ from .pyg.hetero import RGATConv as RGATConv
 from .pyg.layers import GATConv as GATConv
 from .pyg.layers import GATv2Conv as GATv2Conv
 from .pyg.layers import TransformerConv as TransformerConv
+from .pyg.linear_attention import PerformerAttention as PerformerAttention
+from .pyg.linear_attention import PolynormerAttention as PolynormerAttention
+from .pyg.linear_attention import SGFormerAttention as SGFormerAttention
 from .pyg.weighted import GMMConv as GMMConv
 from .pyg.weighted import HypergraphConv as HypergraphConv
 from .readout import AttentionReadout as AttentionReadout
@@ -72,13 +75,16 @@ __all__ = [
     "HypergraphConv",
     "LaplacianPosition",
     "LearnedPosition",
+    "PerformerAttention",
     "PointTransformerConv",
+    "PolynormerAttention",
     "RGATConv",
     "RandomFeatures",
     "RandomWalkPosition",
     "RelativeBias",
     "ResGatedGraphConv",
     "Rotary",
+    "SGFormerAttention",
     "Seq2Seq",
     "Set2Set",
     "SetTransformerAggregation",

@@ -32,19 +32,24 @@ FEATURE_MAPS: dict[str, Callable[..., Any]] = {
 }
 
 
-def attend_by_features(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, backend: str = "auto") -> Tensor:
-    """Weighted means of values [*B, S, H, V]; a weight is the dot product of features, over the sum of all of a row.
+def sums_by_features(
+    query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Sums of values [*B, S, H, V], each times the dot product of features, and sums of these products [*B, T, H, 1].
 
-    Sums of products with values and with ones are computed in one call, as no kernel normalizes.
+    In one call, as the products are the same. In float32 at least, as they go over all nodes of a large graph.
     """
-    dtype = value.dtype
-    if dtype in (torch.float16, torch.bfloat16):
-        # Sums over all nodes of a large graph.
+    if value.dtype in (torch.float16, torch.bfloat16):
         query, key, value = query.float(), key.float(), value.float()
     extended = torch.cat([value, value.new_ones(*value.shape[:-1], 1)], -1)
     out = attention(query, key, extended, pattern, backend=backend, score=DotProduct(1.0), normalizer="identity")
-    total = out[..., -1:]
-    return (out[..., :-1] / torch.where(total == 0, 1, total)).to(dtype)
+    return out[..., :-1], out[..., -1:]
+
+
+def attend_by_features(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, backend: str = "auto") -> Tensor:
+    """Weighted means of values [*B, S, H, V]; a weight is the dot product of features, over the sum of all of a row."""
+    out, total = sums_by_features(query, key, value, pattern, backend)
+    return (out / torch.where(total == 0, 1, total)).to(value.dtype)
 
 
 class RandomFeatures(torch.nn.Module):

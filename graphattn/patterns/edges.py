@@ -321,14 +321,17 @@ class Edges(Pattern):
 
     @classmethod
     def _join(cls, patterns: Sequence[Edges]) -> Self:
-        num_sources = num_targets = 0
-        shifted = []
-        for pattern in patterns:
-            shift = torch.tensor([[num_sources], [num_targets]], device=pattern.device)
-            shifted.append(pattern.edge_index + shift)
-            num_sources += pattern.num_sources
-            num_targets += pattern.num_targets
-        return cls(torch.cat(shifted, 1), num_sources=num_sources, num_targets=num_targets)
+        edges = [pattern.edge_index for pattern in patterns]
+        sizes = [
+            (part.num_sources, part.num_targets, edge_index.size(1))
+            for part, edge_index in zip(patterns, edges, strict=True)
+        ]
+        # One addition for all, as a batch has hundreds of graphs.
+        counts = torch.tensor(sizes).t()
+        before = counts.cumsum(1) - counts
+        shift = before[:2].repeat_interleave(counts[2], 1).to(edges[0].device)
+        num_sources, num_targets, _ = counts.sum(1).tolist()
+        return cls(torch.cat(edges, 1) + shift, num_sources=num_sources, num_targets=num_targets)
 
     def __repr__(self) -> str:
         is_square = self.num_sources == self.num_targets

@@ -25,6 +25,7 @@ class _Known(NamedTuple):
 _known: dict[int, _Known] = {}
 _compared: dict[int, _Known] = {}
 _joined: dict[tuple[int, ...], tuple[Sequence[weakref.ref[Pattern]], Pattern | None]] = {}
+MOST_JOINED = 16
 _by_index: Any = WeakIdKeyDictionary()
 AnyPattern = TypeVar("AnyPattern", bound=Pattern)
 
@@ -60,7 +61,9 @@ def known_edges(
 
 
 def known_join(patterns: Sequence[Pattern]) -> Pattern:
-    """Return the disjoint union of two patterns or more: the earlier one if they are the same objects."""
+    """Return the disjoint union of patterns: the earlier one if they are the same objects, as in the next layer."""
+    if len(patterns) == 1 or torch.compiler.is_compiling():
+        return Pattern.join(patterns)
     ids = tuple(map(id, patterns))
     parts, known = _joined.get(ids, ((), None))
     if known is not None and all(part() is pattern for part, pattern in zip(parts, patterns, strict=True)):
@@ -72,6 +75,9 @@ def known_join(patterns: Sequence[Pattern]) -> Pattern:
     def forget(_: weakref.ref[Pattern]) -> None:
         _joined.pop(ids, None)
 
+    if len(_joined) >= MOST_JOINED:
+        # Patterns of a data set stay alive, and a loader that shuffles joins others in each epoch.
+        _joined.clear()
     _joined[ids] = ([weakref.ref(pattern, forget) for pattern in patterns], joined)
     return joined
 

@@ -112,12 +112,11 @@ def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
     )
     encoder = torch.nn.TransformerEncoderLayer(6, 2)
     assert str(graphattn.accelerate(encoder)) == f"0 layers accelerated, 1 left\n  self_attn: left, {DENSE}"
-    performer = pyg.GPSConv(6, pyg.GATConv(6, 3, heads=2), heads=2, attn_type="performer")
+    mixing = {"kernel": torch.nn.Softmax(-2)}
+    performer = pyg.GPSConv(6, pyg.GATConv(6, 3, heads=2), heads=2, attn_type="performer", attn_kwargs=mixing)
     assert str(graphattn.accelerate(performer)) == (
-        "1 layer accelerated, 2 left\n  conv: GATConv\n"
-        "  the model itself: left, PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has "
-        "linear attention\n  attn: left, counts padding among the keys; GraphAttention(feature_map=...) has "
-        "linear attention"
+        "2 layers accelerated, 1 left\n  conv: GATConv\n  attn: PerformerAttention\n"
+        "  the model itself: left, Softmax(dim=-2) may mix rows, those of padding included"
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch_geometric.nn as pyg
 from torch_geometric.nn import aggr
+from torch_geometric.nn.attention import PerformerAttention, PolynormerAttention, SGFormerAttention
 
 from graphattn import Full, accelerate, restore
 from graphattn.nn.pyg import batches
@@ -52,6 +53,69 @@ def test_gps_is_pygs(norm, batch):
     assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
     assert list(ours.state_dict()) == list(theirs.state_dict())
     assert restore(ours) == 1 and type(ours) is pyg.GPSConv
+
+
+@pytest.mark.parametrize("batch", [BATCH, None], ids=["batch", "one graph"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gps_with_performer_is_pygs_without_its_padding(bias, batch):
+    attention = {"qkv_bias": bias, "head_channels": 4, "kernel": torch.nn.GELU()}
+    layer = pyg.GPSConv(6, None, heads=2, norm=None, attn_type="performer", attn_kwargs=attention)
+    theirs, ours = both(layer, "auto" if bias else "scatter")
+    assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
+    with pytest.raises(ValueError, match="pair_bias needs attn_type='multihead'"):
+        ours(draw(NODES, 6), EDGES, batch, pair_bias=torch.zeros(3))
+
+
+LINEAR = {
+    "performer": lambda: PerformerAttention(6, 2, head_channels=4, qkv_bias=True),
+    "performer, softmax": lambda: PerformerAttention(6, 2, head_channels=4, kernel=torch.nn.Softmax(-2)),
+    "polynormer": lambda: PolynormerAttention(6, 2, head_channels=4, qkv_bias=True),
+    "polynormer, two": lambda: PolynormerAttention(6, 2, head_channels=4, qk_shared=False),
+    "sgformer": lambda: SGFormerAttention(6, 2, head_channels=4),
+}
+
+
+@pytest.mark.parametrize("mask", [False, True])
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_attention_is_pygs(name, mask):
+    theirs, ours = both(LINEAR[name](), "auto" if name == "polynormer" else "scatter")
+    x = draw(2, 5, 6)
+    kept = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) > 0.3
+    masks = [kept] if mask else []
+    assert list(ours.state_dict()) == list(theirs.state_dict()) and repr(ours) == repr(theirs)
+    assert ours(x[:, :0]).shape[:2] == (2, 0)
+    if name != "sgformer":
+        assert_same(theirs, ours, x, *masks)
+        return
+    # PyG's works in float32 alone. It replaces zeros, as rows of padding are.
+    x = torch.where(kept[:, :, None], x.detach().float(), 0).requires_grad_()
+    grads = []
+    for layer in (theirs.float(), ours.float()):
+        out = layer(x, *masks)
+        grads.append((out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])))
+    for expected, found in zip(*grads, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_models_of_linear_attention_are_pygs():
+    torch.manual_seed(0)
+    x = torch.randn(NODES, 6)
+    for model in (pyg.SGFormer(6, 8, 3), pyg.Polynormer(6, 8, 3, local_layers=1, heads=1)):
+        model.eval()._global = True
+        expected = model(x, EDGES, BATCH)
+        assert len(accelerate(model).changed) == 2
+        torch.testing.assert_close(model(x, EDGES, BATCH), expected)
+
+
+def test_linear_attention_in_half_precision_sums_in_single():
+    theirs = PerformerAttention(6, 2, head_channels=4).bfloat16()
+    ours = copy.deepcopy(theirs)
+    accelerate(ours)
+    x = torch.randn(1, 50, 6)
+    exact = copy.deepcopy(theirs).float()(x.bfloat16().float())
+    found = ours(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.03)
 
 
 @pytest.mark.parametrize("shape", [(), (2,)], ids=["shared", "per head"])

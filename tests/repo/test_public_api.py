@@ -27,8 +27,9 @@ NAMES = {
         AGNNConv ALiBi AccelerateReport AttentionReadout AttentionalAggregation DenseGraphAttention
         DenseHeteroGraphAttention Encoding FAConv GATConv GATEConv GATv2Conv GENConv GMMConv GPSConv
         GeneralConv GraphAttention GraphMultisetTransformer GraphTransformer HANConv HEATConv HGTConv
-        HeteroGraphAttention HypergraphConv LaplacianPosition LearnedPosition PointTransformerConv RGATConv
-        RandomFeatures RandomWalkPosition RelativeBias ResGatedGraphConv Rotary Seq2Seq Set2Set
+        HeteroGraphAttention HypergraphConv LaplacianPosition LearnedPosition PerformerAttention
+        PointTransformerConv PolynormerAttention RGATConv
+        RandomFeatures RandomWalkPosition RelativeBias ResGatedGraphConv Rotary SGFormerAttention Seq2Seq Set2Set
         SetTransformerAggregation Sinusoidal SoftmaxAggregation SuperGATConv TransformerBlock TransformerConv accelerate
         conv_as_attention restore
     """,

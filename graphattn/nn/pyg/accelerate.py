@@ -78,7 +78,8 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     """Replace PyG's attention layers inside a model by ours, in place.
 
     They are `TransformerConv`, `GATConv`, `GATv2Conv` and ten other convolutions; over relations `HGTConv`,
-    `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv` and five aggregations.
+    `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv`, five aggregations, and
+    attention in linear time.
     docs/reference/attending.md lists every layer of PyG that attends.
     The relations of a `HeteroConv` share calls where their layers are alike: see docs/howto/relations.md.
     Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the

@@ -10,20 +10,15 @@ from torch import Tensor
 from torch.nn.functional import dropout, linear
 from torch_geometric.nn import aggr
 
-from ...call import is_transformed
 from ...errors import message, shape_of
 from ...functional import attention
 from ...patterns import Edges, Full
 from ...patterns.lookup import known_by_index
 from ...scores import DotProduct
-from .fused import FusedModule, has_hooks
+from .fused import FusedModule, has_hooks, is_traced
 from .hetero import attend_by_scores
+from .linear_attention import attend_in_graphs, why_not_performer
 from .sums import groups_of, share_by_source
-
-
-def _is_traced() -> bool:
-    is_recorded = torch.jit.is_scripting() or torch.jit.is_tracing()
-    return is_recorded or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_transformed()
 
 
 def _why_not_multihead(inner: Any) -> str | None:
@@ -55,7 +50,7 @@ def _multihead(
 def _is_plain(x: Any, index: Any, ptr: Any, dim: int) -> bool:
     """Whether an aggregation gets rows [N, C] and the group of each, and isn't recorded."""
     is_plain = isinstance(x, Tensor) and x.dim() == 2 and dim in (-2, 0) and x.is_floating_point()
-    is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not _is_traced()
+    is_plain = is_plain and isinstance(index, Tensor) and ptr is None and not is_traced()
     return is_plain and index.shape == x.shape[:1] and not index.is_floating_point() and len(index) > 0
 
 
@@ -77,17 +72,18 @@ class GPSConv(FusedModule, conv.GPSConv):
 
     @staticmethod
     def why_not(layer: Any) -> str | None:
-        """Another attention than torch's plain one."""
-        if layer.attn_type != "multihead":
-            return "PyG's performer counts padding among the keys; GraphAttention(feature_map=...) has linear attention"
-        return _why_not_multihead(layer.attn)
+        """What its attention has that needs padded batches."""
+        return (_why_not_multihead if layer.attn_type == "multihead" else why_not_performer)(layer.attn)
 
     def forward(
         self, x: Tensor, edge_index: Any, batch: Tensor | None = None, *, pair_bias: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
         """See PyG."""
         is_plain = x.dim() == 2 and x.is_floating_point() and self.why_not(self) is None
-        if not is_plain or _is_traced() or has_hooks(self.attn) or has_hooks(self.attn.out_proj):
+        if pair_bias is not None and self.attn_type != "multihead":
+            rule = "needs attn_type='multihead', as linear attention scores no pairs"
+            raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
+        if not is_plain or is_traced() or any(map(has_hooks, self.attn.modules())):
             if pair_bias is not None:
                 rule = "needs a layer that runs here: PyG computes this call, for x, a hook or torch.compile"
                 raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
@@ -108,6 +104,8 @@ class GPSConv(FusedModule, conv.GPSConv):
                 rule = f"must have shape [{pairs}] or [{pairs}, {heads}], a number for each pair of a graph's nodes"
                 raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
             pair_bias = pair_bias.view(pairs, -1).expand(-1, heads)
+        if self.attn_type != "multihead":
+            return attend_in_graphs(self.attn, x, pattern, self.backend)
         return _multihead(self.attn, x, x, pattern, self.backend, pair_bias)
 
 

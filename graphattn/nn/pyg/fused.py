@@ -331,6 +331,12 @@ class FusedModule(torch.nn.Module):
         return None
 
 
+def is_traced() -> bool:
+    """Whether a compiler, an exporter or torch.func runs the call, which PyG's own code then computes."""
+    is_recorded = torch.jit.is_scripting() or torch.jit.is_tracing()
+    return is_recorded or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_transformed()
+
+
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether someone watches a module."""
     return "forward" in vars(module) or any(getattr(module, hooks) for hooks in OF_MODULES)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-_BY_PADDING = "counts padding among the keys"
-
 # Name of PyG's class -> why.
 UNFUSED = {
     "ASAPooling": "its weights belong to pairs of a node and a cluster; the convolution inside is changed",
@@ -14,9 +12,6 @@ UNFUSED = {
     "LPAttLayer": "its features of pairs are computed by PyG's code, edge by edge",
     "MemPooling": "its softmax is over clusters",
     "MultiHead": "of DNAConv: attends to the layers before, a handful for each edge",
-    "PerformerAttention": f"{_BY_PADDING}; GraphAttention(feature_map=...) has linear attention",
-    "PolynormerAttention": f"{_BY_PADDING}, and takes linear time as it is",
-    "SGFormerAttention": f"{_BY_PADDING}, and takes linear time as it is",
     "ViS_MP": "makes vectors of each edge's message, which must exist for that",
     "ViS_MP_Vertex": "makes vectors of each edge's message, which must exist for that",
 }
