@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch_geometric import EdgeIndex
 from torch_geometric.utils import from_scipy_sparse_matrix, grid, to_edge_index
 
-from graphattn import Edges, Full, Grid, Pattern, Window
+from graphattn import Edges, Full, Grid, Pattern, Window, attention
 from graphattn.csr import build_csr, index_dtype, stable_order
-from graphattn.patterns import PATTERNS
+from graphattn.patterns import PATTERNS, lookup
 from graphattn.testing import graph_zoo, pattern_zoo
 
 ZOO = pattern_zoo()
@@ -192,6 +192,21 @@ def test_patterns_that_differ_in_more_than_size_dont_join(parts, error, text):
     with pytest.raises(error) as caught:
         Pattern.join(parts)
     assert text in str(caught.value)
+
+
+def test_a_list_of_patterns_is_joined_once_for_all_layers(monkeypatch):
+    joined, join = [], Edges._join
+    monkeypatch.setattr(Edges, "_join", staticmethod(lambda parts: joined.append(len(parts)) or join(parts)))
+    ring = torch.tensor([[0, 1, 2], [1, 2, 0]])
+    parts = [Edges(ring) for _ in range(3)]
+    x = torch.randn(9, 1, 2)
+    first, second = (attention(x, x, x, list(parts), backend="scatter") for _ in range(2))
+    assert joined == [3] and torch.equal(first, second)
+    # The parts live on, as those of a data set do, but not all of their batches.
+    for left in range(40):
+        attention(x[:6], x[:6], x[:6], [parts[left % 3], Edges(ring)], backend="scatter")
+        assert attention(x[:3], x[:3], x[:3], [parts[0]], backend="scatter").shape == (3, 1, 2)
+    assert len(lookup._joined) <= lookup.MOST_JOINED
 
 
 def test_batch_vectors():
