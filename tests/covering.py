@@ -57,6 +57,11 @@ def in_turn(*factors: Iterable[Any]) -> list[tuple[Any, ...]]:
     return [tuple(factor[i % len(factor)] for factor in values) for i in range(max(map(len, values)))]
 
 
+def few(values: Iterable[Any], most: int = 1) -> list[Any]:
+    """The first values, for what takes seconds each."""
+    return list(values)[: None if "GRAPHATTN_FUZZ" in os.environ else most]
+
+
 def each_in_turn(names: Iterable[Any], others: Iterable[Any], most: int = 3) -> list[tuple[Any, ...]]:
     """Every name with one of the others, and every one of these with `most` names far apart."""
     names, others = list(names), list(others)

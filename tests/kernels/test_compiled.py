@@ -435,6 +435,7 @@ def test_a_sampler_draws_the_same_where_nothing_is_compiled():
     assert found == compiled and len(warned) == 1
 
 
+@pytest.mark.skipif("GRAPHATTN_FUZZ" not in os.environ, reason="ten seconds: run by make fuzz")
 def test_a_sampler_without_numba_says_what_it_needs():
     code = (
         "import sys; sys.modules['numba'] = None\ntry:"

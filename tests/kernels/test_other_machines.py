@@ -6,12 +6,13 @@ import functools
 import importlib
 import os
 import re
+import sys
 from typing import NamedTuple
 
 import pytest
 import torch
 
-from graphattn import Edges, attention
+from graphattn import Edges, Window, attention
 from graphattn.compiled import load
 
 pytest.importorskip("numba", reason="compiles the loops")
@@ -21,32 +22,38 @@ BRANCH = re.compile(r"\s+(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\S+ \S+)\s+\.?
 
 
 class Machine(NamedTuple):
-    """What multiplies and adds vectors there, and how often a loop with such may store or load what has no register."""
+    """What multiplies and adds vectors there, how often a loop with such may store or load what has no register, and
+    which features the tiles' vectors depend on.
+    """
 
     triple: str
     processor: str
     products: str
     most_spills: int
     most_reloads: int
+    features: tuple[str, ...] = ()
 
 
 # Loops: their module, and how many of those inside multiply and add vectors at least.
+ROWS, TILES = "kernels.rows.cpu.jit.", "kernels.tiles.panels.jit.loops"
 LOOPS = {
-    "forward_tasks": ("forward", 4),
-    "target_gradient_tasks": ("backward", 4),
-    "source_gradient_tasks": ("backward", 2),
+    "rows, forward": (f"{ROWS}forward", "forward_tasks", 4),
+    "rows, targets' gradients": (f"{ROWS}backward", "target_gradient_tasks", 4),
+    "rows, sources' gradients": (f"{ROWS}backward", "source_gradient_tasks", 2),
+    "tiles, forward": (TILES, "forward_tasks", 4),
+    "tiles, backward": (TILES, "backward_tasks", 8),
 }
 FUSED = r"\s+vfmadd\w+ps\s.*[xyz]mm"
 MACHINES = {
     "Arm Linux": Machine("aarch64-linux-gnu", "neoverse-n1", r"\s+fmla\s+v\d+\.4s", 4, 13),
     "Apple": Machine("arm64-apple-darwin", "apple-m1", r"\s+fmla\.4s", 1, 6),
-    "Windows": Machine("x86_64-pc-windows-msvc", "x86-64-v4", FUSED, 1, 10),
-    "Windows without AVX-512": Machine("x86_64-pc-windows-msvc", "x86-64-v3", FUSED, 0, 10),
+    "Windows": Machine("x86_64-pc-windows-msvc", "x86-64-v4", FUSED, 1, 10, ("sse2", "avx", "avx512f")),
+    "Windows without AVX-512": Machine("x86_64-pc-windows-msvc", "x86-64-v3", FUSED, 0, 10, ("sse2", "avx")),
     # Half of the registers, each of a quarter of the width.
-    "Windows without AVX2": Machine("x86_64-pc-windows-msvc", "x86-64-v2", r"\s+mulps\s", 7, 20),
+    "Windows without AVX2": Machine("x86_64-pc-windows-msvc", "x86-64-v2", r"\s+mulps\s", 7, 20, ("sse2",)),
 }
 MORE = {"Windows", "Windows without AVX2"}
-# Of the backward loops, which take twice as long, one machine.
+# Of the backward loops, which take twice as long, and of tiles, one machine.
 FIRST = "Arm Linux"
 
 
@@ -54,35 +61,55 @@ class Found(Exception):
     """The code has been seen: nothing needs to be compiled for this machine."""
 
 
+def module_for(name, features, monkeypatch):
+    """A module of loops; that of tiles, whose blocks depend on the processor, imported anew as if on that one."""
+    loaded = importlib.import_module("graphattn.compiled.load")
+    if name != TILES:
+        return load(name)
+    load(name)
+    package = importlib.import_module("graphattn.kernels.tiles.panels.jit")
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True))
+    for part in ("block", "loops"):
+        monkeypatch.setattr(package, part, getattr(package, part))
+        monkeypatch.delitem(sys.modules, f"{package.__name__}.{part}")
+    module = importlib.import_module(f"graphattn.{TILES}")
+    # The plan's bits don't depend on it, and are compiled already.
+    module.write_bits = loaded._modules[TILES].write_bits
+    monkeypatch.setitem(loaded._modules, TILES, module)
+    return module
+
+
 @functools.cache
-def code(name):
+def code(name, features):
     """What Numba hands to LLVM for a loop, with the sizes of a call as constants."""
-    loop = getattr(load(f"kernels.rows.cpu.jit.{LOOPS[name][0]}"), name)
-    codegen = importlib.import_module("numba.core.codegen")
-    null = importlib.import_module("numba.core.caching").NullCache()
-    written = []
-
-    def keep(library):
-        written.append(str(library._final_module))
-        if name in library.name:
-            raise Found
-        optimize(library)
-
-    def compile_fixed(self, types):
-        if self._function is loop:
-            monkeypatch.setattr(loop, "_cache", null)
-            monkeypatch.setattr(codegen.CPUCodeLibrary, "_optimize_final_module", keep)
-            loop.compile(self._fixed)
-        compile_any(self, types)
-
-    loops = importlib.import_module("graphattn.compiled.load")
-    optimize, compile_any = codegen.CPUCodeLibrary._optimize_final_module, loops.Loop._compile
-    edges, x = Edges(torch.randint(50, (2, 300)), 50), torch.randn(50, 2, 16, requires_grad=True)
     with pytest.MonkeyPatch.context() as monkeypatch:
+        where, function, _ = LOOPS[name]
+        loop = getattr(module_for(where, features, monkeypatch), function)
+        codegen = importlib.import_module("numba.core.codegen")
+        null = importlib.import_module("numba.core.caching").NullCache()
+        written = []
+
+        def keep(library):
+            written.append(str(library._final_module))
+            if function in library.name:
+                raise Found
+            optimize(library)
+
+        def compile_fixed(self, types):
+            if self._function is loop:
+                monkeypatch.setattr(loop, "_cache", null)
+                monkeypatch.setattr(codegen.CPUCodeLibrary, "_optimize_final_module", keep)
+                loop.compile(self._fixed)
+            compile_any(self, types)
+
+        loops = importlib.import_module("graphattn.compiled.load")
+        optimize, compile_any = codegen.CPUCodeLibrary._optimize_final_module, loops.Loop._compile
+        is_tiles, x = where == TILES, torch.randn(50, 2, 16, requires_grad=True)
+        pattern = Window(50, 8) if is_tiles else Edges(torch.randint(50, (2, 300)), 50)
         monkeypatch.setattr(loops, "_loops", {})
         monkeypatch.setattr(loops.Loop, "_compile", compile_fixed)
         with pytest.raises(Found):
-            attention(x, x, x, edges, backend="numba").sum().backward()
+            attention(x, x, x, pattern, backend="tiles" if is_tiles else "numba").sum().backward()
     # Numba's own function that frees memory was made for this machine already.
     text = re.sub(
         r"^define [^\n]*@NRT_decref\([^\n]*\{\n.*?^\}\n",
@@ -122,7 +149,7 @@ def inner_loops(lines):
 
 
 def is_left_to_fuzz(loop, name):
-    is_first = name == FIRST if loop != "forward_tasks" else name not in MORE
+    is_first = name not in MORE if loop == "rows, forward" else name == FIRST and loop != "tiles, backward"
     return not is_first and "GRAPHATTN_FUZZ" not in os.environ
 
 
@@ -136,15 +163,14 @@ def is_left_to_fuzz(loop, name):
 )
 def test_loops_compile_to_vectors_for_other_machines(loop, name):
     machine = MACHINES[name]
-    lines = assembly(code(loop), machine)
+    lines = assembly(code(loop, machine.features), machine)
     busy = [loop for loop in inner_loops(lines) if any(re.match(machine.products, line) for line in loop)]
-    assert len(busy) >= LOOPS[loop][1]
+    assert len(busy) >= LOOPS[loop][2]
     for inside in busy:
         assert not [line for line in inside if re.match(r"\s+(?:bl|blr|callq?)\s", line)]
         assert sum("Spill" in line for line in inside) <= machine.most_spills
         assert sum("Reload" in line for line in inside) <= machine.most_reloads
-    # Memory, as Numba manages it, and functions of ours: no helper in place of an instruction.
+    # Memory, as Numba manages it, functions of ours, a logarithm per target: no helper in place of an instruction.
     called = {found[1] for line in lines if (found := re.match(r"\s+(?:bl|callq?|b|jmp)\s+_?([A-Za-z]\w*)", line))}
-    assert not {
-        name for name in called if not re.match(r"NRT_|ZN9graphattn|_ZN9graphattn|LBB|mem(?:set|cpy|move)", name)
-    }
+    ours = r"NRT_|ZN9graphattn|_ZN9graphattn|LBB|mem(?:set|cpy|move)|bzero$|logf$"
+    assert not {name for name in called if not re.match(ours, name)}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from covering import few
 
 from graphattn import Edges, attention, errors
 from graphattn.compiled import run_tasks, threads
@@ -132,7 +133,7 @@ def test_threads_that_wait_elsewhere_start_again():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", few([2, 1]))
 def test_a_forked_child_computes_after_its_parent_did(threads):
     code = f"""
 import os, torch
@@ -235,7 +236,7 @@ def test_a_compiled_loop_that_runs_out_of_memory_says_so(pool):
     assert done.max() == 1 and done[:70].all() and not done[71:80].any()
 
 
-@pytest.mark.parametrize("called_before", [True, False])
+@pytest.mark.parametrize("called_before", few([False, True]))
 def test_what_python_calls_when_it_ends_may_attend(called_before):
     code = f"""
 import atexit, torch

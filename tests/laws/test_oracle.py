@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from conftest import EDGE_KERNELS, KERNELS_WITH_NORMALIZERS, can_run
-from covering import pairwise
+from covering import few, pairwise
 
 from graphattn import Additive, DotProduct, Edges, Grid, OffsetBias, attention, dense_attention
 from graphattn.call import prepare
@@ -154,7 +154,7 @@ def test_a_table_of_offsets_is_a_bias(name, kernel):
     assert_matches_dense(tensors, PATTERNS[name], backend=kernel.name, dropout_p=0.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", few([torch.bfloat16, torch.float16]), ids=str)
 @pytest.mark.parametrize("normalizer", ["softmax", "sigmoid", "identity"])
 @pytest.mark.parametrize("backend", ["scatter", "numba", "tiles", "dense"])
 def test_the_gradient_of_a_table_is_rounded_once(backend, normalizer, dtype):

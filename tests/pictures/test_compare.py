@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT
-from covering import pairwise
+from covering import few, pairwise
 
 import graphattn
 from graphattn import Additive, DotProduct, Edges, Full, Grid, Window, cli, dense_attention
@@ -463,7 +463,7 @@ def test_the_version_is_told(capsys):
     assert capsys.readouterr().out == f"graphattn {graphattn.__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], [*SMALL, "--no-picture"]], ids=["help", "table"])
+@pytest.mark.parametrize("arguments", few([[*SMALL, "--no-picture"], ["--help"]]), ids=" ".join)
 def test_a_reader_that_stops_ends_the_program_in_silence(arguments):
     read, write = os.pipe()
     os.close(read)

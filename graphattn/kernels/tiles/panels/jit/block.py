@@ -6,7 +6,7 @@ per lane. So a target's largest score and its sum need no operations across lane
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import binding, ir
@@ -31,9 +31,21 @@ from .....compiled.jit.llvm import (
 
 # Number of targets computed at a time, and so the stride from one source's scores to the next one's.
 PANEL = 64
-# A product holds ROWS * 2 vectors: 16 of the 32 registers of AVX-512, 8 of the 16 elsewhere.
-HAS_AVX512 = bool(binding.get_host_cpu_features().get("avx512f", False))
-VECTOR_BYTES, ROWS = (64, 8) if HAS_AVX512 else (32, 4)
+
+
+def block_of(features: Mapping[str, bool]) -> tuple[int, int]:
+    """Bytes of a vector, and rows of a product, on a processor that has these: the product's sums are in registers.
+
+    It holds rows * 2 vectors: 16 of the 32 registers of AVX-512, 8 of the 16 of AVX. On Arm, whose 32 registers have 16
+    bytes, a vector is two of them, so that it holds 16.
+    """
+    if features.get("avx512f", False):
+        return 64, 8
+    has_narrow = features.get("sse2", False) and not features.get("avx", False)
+    return (16 if has_narrow else 32), 4
+
+
+VECTOR_BYTES, ROWS = block_of(binding.get_host_cpu_features())
 
 
 def lanes_of(dtype: types.Type) -> int:
