@@ -17,6 +17,7 @@ from ...patterns.lookup import known_edges
 from ...scores import Additive, DotProduct
 from ...segments import gather
 from ..ends import ends_of
+from ..products import products_with, unit_rows
 from .edges import check_edge_attr
 from .fused import has_hooks, writable
 from .sums import groups_of
@@ -50,8 +51,8 @@ class AGNNConv(FusedConv, conv.AGNNConv):
         if self._is_pygs(edge_index) or not is_matrix(x):
             return conv.AGNNConv.forward(self, x, edge_index)
         pattern = self._attended(x, edge_index)
-        rows = normalize(x, p=2.0, dim=-1).unsqueeze(1)
-        out = self._attend_to(self.beta * rows, rows, x.unsqueeze(1), pattern, score=DotProduct(1.0))
+        scaled, unit = unit_rows(x, self.beta)
+        out = self._attend_to(scaled.unsqueeze(1), unit.unsqueeze(1), x.unsqueeze(1), pattern, score=DotProduct(1.0))
         return writable(out.squeeze(1), True)
 
 
@@ -80,14 +81,24 @@ class FAConv(FusedConv, conv.FAConv):
         pattern = self._attended(x, edge_index)
         degree = pattern.csr().ptr.diff().to(x.dtype).unsqueeze(1)
         factor = torch.where(degree > 0, degree, 1).rsqrt().masked_fill(degree == 0, 0)
-        ends = (self.att_r(x).unsqueeze(1), self.att_l(x).unsqueeze(1))
+        by_target, by_source = (end.unsqueeze(1) for end in self._scores(x))
         score, return_weights = Additive(x.new_ones(1, 1), "tanh"), isinstance(return_attention_weights, bool)
         options: dict[str, Any] = dict(score=score, normalizer="identity", dropout_p=self._drops())
-        result = self._attend_to(*ends, (factor * x).unsqueeze(1), pattern, return_weights=return_weights, **options)
+        result = self._attend_to(
+            by_target, by_source, (factor * x).unsqueeze(1), pattern, return_weights=return_weights, **options
+        )
         out, alpha = result if return_weights else (result, None)
         out = factor * out.squeeze(1)
-        out = out + self.eps * x_0 if self.eps != 0.0 else out
+        out = torch.add(out, x_0, alpha=self.eps) if self.eps != 0.0 else out
         return out if alpha is None else (out, (pattern.edge_index.clone(), alpha.squeeze(-1)))
+
+    def _scores(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What each node says as a target and as a source, [N, 1]: one product, unless someone watches the layers."""
+        layers = (self.att_r, self.att_l)
+        if any(type(layer) is not Linear or layer.bias is not None or has_hooks(layer) for layer in layers):
+            return self.att_r(x), self.att_l(x)
+        both: Tensor = x @ torch.cat([layer.weight for layer in layers]).t()
+        return both.split(1, 1)
 
 
 class SuperGATConv(FusedConv, conv.SuperGATConv):
@@ -200,10 +211,8 @@ class GeneralConv(FusedConv, conv.GeneralConv):
             edge = heads(self.lin_edge(edge_attr))
         if self.attention_type == "additive":
             vector = self.att_msg
-            of_key, of_edge = (
-                (None if rows is None else (rows * vector).sum(-1, keepdim=True)) for rows in (value, edge)
-            )
-            assert of_key is not None
+            of_key = products_with(value, vector[0])[0].unsqueeze(-1)
+            of_edge = None if edge is None else products_with(edge, vector[0])[0].unsqueeze(-1)
             score: Any = Additive(value.new_ones(self.heads, 1), "leaky_relu", 0.2)
             query = value.new_zeros(target.size(0), self.heads, 1)
             out = self._attend_to(query, of_key, value, pattern, score=score, edge_key=of_edge, edge_value=edge)

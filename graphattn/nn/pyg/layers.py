@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
 import torch_geometric.nn.conv as conv
 from torch import Tensor
 from torch_geometric.nn.dense.linear import Linear
@@ -14,6 +15,7 @@ from ...errors import check_no_batch, message
 from ...patterns import Pattern
 from ...patterns.annotations import SparseTensorLike
 from ...scores import Additive, DotProduct
+from ..products import products_with
 from ..typed import Features, Maybe, No, Weights, Yes, typed_as
 from .edges import check_one_graph, edge_values, rows_of_nothing, sides_of, with_loops
 from .fused import Fused, Graph, has_hooks, writable
@@ -185,7 +187,11 @@ class GATConv(Fused, conv.GATConv):
         edge_attr = (
             with_loops(graph.pattern, graph.renewed, edge_index, edge_attr, self.fill_value) if has_edge_attr else None
         )
-        out = conv.GATConv.forward(self, x, graph, edge_attr, size)
+        is_plain = isinstance(x, Tensor) and self.lin is not None and not graph.by_messages
+        if is_plain and not torch.compiler.is_compiling():
+            out = self._of_nodes(x, graph, edge_attr)
+        else:
+            out = conv.GATConv.forward(self, x, graph, edge_attr, size)
         out = writable(out, self.concat and self.bias is None and self.res is None)
         return (out, (graph.listed(edge_index), graph.weights)) if return_weights else out
 
@@ -214,6 +220,15 @@ class GATConv(Fused, conv.GATConv):
             dropout_p=self._drops(),
             backend=self.backend,
         )
+
+    def _of_nodes(self, x: Tensor, graph: Graph, edge_attr: Tensor | None) -> Tensor:
+        """What PyG's `forward` computes where sources and targets are the same nodes, with one product for scores."""
+        rows = self.lin(x).view(-1, self.heads, self.out_channels)
+        graph.given = {"alpha": products_with(rows, self.att_src[0], self.att_dst[0]), "edge_attr": edge_attr}
+        out = self.propagate(graph, x=(rows, rows))
+        out = out.flatten(1) if self.concat else out.mean(1)
+        out = out if self.res is None else out + self.res(x)
+        return out if self.bias is None else out + self.bias
 
     def _scores(self, given: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
         return given["alpha"]

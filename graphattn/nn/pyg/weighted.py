@@ -17,6 +17,7 @@ from ...patterns.lookup import known_edges
 from ...scores import DotProduct
 from ...segments import gather
 from ..ends import ends_of
+from ..products import products_with
 from .edges import check_edge_attr
 from .sums import sum_sources
 from .whole import FusedConv, is_matrix
@@ -133,7 +134,7 @@ class HypergraphConv(WeightedConv, conv.HypergraphConv):
         given = _of_hyperedges("hyperedge_attr", hyperedge_attr, into.num_targets)
         by_hyperedge, by_node = ends_of(into)
         of_node, of_hyperedge = (
-            (part.view(-1, self.heads, self.out_channels) * vector).sum(-1)
+            products_with(part.view(-1, self.heads, self.out_channels), vector[0])[0]
             for part, vector in zip((rows, self.lin(given)), self.att.chunk(2, -1), strict=True)
         )
         both = gather(of_node, by_node, -2) + gather(of_hyperedge, by_hyperedge, -2)
