@@ -8,11 +8,12 @@ import torch
 from covering import few, pairwise
 
 from graphattn import Additive, DotProduct, Edges, OffsetBias, Window, attention, dense_attention, explain_backend
+from graphattn.compiled import load
 from graphattn.kernels.rows.cpu import kernel as cpu_kernel
 from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.testing import assert_matches_dense, graph_zoo, random_call
 
-TASK_EDGES = cpu_kernel._compiled("forward").TASK_EDGES
+TASK_EDGES = load("kernels.rows.cpu.jit.edges").TASK_EDGES
 NORMALIZERS = [normalizer().name for normalizer in NORMALIZER_CODES]
 # Sums across a vector are shared by 4 heads where the width divides by 16, by 8 where it is 8, and by none elsewhere.
 HEADS = ((1, 1), (3, 3), (4, 2), (5, 5), (8, 8), (9, 9), (12, 3), (16, 16), (17, 1))
@@ -66,14 +67,21 @@ def test_heads_of_one_number_equal_the_oracle(options, normalizer):
     assert_matches_dense(tensors, pattern, score=score, normalizer=normalizer, backend="numba", **options)
 
 
+def test_a_row_that_fits_in_no_task_with_the_ones_before_makes_the_largest_task():
+    """Nearly as many edges as a task may have, then a row of just as many: in every pass the scratch holds both."""
+    row = torch.cat([torch.arange(TASK_EDGES - 4) % 2, torch.full((TASK_EDGES,), 2)])
+    column = torch.randint(40, row.shape, generator=torch.Generator().manual_seed(0))
+    for pattern in (Edges(torch.stack([row, column]), 40), Edges(torch.stack([column, row]), 40)):
+        tensors = random_call(pattern, heads=16, kv_heads=16, width=1, dtype=torch.float32)
+        options = dict(return_weights=False, return_lse=False, backend="numba")
+        assert_matches_dense(tensors, pattern, normalizer="sigmoid", **options)
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 @pytest.mark.parametrize("dtype", few([torch.float64, torch.float32, torch.bfloat16, torch.float16], 3), ids=str)
 def test_cut_rows_and_columns_equal_the_oracle(dtype, normalizer):
     pattern = long_rows()
-    assert (
-        max(pattern.csr().ptr.diff().max(), pattern.csc().ptr.diff().max())
-        > 2 * cpu_kernel._compiled("forward").TASK_EDGES
-    )
+    assert max(pattern.csr().ptr.diff().max(), pattern.csc().ptr.diff().max()) > 2 * TASK_EDGES
     tensors = random_call(pattern, edge_tensors=True, dtype=dtype, width=8)
     if normalizer != "softmax":
         # Sums over hundreds of edges would leave the range of float16.
@@ -241,9 +249,7 @@ def test_tasks_of_more_than_2_to_the_31_edges_cover_each_edge_once():
     ptr = torch.tensor([0, 2**31 - 3, 2**31 + 600])
     tasks, cut = cpu_kernel._compiled("forward").plan_tasks(ptr.numpy())
     assert tasks[0, 2] == 0 and tasks[-1, 3] == 2**31 + 600
-    assert (tasks[1:, 2] == tasks[:-1, 3]).all() and (
-        tasks[:, 3] - tasks[:, 2] <= cpu_kernel._compiled("forward").TASK_EDGES
-    ).all()
+    assert (tasks[1:, 2] == tasks[:-1, 3]).all() and (tasks[:, 3] - tasks[:, 2] <= TASK_EDGES).all()
     assert cut[-1, 2] == tasks[-1, 4] + 1
 
 

@@ -15,7 +15,17 @@ from .....compiled.jit.llvm import INNER, accumulate, exponential, prefetch, sto
 from ...operands import SOFTMAX
 from .columns import add_heads, clear, finish_rows, interleave, shift_rows, sum_products, write_stats
 from .dropout import drop_edges
-from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, edge_at, edges_ahead, size_of, streams
+from .edges import (
+    MOST_EDGES,
+    TASK_EDGES,
+    ask_for_key,
+    ask_for_value,
+    cache_aligned,
+    edge_at,
+    edges_ahead,
+    size_of,
+    streams,
+)
 from .heads import axpy_heads, dot_heads, scale_heads
 from .normalizers import apply_with_gradient
 from .scores import activate, add_slope_by_key, add_slope_by_query, score_edge, set_slope_by_key
@@ -63,7 +73,7 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
     count, group, last = tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, scale - scale + 1
     a, u = cache_aligned(heads * width, sums), cache_aligned(heads * width, sums)
-    size = 2 * (TASK_EDGES + 1) * heads
+    size = MOST_EDGES * heads
     scratch, slants, factors = np.empty(size, sums.dtype), np.empty(size, sums.dtype), np.empty(size, sums.dtype)
     stats, acc = np.empty(3 * (TASK_EDGES + 1) * heads, sums.dtype), cache_aligned(heads * width, sums)
     query_row, key_row, value_row = heads * width, kv_heads * width, kv_heads * value_width
@@ -233,7 +243,7 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
     a, u = cache_aligned(heads * width, like), cache_aligned(heads * width, like)
     key_row, value_row = kv_heads * width, kv_heads * value_width
     key_acc, value_acc = cache_aligned(key_row, like), cache_aligned(value_row, like)
-    query_row, out_row, size = heads * width, heads * value_width, (TASK_EDGES + 1) * heads
+    query_row, out_row, size = heads * width, heads * value_width, MOST_EDGES * heads
     scratch, slants = np.empty(size, like.dtype), np.empty(size, like.dtype)
     ahead = edges_ahead(q, query_row + out_row)
     for t in range(begin, end):

@@ -9,6 +9,8 @@ from .....compiled.jit.llvm import CACHE_LINE, INNER, OPTIONS, STREAM_LANES, pre
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
+# A row of that many may follow rows that have nearly as many together: no task has more.
+MOST_EDGES = 2 * TASK_EDGES
 # Rows of the next edges that are asked for ahead of their use, in bytes; measured, and flat from half to twice.
 AHEAD_BYTES = 8192
 

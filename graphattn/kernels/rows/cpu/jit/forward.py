@@ -17,7 +17,15 @@ from .....compiled.jit.llvm import INNER, store_row, with_constants
 from ...operands import SOFTMAX
 from .columns import clear, drop_heads, finish_rows, invert_heads, shift_columns, shift_rows, sum_columns
 from .dropout import hash_source, hash_target
-from .edges import TASK_EDGES, ask_for_key, ask_for_value, cache_aligned, count_parallel, edge_at, edges_ahead
+from .edges import (
+    MOST_EDGES,
+    ask_for_key,
+    ask_for_value,
+    cache_aligned,
+    count_parallel,
+    edge_at,
+    edges_ahead,
+)
 from .edges import plan_tasks as plan_tasks
 from .heads import axpy_heads
 from .normalizers import apply_normalizer, invert
@@ -44,7 +52,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
     normalizer, count, group, last = call.mode.normalizer, tasks.shape[0], heads // kv_heads, index.size - 1
     head, kv_head, one = np.arange(heads), np.arange(heads) // group, keep_scale - keep_scale + 1
     a = cache_aligned(heads * width, sums)
-    scratch = np.empty(2 * (TASK_EDGES + 1) * heads, sums.dtype)
+    scratch = np.empty(MOST_EDGES * heads, sums.dtype)
     factor, zero = np.empty(heads, sums.dtype), one - one
     for h in range(heads):
         factor[h] = keep_scale
@@ -140,7 +148,7 @@ def weight_tasks(begin, end, tasks, call, sums, weights):
     _, targets, _, heads, kv_heads, width, _, edge_count = call.shape
     normalizer, count, group = call.mode.normalizer, tasks.shape[0], heads // kv_heads
     head, kv_head, a = np.arange(heads), np.arange(heads) // group, cache_aligned(heads * width, weights)
-    scratch, factor = np.empty(2 * (TASK_EDGES + 1) * heads, weights.dtype), np.empty(heads, weights.dtype)
+    scratch, factor = np.empty(MOST_EDGES * heads, weights.dtype), np.empty(heads, weights.dtype)
     for t in range(begin, end):
         b = t // count
         task = t - b * count
