@@ -193,6 +193,41 @@ AGGREGATIONS = {
 }
 
 
+@pytest.mark.parametrize("name", ["softmax", "learned", "channels", "attentional"])
+def test_compiled_loops_over_groups_are_pygs(name):
+    theirs, ours = both(AGGREGATIONS[name](), "auto")
+    # Unsorted, with groups of many rows and groups of none.
+    index = torch.randint(7, (90,), generator=torch.Generator().manual_seed(0)) // 2 * 2
+    assert_same(theirs, ours, draw(90, 6), index, dim_size=9)
+    x = draw(90, 6)
+    out = ours(x, index, dim_size=9)
+    if name == "attentional":
+        (grad,) = torch.autograd.grad(out.sum(), ours.gate_nn.bias, retain_graph=True)
+        assert grad.item() == 0
+    (slope,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second order"):
+        slope.sum().backward()
+    far = x.detach() * 1e4
+    torch.testing.assert_close(ours(far, index, dim_size=9), theirs(far, index, dim_size=9))
+
+
+@pytest.mark.parametrize("channels", [1, 5, 16, 40])
+def test_loops_over_groups_take_any_number_of_channels_on_any_number_of_threads(channels):
+    theirs, ours = both(aggr.SoftmaxAggregation(learn=True, channels=channels), "auto")
+    index = torch.randint(300, (2000,), generator=torch.Generator().manual_seed(0))
+    x, threads = draw(2000, channels), torch.get_num_threads()
+    assert_same(theirs, ours, x, index)
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            out = ours(x, index)
+            found.append((out, *torch.autograd.grad(out.square().sum(), [x, ours.t])))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 @pytest.mark.parametrize("name", AGGREGATIONS)
 def test_aggregations_are_pygs(name):
     theirs, ours = both(AGGREGATIONS[name]())

@@ -9,6 +9,7 @@ import torch_geometric.nn.conv as conv
 from torch import Tensor
 from torch.nn.functional import dropout, linear
 from torch_geometric.nn import aggr
+from torch_geometric.nn.dense.linear import Linear
 
 from ...errors import message, shape_of
 from ...functional import attention
@@ -18,7 +19,7 @@ from ...scores import DotProduct
 from .fused import FusedModule, has_hooks, is_traced
 from .hetero import attend_by_scores
 from .linear_attention import attend_in_graphs, why_not_performer
-from .sums import groups_of, share_by_source
+from .sums import can_group, gated_mean_of_groups, groups_of, share_by_source, softmax_of_groups
 
 
 def _why_not_multihead(inner: Any) -> str | None:
@@ -140,7 +141,12 @@ class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
     ) -> Tensor:
         """See PyG."""
         pattern = None if self.semi_grad else self._groups(x, index, ptr, dim_size, dim)
-        found = None if pattern is None else share_by_source(x * self.t, x, pattern)
+        if pattern is None:
+            return aggr.SoftmaxAggregation.forward(self, x, index, ptr, dim_size, dim)
+        factor = self.t if isinstance(self.t, Tensor) else x.new_tensor([self.t])
+        if self.backend != "scatter" and can_group(x, factor):
+            return softmax_of_groups(x, factor.expand(x.size(1)), pattern)
+        found = share_by_source(x * self.t, x, pattern)
         return aggr.SoftmaxAggregation.forward(self, x, index, ptr, dim_size, dim) if found is None else found
 
 
@@ -160,6 +166,8 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
         """See PyG."""
         pattern = self._groups(x, index, ptr, dim_size, dim)
         if pattern is not None:
+            if self._has_vector(x):
+                return gated_mean_of_groups(x, self.gate_nn.weight[0], self.gate_nn.bias, pattern)
             gate = self.gate_nn(x) if self.gate_mlp is None else self.gate_mlp(x, batch=index, batch_size=dim_size)
             value = x
             if self.mlp is not None:
@@ -175,6 +183,14 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
             if found is not None:
                 return found
         return aggr.AttentionalAggregation.forward(self, x, index, ptr, dim_size, dim)
+
+    def _has_vector(self, x: Tensor) -> bool:
+        """Whether the gate is a product with a vector [C], and values are the rows themselves: loops do both."""
+        gate = self.gate_nn
+        if type(gate) not in (torch.nn.Linear, Linear) or has_hooks(gate) or self.backend == "scatter":
+            return False
+        is_alone = self.nn is None and self.mlp is None
+        return is_alone and gate.weight.shape == (1, x.size(1)) and can_group(x, gate.weight)
 
 
 class Set2Set(_Aggregation, aggr.Set2Set):
