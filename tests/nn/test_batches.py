@@ -60,7 +60,7 @@ def test_gps_is_pygs(norm, batch):
 def test_gps_with_performer_is_pygs_without_its_padding(bias, batch):
     attention = {"qkv_bias": bias, "head_channels": 4, "kernel": torch.nn.GELU()}
     layer = pyg.GPSConv(6, None, heads=2, norm=None, attn_type="performer", attn_kwargs=attention)
-    theirs, ours = both(layer, "auto" if bias else "scatter")
+    theirs, ours = both(layer)
     assert_same(theirs, ours, draw(NODES, 6), EDGES, batch)
     with pytest.raises(ValueError, match="pair_bias needs attn_type='multihead'"):
         ours(draw(NODES, 6), EDGES, batch, pair_bias=torch.zeros(3))
@@ -78,7 +78,7 @@ LINEAR = {
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("name", LINEAR)
 def test_linear_attention_is_pygs(name, mask):
-    theirs, ours = both(LINEAR[name](), "auto" if name == "polynormer" else "scatter")
+    theirs, ours = both(LINEAR[name]())
     x = draw(2, 5, 6)
     kept = torch.rand(2, 5, generator=torch.Generator().manual_seed(0)) > 0.3
     masks = [kept] if mask else []

@@ -16,10 +16,11 @@ from ...functional import attention
 from ...patterns import Edges, Full
 from ...patterns.lookup import known_by_index
 from ...scores import DotProduct
+from .channelwise import can_loop, gated_mean_of_groups, softmax_of_groups
 from .fused import FusedModule, has_hooks, is_traced
 from .hetero import attend_by_scores
 from .linear_attention import attend_in_graphs, why_not_performer
-from .sums import can_group, gated_mean_of_groups, groups_of, share_by_source, softmax_of_groups
+from .sums import groups_of, share_by_source
 
 
 def _why_not_multihead(inner: Any) -> str | None:
@@ -144,7 +145,7 @@ class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):
         if pattern is None:
             return aggr.SoftmaxAggregation.forward(self, x, index, ptr, dim_size, dim)
         factor = self.t if isinstance(self.t, Tensor) else x.new_tensor([self.t])
-        if self.backend != "scatter" and can_group(x, factor):
+        if self.backend != "scatter" and can_loop(x, factor):
             return softmax_of_groups(x, factor.expand(x.size(1)), pattern)
         found = share_by_source(x * self.t, x, pattern)
         return aggr.SoftmaxAggregation.forward(self, x, index, ptr, dim_size, dim) if found is None else found
@@ -190,7 +191,7 @@ class AttentionalAggregation(_Aggregation, aggr.AttentionalAggregation):
         if type(gate) not in (torch.nn.Linear, Linear) or has_hooks(gate) or self.backend == "scatter":
             return False
         is_alone = self.nn is None and self.mlp is None
-        return is_alone and gate.weight.shape == (1, x.size(1)) and can_group(x, gate.weight)
+        return is_alone and gate.weight.shape == (1, x.size(1)) and can_loop(x, gate.weight)
 
 
 class Set2Set(_Aggregation, aggr.Set2Set):

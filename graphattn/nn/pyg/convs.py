@@ -18,6 +18,7 @@ from ...scores import Additive, DotProduct
 from ...segments import gather
 from ..ends import ends_of
 from ..products import products_with, unit_rows
+from .channelwise import can_loop, sum_through_gates
 from .edges import check_edge_attr
 from .fused import has_hooks, writable
 from .sums import groups_of
@@ -252,6 +253,8 @@ class ResGatedGraphConv(FusedConv, conv.ResGatedGraphConv):
         edge = edge_value = None
         if edge_attr is None:
             query, key, value = self.lin_key(target), self.lin_query(source), self.lin_value(source)
+            if self.backend != "scatter" and can_loop(query, key, value):
+                return self._finish(sum_through_gates(query, key, value, pattern), target)
         else:
             check_edge_attr("ResGatedGraphConv", edge_attr, self.edge_dim, pattern.num_edges, target.size(0))
             edge_attr = edge_attr.to(torch.promote_types(edge_attr.dtype, target.dtype))
@@ -265,6 +268,9 @@ class ResGatedGraphConv(FusedConv, conv.ResGatedGraphConv):
         options: dict[str, Any] = dict(score=_sum_of_both(query, self.out_channels), normalizer="sigmoid")
         query, key, value = map(_channels, (query, key, value))
         out = self._attend_to(query, key, value, pattern, edge_key=edge, edge_value=edge_value, **options).squeeze(-1)
+        return self._finish(out, target)
+
+    def _finish(self, out: Tensor, target: Tensor) -> Tensor:
         out = out + self.lin_skip(target) if self.root_weight else out
         return writable(out, not self.root_weight) if self.bias is None else out + self.bias
 

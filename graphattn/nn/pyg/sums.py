@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...compiled import compiled_loop, empty, empty_like, load, run_tasks, why_not_compiled
-from ...kernels.base import LastDerivative
 from ...patterns import Edges, Pattern
 from ...precision import accumulate_dtype, without_autocast
 
@@ -72,66 +70,6 @@ def _matrix(pattern: Pattern, dtype: torch.dtype, transposed: bool) -> Tensor:
         ones = torch.ones(rows.index.numel(), dtype=dtype, device=rows.index.device)
         ptr = rows.ptr.to(rows.index.dtype)
         return torch.sparse_csr_tensor(ptr, rows.index, ones, size=size[::-1] if transposed else size)
-
-
-def softmax_of_groups(x: Tensor, factor: Tensor, pattern: Edges) -> Tensor:
-    """Softmax of factor * x over the rows [N, C] of each group, times these rows: [groups, C]; see `jit.groups`.
-
-    The pattern is that of `groups_of`, the factor [C]. In compiled loops, which keep nothing per row.
-    """
-    out: Tensor = _Softmax.apply(x.contiguous(), factor.contiguous(), None, pattern, False)
-    return out
-
-
-def gated_mean_of_groups(x: Tensor, vector: Tensor, bias: Tensor | None, pattern: Edges) -> Tensor:
-    """The same with one weight for all channels of a row, softmax of x . vector [C]: one number is kept per row.
-
-    A bias, the same for all rows, cancels: its gradient is zero.
-    """
-    out: Tensor = _Softmax.apply(x.contiguous(), vector.contiguous(), bias, pattern, True)
-    return out
-
-
-def can_group(x: Tensor, *tensors: Tensor) -> bool:
-    """Whether the compiled loops take these."""
-    is_exact = x.dtype in (torch.float32, torch.float64) and all(y.dtype == x.dtype for y in tensors)
-    return is_exact and not torch.is_autocast_enabled(x.device.type) and why_not_compiled() is None
-
-
-class _Softmax(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, vector: Tensor, bias: Tensor | None, pattern: Edges, is_gated: bool) -> Tensor:
-        groups, channels = pattern.num_targets, x.size(1)
-        kept = [empty(x, len(x))] if is_gated else [empty(x, groups, channels) for _ in range(2)]
-        results = (*kept, empty(x, groups, channels))
-        _run_groups("gated_forward_tasks" if is_gated else "forward_tasks", x, vector, pattern, results)
-        ctx.save_for_backward(x, vector, *results)
-        ctx.pattern, ctx.is_gated, ctx.zero = pattern, is_gated, None if bias is None else torch.zeros_like(bias)
-        return results[-1]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        given = (grad, ctx.pattern, ctx.is_gated, ctx.needs_input_grad[1])
-        return (*_SoftmaxGradients.apply(*given, *ctx.saved_tensors), ctx.zero, None, None)
-
-
-class _SoftmaxGradients(LastDerivative):
-    @staticmethod
-    def forward(
-        grad: Tensor, pattern: Edges, is_gated: bool, needs_vector: bool, x: Tensor, vector: Tensor, *results: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
-        needs_vector = needs_vector or is_gated
-        of_x, of_vector = empty_like(x), empty(x, *grad.shape) if needs_vector else x.new_empty(0)
-        name, more = "gated_backward_tasks" if is_gated else "backward_tasks", (grad.contiguous(), of_x, of_vector)
-        _run_groups(name, x, vector, pattern, results, *more)
-        return of_x, of_vector.sum(0, dtype=torch.float64).to(x.dtype) if needs_vector else None
-
-
-def _run_groups(name: str, x: Tensor, vector: Tensor, pattern: Edges, results: tuple[Tensor, ...], *more: Any) -> None:
-    ptr, index, _ = pattern.csr()
-    arguments = (x, vector, ptr, index, x.size(1), results, *more)
-    loop = compiled_loop(getattr(load("nn.pyg.jit.groups"), name), (x.dtype, ptr.dtype, index.dtype), *arguments)
-    run_tasks(loop, pattern.num_targets, *arguments)
 
 
 def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | None:

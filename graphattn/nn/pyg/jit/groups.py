@@ -7,61 +7,13 @@ Arrays are flat. A task is a group; its numbers per channel are arrays that stay
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 
-from ....compiled.jit.llvm import (
-    INNER,
-    add,
-    exp_lanes,
-    exponential,
-    lanes_loop,
-    load_lanes,
-    multiply,
-    multiply_add,
-    pointer_at,
-    splat,
-    store_lanes,
-    subtract,
-)
-
-
-def _over_channels(compute: Callable[..., list[Any]]) -> Any:
-    """An intrinsic f(n, arrays, offsets, numbers) that sets the n channels of the first arrays.
-
-    `arrays` is a tuple of arrays of one dtype, `offsets` says where the channels begin in each, and `numbers` are the
-    same for all channels. `compute` gets a builder, a vector of each array and then of each number, and returns the
-    vectors of the first arrays.
-    """
-
-    @intrinsic
-    def over_channels(typingctx, n, arrays, offsets, numbers):
-        kinds = list(arrays)
-
-        def codegen(context, builder, sig, args):
-            parts = lambda x, count: [builder.extract_value(x, i) for i in range(count)]
-            held = zip(kinds, parts(args[1], len(kinds)), parts(args[2], len(kinds)), strict=True)
-            places = [pointer_at(context, builder, *place) for place in held]
-            given = parts(args[3], len(numbers))
-
-            def body(c, lanes):
-                vectors = [
-                    load_lanes(builder, kind.dtype, at(c), lanes) for kind, at in zip(kinds, places, strict=True)
-                ]
-                found = compute(builder, *vectors, *(splat(builder, x, lanes) for x in given))
-                for kind, at, x in zip(kinds, places, found, strict=False):
-                    store_lanes(builder, kind.dtype, at(c), x)
-
-            lanes_loop(builder, args[0], body, (16, 8, 4, 1))
-            return context.get_dummy_value()
-
-        return types.void(n, arrays, offsets, numbers), codegen
-
-    return over_channels
+from ....compiled.jit.channels import over_channels
+from ....compiled.jit.llvm import INNER, add, exp_lanes, exponential, multiply, multiply_add, subtract
 
 
 def _raise(builder: Any, top: Any, x: Any, factor: Any) -> list[Any]:
@@ -91,11 +43,11 @@ def _weight(builder: Any, x: Any, factor: Any, top: Any) -> Any:
     return exp_lanes(builder, subtract(builder, multiply(builder, x, factor), top))
 
 
-raise_top, add_row = _over_channels(_raise), _over_channels(_add)
-set_slope, set_slopes = _over_channels(_slope), _over_channels(_slopes)
+raise_top, add_row = over_channels(_raise), over_channels(_add)
+set_slope, set_slopes = over_channels(_slope), over_channels(_slopes)
 # With a gate, one number for all channels of a row: its weight, and the gradients.
-add_weighted = _over_channels(lambda builder, out, x, weight: [multiply_add(builder, weight, x, out)])
-set_gated = _over_channels(
+add_weighted = over_channels(lambda builder, out, x, weight: [multiply_add(builder, weight, x, out)])
+set_gated = over_channels(
     lambda builder, of_x, of_vector, x, grad, vector, weight, slope: [
         multiply_add(builder, slope, vector, multiply(builder, weight, grad)),
         multiply_add(builder, slope, x, of_vector),
