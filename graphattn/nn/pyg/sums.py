@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...patterns import Edges, Pattern
 from ...precision import accumulate_dtype, without_autocast
+from .channelwise import can_loop, share_in_loops
 
 # Columns that are summed at a time: more rows of so many stay in the caches.
 COLUMNS = 64
@@ -72,12 +73,13 @@ def _matrix(pattern: Pattern, dtype: torch.dtype, transposed: bool) -> Tensor:
         return torch.sparse_csr_tensor(ptr, rows.index, ones, size=size[::-1] if transposed else size)
 
 
-def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | None:
+def share_by_source(score: Tensor, value: Tensor, pattern: Pattern, in_loops: bool = False) -> Tensor | None:
     """Softmax over j -> i of score_j [S, C or 1], times value_j [S, C]: [T, C]; None where exponents may overflow.
 
         out_i = sum over j -> i of exp(score_j - c) value_j / sum over j -> i of exp(score_j - c)
 
-    c is the largest score of a channel. Targets without edges get zeros.
+    c is the largest score of a channel. Targets without edges get zeros. In torch's operators, which have derivatives
+    of every order, or in compiled loops, where they take such tensors.
     """
     given = score.detach()
     if not given.numel():
@@ -86,6 +88,8 @@ def share_by_source(score: Tensor, value: Tensor, pattern: Pattern) -> Tensor | 
     # Not so where a score isn't finite.
     if not float((top.double() - given.amin(0).double()).amax()) < WIDEST_SPREAD:
         return None
+    if in_loops and score.shape == value.shape and can_loop(score, value):
+        return share_in_loops(score, value, top, pattern)
     result = torch.promote_types(score.dtype, value.dtype)
     dtype = accumulate_dtype(result)
     with torch.autocast(value.device.type, enabled=False):

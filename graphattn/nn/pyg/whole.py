@@ -67,7 +67,8 @@ class FusedConv(FusedWhole):
 
         Two sums of rows, on a CPU and unless exponents overflow; else channels are heads of one number.
         """
-        found = share_by_source(score, value, pattern) if value.device.type == "cpu" else None
+        in_loops = self.backend != "scatter"
+        found = share_by_source(score, value, pattern, in_loops) if value.device.type == "cpu" else None
         if found is not None:
             return found
         ones = value.new_ones(()).expand(pattern.num_targets, value.size(1), 1)
