@@ -24,7 +24,7 @@ Relation = tuple[str, str, str]
 SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim")
 NOTHING = object()
 # Numbers in all rows beyond which it takes longer to copy them next to each other than to call once for each relation.
-MOST_NUMBERS = 2**24
+MOST_NUMBERS = 2**22
 
 
 class HeteroConv(conv.HeteroConv):
