@@ -350,6 +350,18 @@ MUTANTS = [
         "sampling links",
     ),
     Mutant("sampling/jit/neighbors.py", "top = degree - count + place", "top = degree - count", "sampling links"),
+    # Loops over channels, products with vectors, batches without padding.
+    Mutant(f"{CPU}/edges.py", "MOST_EDGES = 2 * TASK_EDGES", "MOST_EDGES = TASK_EDGES", "fused"),
+    Mutant("nn/pyg/jit/gates.py", "subtract(builder, one, gate)", "gate", "convs"),
+    Mutant("nn/pyg/jit/groups.py", "multiply_add(builder, factor, subtract(builder, x, out), one)", "one", "batches"),
+    Mutant("nn/pyg/jit/groups.py", "(product(grad, to, x, at, channels) - delta)", "delta", "batches"),
+    Mutant("nn/pyg/jit/shares.py", "= -slope * out[at]", "= slope * out[at]", "convs"),
+    Mutant("nn/products.py", "* own[:, None, None]", "", "products"),
+    Mutant("nn/products.py", "along.masked_fill(inverse >= 1 / SHORTEST, 0)", "along", "products"),
+    Mutant("nn/pyg/linear_attention.py", "total = total + padding[:, None, None] * counted", "pass", "batches"),
+    Mutant("nn/pyg/linear_attention.py", "(total + 1e-6)", "total", "batches"),
+    Mutant("patterns/edges.py", "before = counts.cumsum(1) - counts", "before = counts.cumsum(1)", "patterns"),
+    Mutant("patterns/lookup.py", "if len(_joined) >= MOST_JOINED:", "if False:", "patterns"),
 ]
 
 

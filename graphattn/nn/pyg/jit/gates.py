@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ....compiled.jit.channels import over_channels
+from ....compiled.jit.channels import edges_ahead, over_channels
 from ....compiled.jit.llvm import INNER, add, divide, exp_lanes, multiply, multiply_add, prefetch, subtract
-
-# Rows of the next edges that are asked for ahead of their use, in bytes.
-AHEAD_BYTES = 8192
 
 
 def _gate(builder: Any, q: Any, k: Any, one: Any) -> Any:
@@ -46,15 +43,9 @@ add_gated, add_slope, add_slopes = over_channels(_add), over_channels(_add_slope
 
 
 @njit(**INNER)
-def edges_ahead(x, channels):
-    """How many edges ahead the two rows of one are asked for."""
-    return max(1, AHEAD_BYTES // (2 * channels * x.itemsize))
-
-
-@njit(**INNER)
 def forward_tasks(begin, end, q, k, v, ptr, index, channels, out):
     """Rows are targets."""
-    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, channels), index.size - 1
+    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, 2 * channels), index.size - 1
     for i in range(begin, end):
         to = i * channels
         out[to : to + channels] = zero
@@ -68,7 +59,7 @@ def forward_tasks(begin, end, q, k, v, ptr, index, channels, out):
 @njit(**INNER)
 def target_gradient_tasks(begin, end, q, k, v, ptr, index, channels, grad, of_q):
     """Gradient of q; rows are targets."""
-    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, channels), index.size - 1
+    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, 2 * channels), index.size - 1
     for i in range(begin, end):
         to = i * channels
         of_q[to : to + channels] = zero
@@ -82,7 +73,7 @@ def target_gradient_tasks(begin, end, q, k, v, ptr, index, channels, grad, of_q)
 @njit(**INNER)
 def source_gradient_tasks(begin, end, q, k, v, ptr, index, channels, grad, of_k, of_v):
     """Gradients of k and v; rows are sources."""
-    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, channels), index.size - 1
+    one, zero, ahead, last = q.dtype.type(1), q.dtype.type(0), edges_ahead(q, 2 * channels), index.size - 1
     for j in range(begin, end):
         to = j * channels
         of_k[to : to + channels] = zero

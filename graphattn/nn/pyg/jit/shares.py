@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ....compiled.jit.channels import over_channels
+from ....compiled.jit.channels import edges_ahead, over_channels
 from ....compiled.jit.llvm import INNER, add, exp_lanes, multiply, multiply_add, prefetch, subtract
-
-# Rows of the next edges that are asked for ahead of their use, in bytes.
-AHEAD_BYTES = 8192
 
 
 def _weigh(builder: Any, weight: Any, weighted: Any, score: Any, value: Any, top: Any) -> list[Any]:
@@ -47,7 +44,7 @@ def weigh_tasks(begin, end, score, value, top, channels, rows):
 @njit(**INNER)
 def add_rows(acc, rows, index, first, stop, width):
     """Set acc to the sum of the rows of some edges."""
-    ahead, last = max(1, AHEAD_BYTES // (width * rows.itemsize)), index.size - 1
+    ahead, last = edges_ahead(rows, width), index.size - 1
     acc[:] = acc.dtype.type(0)
     for e in range(first, stop):
         prefetch(rows, np.int64(index[min(e + ahead, last)]) * width, width)
