@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from covering import few
 from distributed_checks import CHECKS
 from filelock import FileLock
 from torch_geometric.data import Data
@@ -29,7 +30,7 @@ from graphattn.distributed import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = (2, 3, 4) if "GRAPHATTN_FUZZ" in os.environ else (2, 3)
+SIZES = few((3, 2, 4))
 
 
 @pytest.fixture(scope="session")
