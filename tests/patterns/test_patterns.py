@@ -203,9 +203,10 @@ def test_a_list_of_patterns_is_joined_once_for_all_layers(monkeypatch):
     first, second = (attention(x, x, x, list(parts), backend="scatter") for _ in range(2))
     assert joined == [3] and torch.equal(first, second)
     # The parts live on, as those of a data set do, but not all of their batches.
-    for left in range(40):
-        attention(x[:6], x[:6], x[:6], [parts[left % 3], Edges(ring)], backend="scatter")
-        assert attention(x[:3], x[:3], x[:3], [parts[0]], backend="scatter").shape == (3, 1, 2)
+    others = [Edges(ring) for _ in range(40)]
+    for other in others:
+        attention(x[:6], x[:6], x[:6], [parts[0], other], backend="scatter")
+        assert attention(x[:3], x[:3], x[:3], [other], backend="scatter").shape == (3, 1, 2)
     assert len(lookup._joined) <= lookup.MOST_JOINED
 
 
