@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
-from .llvm import INNER, lanes_loop, load_lanes, pointer_at, splat, store_lanes
-
-# Rows of the next edges that are asked for ahead of their use, in bytes.
-AHEAD_BYTES = 8192
-
-
-@njit(**INNER)
-def edges_ahead(x, numbers):
-    """How many edges ahead the numbers that one reads are asked for."""
-    return max(1, AHEAD_BYTES // (numbers * x.itemsize))
+from .llvm import lanes_loop, load_lanes, pointer_at, splat, store_lanes
 
 
 def over_channels(compute: Callable[..., list[Any]]) -> Any:

@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
 CACHE_LINE = 64
+# Rows of the next edges that are asked for ahead of their use, in bytes; measured, and flat from half to twice.
+AHEAD_BYTES = 8192
 # Numbers that `stream_lanes` stores at a time: a whole number of cache lines of float32 and of float64.
 STREAM_LANES = 16
 # Reassociation lets loops vectorize; NaN and infinities keep their meaning, and quotients are exact.
@@ -240,6 +242,12 @@ def prefetch(typingctx, x, i, n):
         return context.get_dummy_value()
 
     return types.void(x, types.int64, types.int64), codegen
+
+
+@njit(**INNER)
+def edges_ahead(x, numbers):
+    """How many edges ahead to ask for rows, where a loop reads so many numbers of x's kind per edge."""
+    return min(max(AHEAD_BYTES // (numbers * x.itemsize), 4), 32)
 
 
 def exp_of_rest(builder: Any, x: Any, n: Any, number: Any) -> Any:

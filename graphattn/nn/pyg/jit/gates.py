@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ....compiled.jit.channels import edges_ahead, over_channels
-from ....compiled.jit.llvm import INNER, add, divide, exp_lanes, multiply, multiply_add, prefetch, subtract
+from ....compiled.jit.channels import over_channels
+from ....compiled.jit.llvm import INNER, add, divide, edges_ahead, exp_lanes, multiply, multiply_add, prefetch, subtract
 
 
 def _gate(builder: Any, q: Any, k: Any, one: Any) -> Any:

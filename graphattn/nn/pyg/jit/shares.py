@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ....compiled.jit.channels import edges_ahead, over_channels
-from ....compiled.jit.llvm import INNER, add, exp_lanes, multiply, multiply_add, prefetch, subtract
+from ....compiled.jit.channels import over_channels
+from ....compiled.jit.llvm import INNER, add, edges_ahead, exp_lanes, multiply, multiply_add, prefetch, subtract
 
 
 def _weigh(builder: Any, weight: Any, weighted: Any, score: Any, value: Any, top: Any) -> list[Any]:

@@ -6,13 +6,12 @@ import numpy as np
 from numba import njit
 
 from .....compiled.jit.llvm import CACHE_LINE, INNER, OPTIONS, STREAM_LANES, prefetch
+from .....compiled.jit.llvm import edges_ahead as edges_ahead
 
 # Edges per task: the scratch of twice as many stays in the second-level cache.
 TASK_EDGES = 256
 # A row of that many may follow rows that have nearly as many together: no task has more.
 MOST_EDGES = 2 * TASK_EDGES
-# Rows of the next edges that are asked for ahead of their use, in bytes; measured, and flat from half to twice.
-AHEAD_BYTES = 8192
 
 # Arrays of so many bytes, as large as the caches, leave them before anything reads them.
 STREAM_BYTES = 2**24
@@ -97,12 +96,6 @@ def count_parallel(index, first, position):
     while position - count > first and index[position - count - 1] == index[position]:
         count += 1
     return count
-
-
-@njit(**INNER)
-def edges_ahead(x, numbers):
-    """How many edges ahead to ask for rows, where a loop reads so many numbers of x's kind per edge."""
-    return min(max(AHEAD_BYTES // (numbers * x.itemsize), 4), 32)
 
 
 @njit(**INNER, forceinline=True)
