@@ -89,8 +89,11 @@ def probes_of(device: torch.device, is_quick: bool) -> list[Probe]:
     return probes
 
 
-def time_all(probes: Sequence[Probe], device: torch.device, seconds: float, progress: bool) -> list[Timing]:
-    """Time each kernel on each of its probes, forward and with backward, in turns: rounds that fit into the seconds."""
+def time_all(probes: Sequence[Probe], device: torch.device, deadline: float, progress: bool) -> list[Timing]:
+    """Time each kernel on each of its probes, forward and with backward, in turns: rounds that end by the deadline.
+
+    The deadline is one of `time.perf_counter`. Where little time is left, there are `LEAST_ROUNDS` all the same.
+    """
     wait = (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None
     listed = [(p, k, trained) for p in probes for k in p.kernels for trained in (False, True)]
     functions = []
@@ -104,7 +107,8 @@ def time_all(probes: Sequence[Probe], device: torch.device, seconds: float, prog
     start = time.perf_counter()
     with tqdm(total=MOST_ROUNDS, desc="measure", unit="round", disable=not progress, leave=False) as bar:
         for turn in range(MOST_ROUNDS):
-            if turn >= LEAST_ROUNDS and (time.perf_counter() - start) * (turn + 1) / turn > seconds:
+            now = time.perf_counter()
+            if turn >= LEAST_ROUNDS and now + (now - start) / turn > deadline:
                 break
             for function, times in zip(functions, taken, strict=True):
                 times += _turn(function, wait)

@@ -145,7 +145,9 @@ def inner_loops(lines):
         elif (branch := BRANCH.match(line)) and branch[1] in at:
             loops.append((at[branch[1]], number))
     holds = lambda outer, inner: outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]
-    return [lines[low : high + 1] for low, high in loops if not any(holds((low, high), other) for other in loops)]
+    inner = [lines[low : high + 1] for low, high in loops if not any(holds((low, high), other) for other in loops)]
+    # Blocks of an inner loop may lie elsewhere; LLVM notes at an outer one's first line which loops it has.
+    return [inside for inside in inner if not any("Child Loop" in line for line in inside)]
 
 
 def is_left_to_fuzz(loop, name):

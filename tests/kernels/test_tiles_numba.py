@@ -52,15 +52,32 @@ def test_panels_equal_the_oracle(name, kind):
 
 @pytest.mark.parametrize(("width", "value_width"), [(16, 64), (96, 32), (256, 16)])
 def test_any_number_of_vectors_equals_the_oracle(width, value_width):
-    window = Window(70, radius=9)
-    tensors = random_call(window, width=width, value_width=value_width, dtype=torch.float32)
-    assert_matches_dense(tensors, window, backend="tiles", return_weights=False)
-    assert not window.has_kept("tiles")
+    equal_the_oracle(Window(70, radius=9), width, value_width)
 
 
-def test_rows_may_lie_anywhere_in_memory():
-    window, generator = Window(90, radius=7), torch.Generator().manual_seed(0)
-    packed = torch.randn(90, 2, 3, 48, generator=generator)
+@pytest.mark.parametrize(
+    ("pattern", "widths"),
+    [
+        (Full([300, 140]), (96, 32)),
+        (Window(420, radius=150, causal=True), (32, 96)),
+        (Window([350, 90], radius=160), (64, 64)),
+    ],
+    ids=repr,
+)
+def test_many_sources_some_at_a_time_equal_the_oracle(pattern, widths):
+    equal_the_oracle(pattern, *widths)
+
+
+def equal_the_oracle(pattern, width, value_width):
+    tensors = random_call(pattern, width=width, value_width=value_width, dtype=torch.float32)
+    assert_matches_dense(tensors, pattern, backend="tiles", return_weights=False)
+    assert not pattern.has_kept("tiles")
+
+
+@pytest.mark.parametrize("window", [Window(90, radius=7), Full([150, 200])], ids=repr)
+def test_rows_may_lie_anywhere_in_memory(window):
+    nodes, generator = window.num_targets, torch.Generator().manual_seed(0)
+    packed = torch.randn(nodes, 2, 3, 48, generator=generator)
     views = [packed[:, :, i, 16:] for i in range(3)]
     turned = [x.permute(2, 1, 0).contiguous().permute(2, 1, 0) for x in views]
     expected, *gradients = run_leaves([x.contiguous() for x in views], window)
@@ -77,7 +94,9 @@ def run_leaves(inputs: list[torch.Tensor], pattern: Pattern) -> list[torch.Tenso
     return [out, *torch.autograd.grad(out.sum(), leaves)]
 
 
-@pytest.mark.parametrize("pattern", [Window(3000, radius=40), Grid((40, 50), radius=2)], ids=["window", "grid"])
+@pytest.mark.parametrize(
+    "pattern", [Window(3000, radius=40), Grid((40, 50), radius=2), Full([700, 90])], ids=["window", "grid", "full"]
+)
 def test_any_number_of_threads_and_any_call_gives_the_same_bits(pattern):
     tensors = random_call(pattern, width=16, kv_heads=1, dtype=torch.float32)
     before = torch.get_num_threads()

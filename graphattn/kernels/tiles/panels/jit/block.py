@@ -71,9 +71,9 @@ def maximum(builder: Any, x: Any, y: Any) -> Any:
 def _product(vectors: int, finish: str) -> Any:
     """An intrinsic for ROWS rows of this many vectors.
 
-    It sets them, or scales them by each row's factor first, or adds them to the existing values; or, for scores, sets
-    them to -inf where a row's bits are 0, and sets `factors` to the maximum of its value and the other scores in each
-    lane.
+    It sets them, or scales them by each row's factor first, or adds them, or both, to the existing values; or, for
+    scores, sets them to -inf where a row's bits are 0, and sets `factors` to the maximum of its value and the other
+    scores in each lane.
     """
 
     @intrinsic
@@ -142,9 +142,9 @@ def _product(vectors: int, finish: str) -> Any:
                         seen = builder.bitcast(builder.trunc(seen, ir.IntType(lanes)), wide(ir.IntType(1), lanes))
                         x = builder.select(seen, x, lowest)
                         largest[j] = maximum(builder, x, largest[j])
-                    if finish == "scale":
+                    if finish in ("scale", "add scaled"):
                         x = builder.fmul(x, splat(builder, row(factors, of_factors, place), lanes))
-                    if finish == "add":
+                    if finish in ("add", "add scaled"):
                         x = builder.fadd(load_lanes(builder, c.dtype, pointer, lanes), x)
                     store_lanes(builder, c.dtype, pointer, x)
 
@@ -170,6 +170,21 @@ hide_one, hide_two = _product(1, "hide"), _product(2, "hide")
 set_one, set_two = _product(1, "set"), _product(2, "set")
 scale_one, scale_two = _product(1, "scale"), _product(2, "scale")
 add_one, add_two = _product(1, "add"), _product(2, "add")
+add_scaled_one, add_scaled_two = _product(1, "add scaled"), _product(2, "add scaled")
+
+
+@intrinsic
+def copy_vector(typingctx, to, at, x, x_at):
+    """Copy one vector of numbers."""
+
+    def codegen(context, builder, sig, args):
+        numbers = load_lanes(
+            builder, x.dtype, pointer_at(context, builder, x, args[2], args[3])(integer(0)), lanes_of(x.dtype)
+        )
+        store_lanes(builder, to.dtype, pointer_at(context, builder, to, args[0], args[1])(integer(0)), numbers)
+        return context.get_dummy_value()
+
+    return types.void(to, types.int64, x, types.int64), codegen
 
 
 @intrinsic

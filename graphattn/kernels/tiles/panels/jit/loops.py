@@ -14,7 +14,10 @@ from .block import (
     PANEL,
     ROWS,
     add_one,
+    add_scaled_one,
+    add_scaled_two,
     add_two,
+    copy_vector,
     differentiate,
     exponentials,
     hide_one,
@@ -31,6 +34,10 @@ from .block import (
 # Columns of the table of panels: see `panels.plan`.
 ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BITS, BOX_1, BOX_2 = range(7)
 NEVER = 2**30
+# Of the rows of sources, in a product over many of them: with their scores they fit into the nearest cache.
+NUMBERS_AT_A_TIME = 4096
+# From a panel's first source to its last one, if they are neighbors: more are copied.
+MOST_NUMBERS = 8192
 
 
 @njit(**INNER)
@@ -90,6 +97,32 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
 
 
 @njit(**INNER)
+def room_for(n, width, like):
+    """Room for `read_rows`: for n rows that are copied, where those begin, and where rows in place do."""
+    return aligned(n * width, like), np.arange(n) * width, np.empty(n, np.int64)
+
+
+@njit(**INNER)
+def read_rows(room, x, is_many, is_read, span, index, part, strides, b, h, width, lanes):
+    """Return an array with head h of each row index[part[0] + i], and where they begin in it: see `set_offsets`.
+
+    Many are copied, one after another, unless they were already. Where they lie, rows of usual heads are a power of two
+    apart, so that only few of them fit into a cache.
+    """
+    copies, steps, places = room
+    begin, end = span
+    if is_many and is_read:
+        return copies, steps
+    set_offsets(places, begin, end, index, part, strides, b, h)
+    if not is_many:
+        return x, places
+    for i in range(begin, end):
+        for d in range(0, width, lanes):
+            copy_vector(copies, i * width + d, x, places[i] + d)
+    return copies, steps
+
+
+@njit(**INNER)
 def clear(is_there, grad, fresh, chunk, strides, b, h, width):
     """Set head h to zero in the rows to which no earlier chunk has added."""
     if is_there:
@@ -136,17 +169,51 @@ def multiply_columns(s, steps, x, rows, transposed, width, groups, lo, hi, lanes
 
 @njit(**INNER)
 def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes):
-    """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]."""
+    """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]: of many c, for some at a time."""
+    first, last = NEVER, 0
+    for m in range(n):
+        first, last = min(first, spans[0, m]), max(last, spans[1, m])
+    step = max(NUMBERS_AT_A_TIME // width, 64)
+    step = step if last - first > 2 * step else NEVER
+    set_sums(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes, first + step)
+    for start in range(first + step, last, step):
+        add_sums(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes, start, start + step)
+
+
+@njit(**INNER)
+def set_sums(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes, stop):
+    """Set the sums of `multiply_rows` over c before `stop`."""
     for m in range(0, n, ROWS):
         low, high = NEVER, 0
         for i in range(m, min(m + ROWS, n)):
             low, high = min(low, spans[0, i]), max(high, spans[1, i])
+        high = min(high, stop)
         d = 0
         while d + 2 * lanes <= width:
             scale_two(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
             d += 2 * lanes
         if d < width:
             scale_one(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
+
+
+@njit(**INNER)
+def add_sums(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes, start, stop):
+    """Add the sums over c from `start` to `stop`: of all rows in two vectors, then in the next ones.
+
+    So the nearest cache holds what is read.
+    """
+    for d in range(0, width, 2 * lanes):
+        for m in range(0, n, ROWS):
+            low, high = NEVER, 0
+            for i in range(m, min(m + ROWS, n)):
+                low, high = min(low, spans[0, i]), max(high, spans[1, i])
+            low, high = max(low, start), min(high, stop)
+            if low >= high:
+                continue
+            if d + 2 * lanes <= width:
+                add_scaled_two(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
+            else:
+                add_scaled_one(out, rows, m, d, n - m, factors, ones, s, ones, 0, PANEL, x, x_rows, d, low, high)
 
 
 @njit(**INNER)
@@ -188,7 +255,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
     scores, transposed = aligned(room * PANEL, query), aligned(width * PANEL, query)
     steps, ones = steps_of(max(room, width)), np.arange(PANEL)
     query_rows, out_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
-    key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
+    of_keys, of_values, read = room_for(room, width, query), room_for(room, value_width, query), (-1, -1, -1, -1)
     lo, hi = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     top, total = np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype)
     for task in range(begin, end):
@@ -202,11 +269,16 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
         set_offsets(
             out_rows, 0, n, rows, panel[:2], (targets * heads * value_width, heads * value_width, value_width), b, h
         )
-        set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
-        set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
+        span, part, these = (low, high), panel[2:4], (b * kv_heads + kv, panel[COLUMN], low, high)
+        many, same = (high - low) * strides[1][1] > MOST_NUMBERS, read == these
+        keys, key_rows = read_rows(of_keys, key, many, same, span, columns, part, strides[1], b, kv, width, lanes)
+        values, value_rows = read_rows(
+            of_values, value, many, same, span, columns, part, strides[2], b, kv, value_width, lanes
+        )
+        read = these
         transpose_rows(transposed, query, query_rows, groups, width, sign, lanes)
         seen = bits[panel[BITS] :]
-        multiply_columns(scores, steps, key, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
+        multiply_columns(scores, steps, keys, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
         for j in range(groups):
             exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
         if has_lse:
@@ -215,7 +287,7 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
                 lse[2 * place] = size * top[m] if top[m] > -np.inf else 0
                 lse[2 * place + 1] = np.log(total[m])
         invert(total, groups * lanes)
-        multiply_rows(out, out_rows, n, total, scores, ones, value, value_rows, value_width, spans[:, first:], lanes)
+        multiply_rows(out, out_rows, n, total, scores, ones, values, value_rows, value_width, spans[:, first:], lanes)
 
 
 @njit(**INNER)
@@ -230,8 +302,9 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
     scores, slopes = aligned(room * PANEL, query), aligned(room * PANEL, query)
     transposed = aligned(deepest * PANEL, query)
     steps, ones = steps_of(max(room, deepest)), np.arange(PANEL)
-    query_rows, out_rows, grad_rows = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
-    key_rows, value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
+    of_queries, of_given = room_for(PANEL, width, query), room_for(PANEL, value_width, query)
+    of_keys, of_values, read = room_for(room, width, query), room_for(room, value_width, query), (-1, -1, -1, -1)
+    grad_rows = np.empty(PANEL, np.int64)
     grad_key_rows, grad_value_rows = np.empty(room, np.int64), np.empty(room, np.int64)
     lo, hi = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     top, total, delta = np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype)
@@ -247,23 +320,33 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
             first, n, count = panel[ROW], panel[ROW_COUNT], panel[COLUMN_COUNT]
             groups = read_spans(panel, spans, lo, hi, lanes)
             low, high = lo[0], hi[groups - 1]
-            set_offsets(query_rows, 0, PANEL, rows, panel[:2], strides[0], b, h)
-            set_offsets(key_rows, low, high, columns, panel[2:4], strides[1], b, kv)
-            set_offsets(value_rows, low, high, columns, panel[2:4], strides[2], b, kv)
-            set_offsets(out_rows, 0, PANEL, rows, panel[:2], strides[3], b, h)
+            these, many = (b * kv_heads + kv, panel[COLUMN], low, high), (high - low) * strides[1][1] > MOST_NUMBERS
+            span, part, same = (0, groups * lanes), panel[:2], False
+            queries, query_rows = read_rows(
+                of_queries, query, many, same, span, rows, part, strides[0], b, h, width, lanes
+            )
+            given, given_rows = read_rows(
+                of_given, grad_out, many, same, span, rows, part, strides[3], b, h, value_width, lanes
+            )
+            span, part, same = (low, high), panel[2:4], read == these
+            keys, key_rows = read_rows(of_keys, key, many, same, span, columns, part, strides[1], b, kv, width, lanes)
+            values, value_rows = read_rows(
+                of_values, value, many, same, span, columns, part, strides[2], b, kv, value_width, lanes
+            )
+            read = these
             set_offsets(grad_rows, 0, n, rows, panel[:2], strides[4], b, h)
             set_offsets(grad_key_rows, low, high, columns, panel[2:4], strides[5], b, kv)
             set_offsets(grad_value_rows, low, high, columns, panel[2:4], strides[6], b, kv)
 
-            transpose_rows(transposed, query, query_rows, groups, width, sign, lanes)
+            transpose_rows(transposed, queries, query_rows, groups, width, sign, lanes)
             seen = bits[panel[BITS] :]
-            multiply_columns(scores, steps, key, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
+            multiply_columns(scores, steps, keys, key_rows, transposed, width, groups, lo, hi, lanes, True, top, seen)
             for j in range(groups):
                 exponentials(scores, j * lanes, lo[j], hi[j], top, size, total)
             invert(total, groups * lanes)
-            transpose_rows(transposed, grad_out, out_rows, groups, value_width, each[0], lanes)
+            transpose_rows(transposed, given, given_rows, groups, value_width, each[0], lanes)
             multiply_columns(
-                slopes, steps, value, value_rows, transposed, value_width, groups, lo, hi, lanes, False, top, seen
+                slopes, steps, values, value_rows, transposed, value_width, groups, lo, hi, lanes, False, top, seen
             )
             for j in range(groups):
                 weigh(scores, slopes, j * lanes, lo[j], hi[j], total, delta)
@@ -274,11 +357,11 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
                 differentiate(scores, slopes, j * lanes, lo[j], hi[j], delta, sign * size)
             if has_grads[0]:
                 multiply_rows(
-                    grad_query, grad_rows, n, each, slopes, ones, key, key_rows, width, spans[:, first:], lanes
+                    grad_query, grad_rows, n, each, slopes, ones, keys, key_rows, width, spans[:, first:], lanes
                 )
             if has_grads[1]:
                 add_columns(
-                    grad_key, grad_key_rows, count, slopes, steps, query, query_rows, n, width, groups, lo, hi, lanes
+                    grad_key, grad_key_rows, count, slopes, steps, queries, query_rows, n, width, groups, lo, hi, lanes
                 )
             if has_grads[2]:
                 add_columns(
@@ -287,8 +370,8 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
                     count,
                     scores,
                     steps,
-                    grad_out,
-                    out_rows,
+                    given,
+                    given_rows,
                     n,
                     value_width,
                     groups,
