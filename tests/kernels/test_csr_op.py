@@ -42,13 +42,15 @@ def test_operators_pass_opcheck(name, dtype):
     weights = operators.csr_weights(*pack(Weights(tensors, sums, planned, mode)))
     grads = (torch.ones_like(out), torch.ones(out.shape[:3]), torch.ones_like(weights))
     needs = Needs(*(x is not None for x in tensors[:7]))
-    for edges in (planned, unread):
-        for operator, arguments in (
-            (operators.csr_forward, Forward(tensors, edges, is_exact, mode)),
-            (operators.csr_weights, Weights(tensors, sums, edges, mode)),
-            (operators.csr_backward, Backward(*grads, tensors, exact if is_exact else out, sums, edges, needs, mode)),
-        ):
-            assert set(opcheck(operator.default, tuple(pack(arguments))).values()) == {"SUCCESS"}
+    used = exact if is_exact else out
+    calls = {
+        "csr_forward": lambda edges: Forward(tensors, edges, is_exact, mode),
+        "csr_weights": lambda edges: Weights(tensors, sums, edges, mode),
+        "csr_backward": lambda edges: Backward(*grads, tensors, used, sums, edges, needs, mode),
+    }
+    for kind, edges in in_turn(calls, [unread, planned]):
+        operator = getattr(torch.ops.graphattn, kind).default
+        assert set(opcheck(operator, tuple(pack(calls[kind](edges)))).values()) == {"SUCCESS"}
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -141,7 +141,7 @@ def test_other_dtypes_equal_the_oracle(name, dtype):
 
 
 # `make fuzz` draws more.
-@pytest.mark.parametrize("seed", range(min(int(os.environ.get("GRAPHATTN_FUZZ", 12)), 400)))
+@pytest.mark.parametrize("seed", range(min(int(os.environ.get("GRAPHATTN_FUZZ", 5)), 400)))
 def test_random_scores_equal_the_oracle(seed):
     pattern = ZOO[list(ZOO)[seed % len(ZOO)]]
     heads, kv_heads, width = [(4, 2, 3), (2, 2, 20), (3, 1, 1), (1, 1, 16), (5, 5, 7)][seed % 5]
