@@ -15,6 +15,7 @@ import pkgutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
@@ -73,7 +74,13 @@ class Loop:
         # Numba's stand-in for a cache, where there is no folder to write to, has no such method.
         has = getattr(function._cache, "has", lambda *_: False)
         is_known = self._fixed is not self._types and has(self._fixed, function.targetctx)
-        self._compile(self._fixed if is_known else self._types)
+        if is_known or not _settles.get():
+            self._compile(self._fixed if is_known else self._types)
+            return
+        try:
+            self._compile(self._fixed)
+        except NotCompiled:
+            self._compile(self._types)
 
     def _compile(self, types: tuple[Any, ...]) -> None:
         _compile_for(self._function, types)
@@ -146,6 +153,8 @@ def _with_constants(kind: Any, shape: Any) -> Any:
 
 _modules: dict[str, Any] = {}
 _loops: dict[tuple[Any, ...], Loop] = {}
+# Whether `settle` does some work now.
+_settles: ContextVar[bool] = ContextVar("settles", default=False)
 # The answer of `why_not_compiled`, once it is known.
 _reason: list[str | None] = []
 
@@ -187,9 +196,13 @@ def compiled_loop(function: Any, key: tuple[Any, ...], *operands: Any, shape: An
 
 
 def settle(work: Callable[[], T]) -> T:
-    """Do some work, then compile the loops that it ran for their shapes, as if they had run for some seconds."""
+    """Do some work, with the loops that it runs compiled for their shapes, as if they had run for some seconds."""
     before = {known: loop.seconds_left for known, loop in _loops.items()}
-    result = work()
+    token = _settles.set(True)
+    try:
+        result = work()
+    finally:
+        _settles.reset(token)
     for known, loop in list(_loops.items()):
         if before.get(known) != loop.seconds_left:
             loop.settle()
