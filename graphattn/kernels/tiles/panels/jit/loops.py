@@ -36,8 +36,6 @@ ROW, ROW_COUNT, COLUMN, COLUMN_COUNT, BITS, BOX_1, BOX_2 = range(7)
 NEVER = 2**30
 # Of the rows of sources, in a product over many of them: with their scores they fit into the nearest cache.
 NUMBERS_AT_A_TIME = 4096
-# From a panel's first source to its last one, if they are neighbors: more are copied.
-MOST_NUMBERS = 8192
 
 
 @njit(**INNER)
@@ -97,29 +95,36 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
 
 
 @njit(**INNER)
+def shares(panels, p):
+    """Whether a panel has the sources of the one before or after it, as in a graph all of whose nodes are attended to."""
+    here = panels[p, COLUMN]
+    return (p > 0 and panels[p - 1, COLUMN] == here) or (p + 1 < len(panels) and panels[p + 1, COLUMN] == here)
+
+
+@njit(**INNER)
 def room_for(n, width, like):
     """Room for `read_rows`: for n rows that are copied, where those begin, and where rows in place do."""
     return aligned(n * width, like), np.arange(n) * width, np.empty(n, np.int64)
 
 
 @njit(**INNER)
-def read_rows(room, x, is_many, is_read, span, index, part, strides, b, h, width, lanes):
+def read_rows(room, x, copies, is_read, span, index, part, strides, b, h, width, lanes):
     """Return an array with head h of each row index[part[0] + i], and where they begin in it: see `set_offsets`.
 
-    Many are copied, one after another, unless they were already. Where they lie, rows of usual heads are a power of two
-    apart, so that only few of them fit into a cache.
+    With `copies` it has them one after another, copied unless it has these already. Where they lie, rows of usual heads
+    are a power of two apart, so that only few of them fit into a cache; to copy them pays if several panels read them.
     """
-    copies, steps, places = room
+    near, steps, places = room
     begin, end = span
-    if is_many and is_read:
-        return copies, steps
+    if copies and is_read:
+        return near, steps
     set_offsets(places, begin, end, index, part, strides, b, h)
-    if not is_many:
+    if not copies:
         return x, places
     for i in range(begin, end):
         for d in range(0, width, lanes):
-            copy_vector(copies, i * width + d, x, places[i] + d)
-    return copies, steps
+            copy_vector(near, i * width + d, x, places[i] + d)
+    return near, steps
 
 
 @njit(**INNER)
@@ -168,11 +173,9 @@ def multiply_columns(s, steps, x, rows, transposed, width, groups, lo, hi, lanes
 
 
 @njit(**INNER)
-def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes):
-    """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]: of many c, for some at a time."""
-    first, last = NEVER, 0
-    for m in range(n):
-        first, last = min(first, spans[0, m]), max(last, spans[1, m])
+def multiply_rows(out, rows, n, factors, s, ones, x, x_rows, width, spans, span, lanes):
+    """Set out[m, d] = factors[m] * sum over c of s[c, m] * x[c, d]: of many c in the span, for some at a time."""
+    first, last = span
     step = max(NUMBERS_AT_A_TIME // width, 64)
     step = step if last - first > 2 * step else NEVER
     set_sums(out, rows, n, factors, s, ones, x, x_rows, width, spans, lanes, first + step)
@@ -259,7 +262,8 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
     lo, hi = np.empty(PANEL, np.int64), np.empty(PANEL, np.int64)
     top, total = np.empty(PANEL, query.dtype), np.empty(PANEL, query.dtype)
     for task in range(begin, end):
-        panel = panels[task % len(panels)]
+        p = task % len(panels)
+        panel = panels[p]
         b, h = task // len(panels) // heads, task // len(panels) % heads
         kv = h // (heads // kv_heads)
         first, n = panel[ROW], panel[ROW_COUNT]
@@ -270,10 +274,10 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
             out_rows, 0, n, rows, panel[:2], (targets * heads * value_width, heads * value_width, value_width), b, h
         )
         span, part, these = (low, high), panel[2:4], (b * kv_heads + kv, panel[COLUMN], low, high)
-        many, same = (high - low) * strides[1][1] > MOST_NUMBERS, read == these
-        keys, key_rows = read_rows(of_keys, key, many, same, span, columns, part, strides[1], b, kv, width, lanes)
+        copies, same = shares(panels, p), read == these
+        keys, key_rows = read_rows(of_keys, key, copies, same, span, columns, part, strides[1], b, kv, width, lanes)
         values, value_rows = read_rows(
-            of_values, value, many, same, span, columns, part, strides[2], b, kv, value_width, lanes
+            of_values, value, copies, same, span, columns, part, strides[2], b, kv, value_width, lanes
         )
         read = these
         transpose_rows(transposed, query, query_rows, groups, width, sign, lanes)
@@ -287,7 +291,9 @@ def forward_tasks(begin, end, plan, shape, scale, data, strides, out, lse, has_l
                 lse[2 * place] = size * top[m] if top[m] > -np.inf else 0
                 lse[2 * place + 1] = np.log(total[m])
         invert(total, groups * lanes)
-        multiply_rows(out, out_rows, n, total, scores, ones, values, value_rows, value_width, spans[:, first:], lanes)
+        multiply_rows(
+            out, out_rows, n, total, scores, ones, values, value_rows, value_width, spans[:, first:], span, lanes
+        )
 
 
 @njit(**INNER)
@@ -320,18 +326,18 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
             first, n, count = panel[ROW], panel[ROW_COUNT], panel[COLUMN_COUNT]
             groups = read_spans(panel, spans, lo, hi, lanes)
             low, high = lo[0], hi[groups - 1]
-            these, many = (b * kv_heads + kv, panel[COLUMN], low, high), (high - low) * strides[1][1] > MOST_NUMBERS
+            these, copies = (b * kv_heads + kv, panel[COLUMN], low, high), shares(panels, number // share)
             span, part, same = (0, groups * lanes), panel[:2], False
             queries, query_rows = read_rows(
-                of_queries, query, many, same, span, rows, part, strides[0], b, h, width, lanes
+                of_queries, query, copies, same, span, rows, part, strides[0], b, h, width, lanes
             )
             given, given_rows = read_rows(
-                of_given, grad_out, many, same, span, rows, part, strides[3], b, h, value_width, lanes
+                of_given, grad_out, copies, same, span, rows, part, strides[3], b, h, value_width, lanes
             )
             span, part, same = (low, high), panel[2:4], read == these
-            keys, key_rows = read_rows(of_keys, key, many, same, span, columns, part, strides[1], b, kv, width, lanes)
+            keys, key_rows = read_rows(of_keys, key, copies, same, span, columns, part, strides[1], b, kv, width, lanes)
             values, value_rows = read_rows(
-                of_values, value, many, same, span, columns, part, strides[2], b, kv, value_width, lanes
+                of_values, value, copies, same, span, columns, part, strides[2], b, kv, value_width, lanes
             )
             read = these
             set_offsets(grad_rows, 0, n, rows, panel[:2], strides[4], b, h)
@@ -357,7 +363,7 @@ def backward_tasks(begin, end, plan, shape, scale, data, strides, chunks, fresh,
                 differentiate(scores, slopes, j * lanes, lo[j], hi[j], delta, sign * size)
             if has_grads[0]:
                 multiply_rows(
-                    grad_query, grad_rows, n, each, slopes, ones, keys, key_rows, width, spans[:, first:], lanes
+                    grad_query, grad_rows, n, each, slopes, ones, keys, key_rows, width, spans[:, first:], span, lanes
                 )
             if has_grads[1]:
                 add_columns(
