@@ -96,7 +96,7 @@ def set_offsets(to, begin, end, index, part, strides, b, h):
 
 @njit(**INNER)
 def shares(panels, p):
-    """Whether a panel has the sources of the one before or after it, as in a graph all of whose nodes are attended to."""
+    """Whether a panel has the sources of the one before or after it, as in a graph where all attend to all."""
     here = panels[p, COLUMN]
     return (p > 0 and panels[p - 1, COLUMN] == here) or (p + 1 < len(panels) and panels[p + 1, COLUMN] == here)
 
