@@ -71,7 +71,7 @@ def test_predictions_that_agree_and_are_sure_cost_nothing(example):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--protocol", "coral"], "--protocol must be one of digits, "),
+        (["--protocol", "coral"], "--protocol must be one of citeseer, cora, "),
         (["--protocol", "tolokers", "--model", "GPS"], "--model must be one that tolokers.toml has settings for, "),
         (["--runs", "0"], "--runs must be at least 1, got 0"),
         (["--processes", "0"], "--processes must be at least 1, got 0"),
