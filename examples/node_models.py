@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from node_protocols import score
+from node_protocols import PaperGAT, score
 from report import report
 from torch_geometric.transforms import NormalizeFeatures, RandomNodeSplit
 from torch_geometric.utils import degree
@@ -33,7 +33,7 @@ from graphattn.nn import GraphTransformer, models
 
 PROTOCOLS = Path(__file__).parent / "protocols"
 MODELS = {"GAT": models.GAT, "Polynormer": models.Polynormer, "SGFormer": models.SGFormer}
-MODELS |= {"GPS": GraphTransformer, "Exphormer": GraphTransformer}
+MODELS |= {"GPS": GraphTransformer, "Exphormer": GraphTransformer, "GAT-2018": PaperGAT}
 # What a model's settings say of training; the others are arguments of the model.
 TRAINING = {"epochs": 200, "lr": 0.01, "weight_decay": 0.0, "every": 5}
 # Polynormer's epochs without attention to all nodes; edges per node of Exphormer's random graph.
@@ -56,6 +56,8 @@ def load(protocol, root):
     data = digits_graph() if name == "digits" else load_graph(name, root)[0]
     if protocol.get("normalize_features"):
         data = NormalizeFeatures()(data)
+    if protocol.get("sparse_features"):
+        data.x = data.x.to_sparse().coalesce()
     if protocol.get("degree_feature"):
         log_degree = degree(data.edge_index[1], data.num_nodes).log1p()
         data.x = torch.cat([data.x, ((log_degree - log_degree.mean()) / log_degree.std()).unsqueeze(1)], 1)
@@ -110,6 +112,8 @@ def build(model, data, training, settings):
     """The network, and the pattern it attends along."""
     channels, classes = data.x.size(1), int(data.y.max()) + 1
     pattern = Edges(data.edge_index, data.num_nodes)
+    if model == "GAT-2018":
+        return PaperGAT(channels, classes), pattern
     if training["expander_degree"]:
         pattern = pattern | random_regular(data.num_nodes, training["expander_degree"])
     sizes = {name: settings[name] for name in ("hidden_channels", "num_layers", "heads")}
@@ -169,7 +173,7 @@ def search(protocol, model, settings, variants, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--protocol", default="digits", help="a file of examples/protocols, without its ending")
-    parser.add_argument("--model", choices=MODELS, default="GAT")
+    parser.add_argument("--model", choices=MODELS, help="default: the first one that the protocol has settings for")
     parser.add_argument("--root", help="folder of the data sets; default: $GRAPHATTN_DATASETS, then datasets/")
     parser.add_argument("--runs", type=int, help="default: the protocol's; 3 for --search")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time, of one thread each")
@@ -181,10 +185,11 @@ def main():
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     protocol = read_protocol(args.protocol, parser)
-    if args.model not in protocol:
-        known = ", ".join(name for name in MODELS if name in protocol)
-        parser.error(f"--model must be one that {args.protocol}.toml has settings for, {known}, got {args.model}")
-    settings = protocol[args.model]
+    known = [name for name in MODELS if name in protocol]
+    model = args.model or known[0]
+    if model not in known:
+        parser.error(f"--model must be one that {args.protocol}.toml has settings for, {', '.join(known)}, got {model}")
+    settings = protocol[model]
     variants = settings.pop("search", {})
     if args.smoke:
         settings |= {"epochs": 2, "local_epochs": min(settings.get("local_epochs", 0), 1)}
@@ -192,9 +197,9 @@ def main():
     # Once, before several processes would do it.
     data = load(protocol, args.root)
     if args.search:
-        return search(protocol, args.model, settings, variants, args)
+        return search(protocol, model, settings, variants, args)
     runs = 1 if args.smoke else args.runs or protocol["runs"]
-    jobs = [(protocol, args.model, settings, run, args.root) for run in range(runs)]
+    jobs = [(protocol, model, settings, run, args.root) for run in range(runs)]
     validation, test, epochs, seconds, parameters = zip(*run_all(jobs, args.processes, "training"), strict=True)
     details = {
         "validation": statistics.fmean(validation),
@@ -204,7 +209,7 @@ def main():
     }
     measure = "accuracy" if int(data.y.max()) > 1 else "ROC AUC"
     unit = "seeds" if data.get("train_mask", data.y).dim() == 1 and "train_mask" in data else "splits"
-    report(protocol["data"], f"tuned {args.model}", measure, test, unit, args.record, **details)
+    report(protocol["data"], f"tuned {model}", measure, test, unit, args.record, **details)
 
 
 if __name__ == "__main__":
