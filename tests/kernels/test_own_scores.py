@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering import in_turn
 from random_scores import RandomScore
 
 from graphattn import Additive, Edges, Elementwise, Normalized, attention, explain_backend, explain_score
@@ -178,8 +179,13 @@ def test_gradients_pass_gradcheck():
     assert torch.autograd.gradcheck(out, (*tensors.values(), module.width))
 
 
-@pytest.mark.parametrize("name", ["unsorted edges", "no edges", "hub"])
-@pytest.mark.parametrize("normalizer", ["sparsemax", "entmax15", Elementwise(F.softplus), Normalized(torch.square)])
+@pytest.mark.parametrize(
+    ("name", "normalizer"),
+    in_turn(
+        ["unsorted edges", "no edges", "hub"],
+        ["sparsemax", "entmax15", Elementwise(F.softplus), Normalized(torch.square)],
+    ),
+)
 def test_every_normalizer_is_fused_with_every_score(name, normalizer):
     for score in (gaussian, Additive(torch.ones(HEADS, WIDTH, dtype=torch.float64))):
         tensors = tensors_of(ZOO[name], None)

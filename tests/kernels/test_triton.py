@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from covering import pairwise
+from covering import in_turn
 
 from graphattn import Additive, DotProduct, Edges, attention, explain_backend
 from graphattn.kernels.rows.gpu import kernel as gpu_kernel
@@ -96,7 +96,7 @@ def test_a_piece_of_nan_alone_reaches_its_row(monkeypatch):
 
 @pytest.mark.parametrize(
     ("is_cut", "activation", "dropout_p", "dtype"),
-    pairwise([False, True], [None, "leaky_relu"], [0.0, 0.4], [torch.float32, torch.bfloat16]),
+    in_turn([False, True], [None, "leaky_relu"], [0.0, 0.4], [torch.float32, torch.bfloat16]),
 )
 def test_scores_of_any_size_leave_the_same_weights_and_slopes(is_cut, activation, dropout_p, dtype, monkeypatch):
     """Whole scores, most of them tied: times a power of two, their differences stay 0 or beyond any weight."""
