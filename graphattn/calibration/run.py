@@ -106,7 +106,7 @@ def calibrate(device: str = "cpu", quick: bool = False, progress: bool = True) -
 
     Args:
         device: "cpu", "cuda", or "all", which is both where there is a GPU.
-        quick: measure every second call, in half of the time.
+        quick: measure every second call, in less time.
         progress: whether to show a progress bar.
 
     Returns:

@@ -16,7 +16,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser("calibrate", help=about, description=about, epilog=example, allow_abbrev=False)
     parser.set_defaults(run=_run)
     parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda, or all (default cpu)")
-    parser.add_argument("--quick", action="store_true", help="every second call, in half of the time")
+    parser.add_argument("--quick", action="store_true", help="every second call, in less time")
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -52,7 +52,7 @@ def test_panels_equal_the_oracle(name, kind):
 
 @pytest.mark.parametrize(("width", "value_width"), [(16, 64), (96, 32), (256, 16)])
 def test_any_number_of_vectors_equals_the_oracle(width, value_width):
-    equal_the_oracle(Window(70, radius=9), width, value_width)
+    assert_equals_oracle(Window(70, radius=9), width, value_width)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_any_number_of_vectors_equals_the_oracle(width, value_width):
     ids=repr,
 )
 def test_many_sources_some_at_a_time_equal_the_oracle(pattern, widths):
-    equal_the_oracle(pattern, *widths)
+    assert_equals_oracle(pattern, *widths)
 
 
-def equal_the_oracle(pattern, width, value_width):
+def assert_equals_oracle(pattern, width, value_width):
     tensors = random_call(pattern, heads=5, width=width, value_width=value_width, dtype=torch.float32)
     assert_matches_dense(tensors, pattern, backend="tiles", return_weights=False)
     assert not pattern.has_kept("tiles")
