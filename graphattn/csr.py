@@ -5,10 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .compiled import NotCompiled, load, why_not_compiled
+
+
+IN_NUMPY = {torch.int32: np.int32, torch.int64: np.int64}
 
 
 class CSR(NamedTuple):
@@ -41,13 +45,13 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
             perm=tensor([1, 2, 0], dtype=torch.int32))
     """
     if _is_countable(row, max(num_rows, num_columns)):
-        ptr = torch.empty(num_rows + 1, dtype=torch.int64)
-        index = torch.empty(row.shape, dtype=index_dtype(num_columns))
-        perm = torch.empty(row.shape, dtype=index_dtype(row.numel()))
-        keys, found = (row.contiguous(), column.contiguous()), (x.numpy() for x in (ptr, index, perm))
+        # NumPy makes an array in a tenth of the time that torch takes for a tensor.
+        edges, kinds = row.numel(), (index_dtype(num_columns), index_dtype(row.numel()))
+        ptr, (index, perm) = np.empty(num_rows + 1, np.int64), (np.empty(edges, IN_NUMPY[kind]) for kind in kinds)
+        keys = row.contiguous().numpy(), column.contiguous().numpy()
         with suppress(NotCompiled):
-            is_sorted = load("compiled.jit.sort").sort_pairs(*(x.numpy() for x in keys), num_columns, *found)
-            return CSR(ptr, index, None if is_sorted else perm)
+            is_sorted = load("compiled.jit.sort").sort_pairs(*keys, num_columns, ptr, index, perm)
+            return CSR(*map(torch.from_numpy, (ptr, index)), None if is_sorted else torch.from_numpy(perm))
     if _is_sorted(row, column):
         return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), None)
     order = stable_order(column, num_columns)

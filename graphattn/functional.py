@@ -33,14 +33,16 @@ from .kernels.rows.cpu.emit import source_of
 from .kernels.rows.own import SCORE, loops_of
 from .normalizers import Normalizer, UserNormalizer
 from .offset_bias import OffsetBias
-from .patterns import Pattern, PatternLike
+from .patterns import Edges, Pattern, PatternLike
 from .patterns.across_processes import RemotePattern
 from .precision import accumulate_dtype
 from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score, repeat_heads
 from .tracing import Trace, Unsupported, traced
 
-# Of how many kinds of calls a pattern remembers what was found.
-MOST_SIGNATURES = 64
+# Of how many kinds of calls a pattern remembers what was found, and of how many all lists of edges together.
+MOST_SIGNATURES, MOST_OF_EDGES = 64, 1024
+# By sizes and signature: no check of a call on the CPU, and no estimate of its cost, looks at the edges of a list.
+_calls_of_edges: dict[Any, tuple[Kernel, Normalizer]] = {}
 
 
 @overload
@@ -153,10 +155,15 @@ def attention(
     of_edges = (edge_bias, edge_key, edge_value)
     arguments = (query, key, value, pattern, score, normalizer, *of_edges, dropout_p, return_weights, return_lse)
     captured = captures_of(score)
-    known = signature(arguments, backend, KERNELS, captured)
-    calls: dict[Any, tuple[Kernel, Normalizer]] = {}
+    known: Any = signature(arguments, backend, KERNELS, captured)
+    calls, most = _calls_of_edges, MOST_OF_EDGES
     if known is not None and isinstance(pattern, Pattern):
-        calls = pattern.keep("calls", dict)
+        # What a function captures must not outlive the pattern.
+        is_shared = type(pattern) is Edges and captured is None and not pattern.is_traced
+        if is_shared and query.device.type == pattern.device.type == "cpu":
+            known = pattern.num_sources, pattern.num_targets, pattern.num_edges, known
+        else:
+            calls, most = pattern.keep("calls", dict), MOST_SIGNATURES
         if known in calls:
             kernel, checked = calls[known]
             return _results(_run(kernel, recall(arguments, checked, captured), backend), return_lse)
@@ -168,7 +175,7 @@ def attention(
         return call.pattern.attend(call.query, call.key, call.value, **options, **edge_tensors, **asked_for)
     kernel = choose(call, backend)
     if known is not None:
-        if len(calls) >= MOST_SIGNATURES:
+        if len(calls) >= most:
             calls.clear()
         calls[known] = kernel, call.normalizer
     return _results(_run(kernel, call, backend), return_lse)

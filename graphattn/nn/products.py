@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Heads up to which one product with a matrix, most of whose numbers are zeros, takes less time than one per head.
-MOST_HEADS = 16
+# Heads up to which one product with a matrix, most of whose numbers are zeros, takes less time than one per head; and
+# numbers of all rows from which on it does.
+MOST_HEADS, LEAST_NUMBERS = 16, 2**15
 # The least length by which a row is divided.
 SHORTEST = 1e-12
 
@@ -21,7 +22,12 @@ def products_with(rows: Tensor, *vectors: Tensor) -> tuple[Tensor, ...]:
     """
     nodes, heads, channels = rows.shape
     dtypes = {rows.dtype, *(vector.dtype for vector in vectors)}
-    if heads > MOST_HEADS or len(dtypes) > 1 or torch.is_autocast_enabled(rows.device.type):
+    if (
+        heads > MOST_HEADS
+        or rows.numel() < LEAST_NUMBERS
+        or len(dtypes) > 1
+        or torch.is_autocast_enabled(rows.device.type)
+    ):
         return tuple((rows * vector).sum(-1) for vector in vectors)
     # Of the matrix [H * C, V * H], each head's part is not zero in its own columns alone.
     own = torch.eye(heads, dtype=rows.dtype, device=rows.device)

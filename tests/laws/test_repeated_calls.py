@@ -1,6 +1,6 @@
 """A pattern remembers what was checked and chosen for a kind of call: the next one of the kind equals the first.
 
-And what is wrong with a call is said as on a pattern that has seen none.
+Lists of edges remember it together, by their sizes. And what is wrong with a call is said as on a pattern that has seen none.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from graphattn import Additive, DotProduct, Edges, Full, Window, attention
-from graphattn.functional import MOST_SIGNATURES
+from graphattn import functional
 from graphattn.testing import assert_matches_dense, random_call
 
 
@@ -33,6 +33,15 @@ OPTIONS = [
 ]
 
 
+def remembered(pattern):
+    return functional._calls_of_edges if isinstance(pattern, Edges) else pattern.keep("calls", dict)
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch):
+    monkeypatch.setattr(functional, "_calls_of_edges", {})
+
+
 @pytest.mark.parametrize("batch", [(), (1,), (2, 3)], ids=str)
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_kind_of_call_equals_the_oracle_when_it_comes_again(name, batch):
@@ -42,7 +51,16 @@ def test_every_kind_of_call_equals_the_oracle_when_it_comes_again(name, batch):
             for edge_tensors in (False, True):
                 tensors = random_call(pattern, batch=batch, edge_tensors=edge_tensors, seed=seed)
                 assert_matches_dense(tensors, pattern, **options)
-    assert len(pattern.keep("calls", dict)) >= len(OPTIONS)
+    assert len(remembered(pattern)) >= len(OPTIONS)
+
+
+@pytest.mark.parametrize("edge_tensors", [False, True], ids=str)
+def test_lists_of_edges_of_the_same_sizes_differ(edge_tensors):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        pattern = Edges(torch.randint(5, (2, 6), generator=generator), 5)
+        assert_matches_dense(random_call(pattern, edge_tensors=edge_tensors), pattern)
+    assert not pattern.keep("calls", dict)
 
 
 def damaged(tensors):
@@ -76,14 +94,18 @@ def damaged(tensors):
     yield {"score": "dot"}
 
 
-def test_what_is_wrong_is_said_after_a_good_call_as_before():
+def test_what_is_wrong_is_said_after_a_good_call_as_before(monkeypatch):
     pattern = edges()
     tensors = {name: x.detach() for name, x in random_call(pattern).items()}
     for options in ({}, {"dropout_p": 1.0}, {"return_lse": True}, {"edge_bias": torch.zeros(6, 2).double()}):
         attention(**tensors, pattern=pattern, **options)
+    known = functional._calls_of_edges
+    assert len(known) == 4
     for change in damaged(tensors):
         said = []
         for one in (edges(), pattern):
+            # The first of them knows nothing.
+            monkeypatch.setattr(functional, "_calls_of_edges", known if one is pattern else {})
             with pytest.raises((TypeError, ValueError, NotImplementedError)) as error:
                 attention(**{**tensors, **change}, pattern=one)
             said.append((type(error.value), str(error.value)))
@@ -103,10 +125,13 @@ def test_autocast_and_transforms_are_noticed_after_a_plain_call():
     assert torch.equal(attention(query, key, value, pattern), expected)
 
 
-def test_calls_are_remembered_without_their_tensors_and_not_for_ever():
-    pattern = edges()
+@pytest.mark.parametrize("name", ["window", "edges"])
+def test_calls_are_remembered_without_their_tensors_and_not_for_ever(name, monkeypatch):
+    most, pattern = 20, PATTERNS[name]()
+    for limit in ("MOST_SIGNATURES", "MOST_OF_EDGES"):
+        monkeypatch.setattr(functional, limit, most)
     watched = []
-    for width in range(1, MOST_SIGNATURES + 3):
+    for width in range(1, most + 3):
         x = torch.randn(5, 2, width)
         vector = torch.randn(2, width)
         watched += [weakref.ref(x), weakref.ref(vector)]
@@ -114,4 +139,10 @@ def test_calls_are_remembered_without_their_tensors_and_not_for_ever():
     del x, vector
     gc.collect()
     assert not any(reference() is not None for reference in watched)
-    assert len(pattern.keep("calls", dict)) == 2
+    assert len(remembered(pattern)) == 2
+
+
+def test_what_a_score_captures_does_not_outlive_the_pattern():
+    pattern, x = edges(), torch.randn(5, 2, 4)
+    attention(x, x, x, pattern, score=lambda query_i, key_j, edge_key: (query_i * key_j).sum(-1))
+    assert not functional._calls_of_edges and pattern.keep("calls", dict)

@@ -103,6 +103,8 @@ class Functions(NamedTuple):
     csr_backward: Callable[[Backward], list[Tensor | None]]
     # Not an operator: of a loop and what it takes, both in `own`, the scores of edges, or gradients.
     edge_loop: Callable[[Any, Any], list[Tensor]]
+    # Whether they take tensors without batch dimensions, too, where they are called directly.
+    takes_one_graph: bool = False
 
 
 OPERATORS = {Forward: "csr_forward", Weights: "csr_weights", Backward: "csr_backward"}
@@ -136,10 +138,16 @@ for _key in ("CPU", "CUDA"):
     library.impl("csr_backward", csr_backward, _key)
 
 
+def _laid_out(tensors: Tensors) -> Tensors:
+    """A call's tensors as `_run` takes them."""
+    takes_one_graph = tensors.query.dim() == 3 and FUNCTIONS[tensors.query.device.type].takes_one_graph
+    return tensors if takes_one_graph and is_unobserved(tensors) else tensors.with_one_batch()
+
+
 def _run(operands: Forward | Weights | Backward) -> Any:
     """Run the operator with these operands; directly, where nothing could tell the difference."""
     name = OPERATORS[type(operands)]
-    if is_unobserved(operands.tensors):
+    if operands.tensors.query.dim() == 3 or is_unobserved(operands.tensors):
         return getattr(FUNCTIONS[operands.tensors.query.device.type], name)(operands)
     return getattr(torch.ops.graphattn, name)(*pack(operands))
 
@@ -147,11 +155,13 @@ def _run(operands: Forward | Weights | Backward) -> Any:
 def _compute(asked: Attend) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor | None]:
     """Output, weights and lse in two parts, None if not requested; then what the backward pass needs in addition."""
     tensors, edges, is_exact, return_weights, return_lse, mode = asked
-    batch, tensors = tensors.query.shape[:-3], tensors.with_one_batch()
+    batch = tensors.query.shape[:-3]
+    tensors = _laid_out(tensors)
     out, sums, exact = _run(Forward(tensors, edges, is_exact, mode))
+    out = out if tensors.query.dim() == 3 else split_batch(out, batch)
     weights = split_batch(_run(Weights(tensors, sums, edges, mode)), batch) if return_weights else None
     lse = torch.stack([sums[:, :, 0], sums[:, :, 1].log()], -1) if return_lse else None
-    return split_batch(out, batch), weights, None if lse is None else split_batch(lse, batch), sums, exact
+    return out, weights, None if lse is None else split_batch(lse, batch), sums, exact
 
 
 class _Attend(torch.autograd.Function):
@@ -164,7 +174,8 @@ class _Attend(torch.autograd.Function):
     # newer form is for torch.func, under which no fused kernel runs.
     @staticmethod
     def forward(ctx: Any, *flat: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        asked = unpack(Attend, flat)
+        count = len(Tensors._fields)
+        asked = unpack(Attend, flat) if len(flat) > count + 1 else Attend(Tensors(*flat[:count]), *flat[count])
         tensors, edges, is_exact, ctx.return_weights, ctx.return_lse, ctx.mode = asked
         out, weights, lse, sums, exact = _compute(asked)
         ctx.set_materialize_grads(False)
@@ -183,7 +194,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         saved = iter(ctx.saved_tensors)
         given: Any = Tensors(*islice(saved, len(Tensors._fields)))
-        tensors, dims = given.with_one_batch(), given.query.dim() - 3
+        tensors, dims = _laid_out(given), given.query.dim() - 3
         out, sums, edge_index, loops = islice(saved, 4)
         rows, columns = ctx.lists or (list(islice(saved, count)) for count in ctx.counts)
         edges = EdgeLists(edge_index, loops, rows, columns)
@@ -199,8 +210,13 @@ class _Attend(torch.autograd.Function):
             slopes = _run(operands)
         else:
             slopes = _Gradients.apply(*flatten(operands))
-        found = [x.reshape(y.shape) if need else None for x, y, need in zip(slopes, given, needs, strict=False)]
+        found = [_as(x, y) if need else None for x, y, need in zip(slopes, given, needs, strict=False)]
         return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
+
+
+def _as(x: Tensor, y: Tensor) -> Tensor:
+    """Return x in the shape of y."""
+    return x if x.shape == y.shape else x.reshape(y.shape)
 
 
 class _Gradients(LastDerivative):
@@ -238,7 +254,11 @@ def run_fused(call: Call, edges: EdgeLists, is_exact: bool) -> Result:
     is_trained = needs_grad(call)
     is_exact = is_exact and is_rounded and isinstance(call.normalizer, Softmax) and is_trained
     asked = Attend(tensors, edges, is_exact, call.return_weights, bool(call.return_lse), mode)
-    return Result(*(_Attend.apply(*flatten(asked)) if is_trained else _compute(asked)[:3]))
+    if not is_trained:
+        return Result(*_compute(asked)[:3])
+    # Some versions of torch.compile know no way to take a named tuple apart; elsewhere each argument takes time.
+    rest = flatten(asked)[len(tensors) :] if torch.compiler.is_compiling() else [asked[1:]]
+    return Result(*_Attend.apply(*tensors, *rest))
 
 
 def _read_score(score: Score, call: Call) -> tuple[Tensor | None, Mode]:

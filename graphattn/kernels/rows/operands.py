@@ -22,6 +22,8 @@ SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
 class Tensors(NamedTuple):
     """A call's tensors, with exactly one batch dimension; edge tensors have it of the batch's size or 1.
 
+    They may all have none where a device's `Functions` take that: to add one takes as long as a small loop.
+
     Attributes:
         query: [B, T, H, D].
         key: [B, S, H_kv, D].
@@ -169,7 +171,8 @@ class Shape(NamedTuple):
     @staticmethod
     def of(tensors: Tensors, edges: int) -> Shape:
         """Read the sizes off the tensors."""
-        (batches, targets, heads, width), (_, sources, kv_heads, value_width) = tensors.query.shape, tensors.value.shape
+        (*batch, targets, heads, width), (*_, sources, kv_heads, value_width) = tensors.query.shape, tensors.value.shape
+        batches = batch[0] if batch else 1
         return Shape(batches, targets, sources, heads, kv_heads, width, value_width, edges)
 
 
@@ -329,8 +332,8 @@ def unpack(kind: type[Operands], flat: tuple[Any, ...]) -> Operands:
 
 def sums_shape(query: Tensor, normalizer: int) -> tuple[int, ...]:
     """Shape of what a normalizer keeps of each row."""
-    batches, targets, heads, _ = query.shape
-    return (batches, targets, 2, heads) if normalizer == SOFTMAX else (0,)
+    *batch, targets, heads, _ = query.shape
+    return (batch[0] if batch else 1, targets, 2, heads) if normalizer == SOFTMAX else (0,)
 
 
 def gradients(found: dict[str, Tensor], tensors: Tensors, needs: Needs) -> list[Tensor | None]:

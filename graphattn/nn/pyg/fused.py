@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,6 +35,7 @@ from .unfused import UNFUSED
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
 OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_own_hooks, _hooks_of_module = operator.attrgetter(*HOOKS), operator.attrgetter(*OF_MODULES)
 REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 
 # What PyG calls the aggregations that a layer may have to be fused.
@@ -111,9 +113,9 @@ class Graph:
             waiting.append(Asked(self.pattern, query, key, value, score, options))
             return value.new_zeros(()).expand(self.pattern.num_targets, *query.shape[1:-1], value.size(-1))
         tensors = (query, key, value, *score.tensors().values())
-        dtype = functools.reduce(torch.promote_types, {x.dtype for x in tensors})
-        of_edges = [x for x in options.values() if isinstance(x, Tensor)]
-        if any(x.dtype != dtype for x in (*tensors, *of_edges)):
+        dtypes = {x.dtype for x in tensors}
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        if len(dtypes) > 1 or any(isinstance(x, Tensor) and x.dtype != dtype for x in options.values()):
             options = {name: x.to(dtype) if isinstance(x, Tensor) else x for name, x in options.items()}
             query, key, value, score = query.to(dtype), key.to(dtype), value.to(dtype), score.to(dtype)
         options |= dict(score=score, return_weights=self.return_weights)
@@ -249,8 +251,7 @@ class Fused(MessagePassing):
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
 
     def _is_watched(self) -> bool:
-        is_hooked = any(getattr(self, hooks) for hooks in HOOKS)
-        is_hooked = is_hooked or any(getattr(self.aggr_module, hooks) for hooks in OF_MODULES)
+        is_hooked = any(_own_hooks(self)) or any(_hooks_of_module(self.aggr_module))
         return is_hooked or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
@@ -339,7 +340,7 @@ def is_traced() -> bool:
 
 def has_hooks(module: torch.nn.Module) -> bool:
     """Whether someone watches a module."""
-    return "forward" in vars(module) or any(getattr(module, hooks) for hooks in OF_MODULES)
+    return "forward" in vars(module) or any(_hooks_of_module(module))
 
 
 def writable(out: Tensor, is_the_kernels: bool) -> Tensor:
@@ -353,7 +354,8 @@ def own_class(layer: torch.nn.Module) -> type[Any]:
 
 
 def _own(kind: type[Any]) -> type[Any]:
-    return next(cls for cls in kind.__mro__ if not cls.__module__.startswith("torch."))
+    is_generated = kind.__module__.startswith("torch.")
+    return next(cls for cls in kind.__mro__ if not cls.__module__.startswith("torch.")) if is_generated else kind
 
 
 def pygs_name(kind: type[Any]) -> str:

@@ -5,6 +5,7 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -89,8 +90,7 @@ class NumbaCSR(Kernel):
         call = with_given_scores(call) if needs_scores(call) else call
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
-        has_cut_rows = not edges.rows or TaskPlan(*edges.rows).cut.numel() > 0
-        return run_fused(call, edges, has_cut_rows)
+        return run_fused(call, edges, not edges.rows or _as_plan(edges.rows).cut.numel() > 0)
 
 
 def _compiled(part: str) -> Any:
@@ -119,13 +119,14 @@ def _numbers(mode: Mode, dropout: bool, is_double: bool) -> tuple[Mode, np.uint6
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
     """What every loop takes, of tensors without gaps."""
     edges = plan.index.numel()
+    shape = Shape.of(tensors, edges)
     typed, bound, kept = _numbers(mode, tensors.seed is not None, tensors.query.dtype == torch.float64)
     of_edges: list[Any] = []
     for x in (tensors.edge_bias, tensors.edge_key, tensors.edge_value):
-        of_edges += [x, 0 if x is None or x.size(0) == 1 else edges]
+        of_edges += [x, 0 if x is None or shape.batches == 1 or x.size(0) == 1 else edges]
     return Loops(
         plan.edges,
-        Shape.of(tensors, edges),
+        shape,
         Arrays(tensors.query, tensors.key, tensors.value, tensors.vector),
         EdgeArrays(*of_edges),
         typed,
@@ -137,6 +138,10 @@ def _run(function: Any, types: tuple[Any, ...], call: Loops, tasks: Tensor, *ope
     """Run a loop over the tasks of all batch elements, in runs of multiples of `whole`."""
     loop = compiled_loop(function, types, tasks, *operands, shape=call.shape)
     run_tasks(loop, call.shape.batches * len(tasks), tasks, *operands, multiple=whole)
+
+
+def _as_plan(lists: Sequence[Tensor]) -> TaskPlan:
+    return lists if isinstance(lists, TaskPlan) else TaskPlan(*lists)
 
 
 def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
@@ -151,7 +156,7 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots
     shape, tasks = call.shape, plan.tasks
     if is_exact or shape.value_width != shape.width:
-        out = empty(query, *query.shape[:3], shape.value_width, dtype=None if is_exact else query.dtype)
+        out = empty(query, *query.shape[:-1], shape.value_width, dtype=None if is_exact else query.dtype)
     else:
         out = empty_like(query)
     sums = empty(query, *sums_shape(query, mode.normalizer))
@@ -269,4 +274,4 @@ def _source_gradients(
     return {"key": found[0], "value": found[1]}
 
 
-FUNCTIONS["cpu"] = Functions(forward, weights, backward, edge_loop)
+FUNCTIONS["cpu"] = Functions(forward, weights, backward, edge_loop, takes_one_graph=True)
