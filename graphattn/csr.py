@@ -11,7 +11,6 @@ from torch import Tensor
 
 from .compiled import NotCompiled, load, why_not_compiled
 
-
 IN_NUMPY = {torch.int32: np.int32, torch.int64: np.int64}
 
 
@@ -46,12 +45,16 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
     """
     if _is_countable(row, max(num_rows, num_columns)):
         # NumPy makes an array in a tenth of the time that torch takes for a tensor.
-        edges, kinds = row.numel(), (index_dtype(num_columns), index_dtype(row.numel()))
-        ptr, (index, perm) = np.empty(num_rows + 1, np.int64), (np.empty(edges, IN_NUMPY[kind]) for kind in kinds)
+        found = (
+            np.empty(num_rows + 1, np.int64),
+            np.empty(row.numel(), IN_NUMPY[index_dtype(num_columns)]),
+            np.empty(row.numel(), IN_NUMPY[index_dtype(row.numel())]),
+        )
         keys = row.contiguous().numpy(), column.contiguous().numpy()
         with suppress(NotCompiled):
-            is_sorted = load("compiled.jit.sort").sort_pairs(*keys, num_columns, ptr, index, perm)
-            return CSR(*map(torch.from_numpy, (ptr, index)), None if is_sorted else torch.from_numpy(perm))
+            is_sorted = load("compiled.jit.sort").sort_pairs(*keys, num_columns, *found)
+            ptr, index, perm = map(torch.from_numpy, found)
+            return CSR(ptr, index, None if is_sorted else perm)
     if _is_sorted(row, column):
         return CSR(pointers(row, num_rows), column.to(index_dtype(num_columns)), None)
     order = stable_order(column, num_columns)

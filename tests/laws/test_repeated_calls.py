@@ -1,6 +1,7 @@
 """A pattern remembers what was checked and chosen for a kind of call: the next one of the kind equals the first.
 
-Lists of edges remember it together, by their sizes. And what is wrong with a call is said as on a pattern that has seen none.
+Lists of edges remember it together, by their sizes. And what is wrong with a call is said as on a pattern that has seen
+none.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import weakref
 import pytest
 import torch
 
-from graphattn import Additive, DotProduct, Edges, Full, Window, attention
-from graphattn import functional
+from graphattn import Additive, DotProduct, Edges, Full, Window, attention, functional
 from graphattn.testing import assert_matches_dense, random_call
 
 
