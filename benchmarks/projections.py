@@ -1,63 +1,87 @@
-"""One product for query, key, value and the skip connection, against the four that layers take.
+"""One product for query, key and value against three, with the attention that reads them; and columns against copies.
 
     python benchmarks/projections.py
 
-Writes results/projections.json and results/projections.md. Layers take four: a kernel reads rows without gaps, and what
-copies them into such rows takes longer than the larger product saves. The bound is without these copies.
+Writes results/projections.json and results/projections.md. Layers take one product where it takes less time, see
+`graphattn.nn.joined`: without gradients, for many rows. Whoever has one matrix of query, key and value, as models with
+`qkv.chunk(3, -1)` do, hands its columns to `attention`, which reads them in place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from gather import machine_and_gather
 from harness import Line, in_ms, race, ratio, write
+from systems import random_edges
 from torch import Tensor
+from torch.nn.functional import linear
 
-WIDTH, PARTS = 64, 4
-ROWS = (30, 300, 1_920, 2_708, 6_371, 20_000)
+from graphattn import Edges, attention
 
 
-def systems(rows: int, is_trained: bool) -> dict[str, Callable[[], object]]:
-    """Four products, one product whose parts are copied, and one product alone; with backward if trained."""
-    x = torch.randn(rows, WIDTH, requires_grad=is_trained)
-    weights = [torch.randn(WIDTH, WIDTH, requires_grad=is_trained) for _ in range(PARTS)]
-    biases = [torch.randn(WIDTH, requires_grad=is_trained) for _ in range(PARTS)]
-    grads = [torch.randn(rows, WIDTH) for _ in range(PARTS)]
-    joined = torch.cat(grads, 1)
+class Size(NamedTuple):
+    """A graph, and heads of some width."""
 
-    def one() -> Tensor:
-        return F.linear(x, torch.cat(weights), torch.cat(biases))
+    nodes: int
+    edges: int
+    heads: int
+    width: int
 
-    outs: dict[str, Callable[[], list[Tensor]]] = {
-        "four": lambda: [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)],
-        "one, copied": lambda: [part.contiguous() for part in one().split(WIDTH, 1)],
-        "one": lambda: [one()],
+    def __str__(self) -> str:
+        return f"{self.nodes:,} nodes, {self.edges:,} edges, H{self.heads} D{self.width}"
+
+
+SIZES = (
+    Size(30, 60, 4, 16),
+    Size(2_708, 13_264, 8, 8),
+    Size(6_371, 12_742, 4, 16),
+    Size(20_000, 200_000, 4, 16),
+    Size(20_000, 400_000, 4, 32),
+    Size(40_000, 400_000, 4, 16),
+    Size(100_000, 1_000_000, 8, 8),
+)
+PROJECTED, GIVEN = "projections and attention, one product", "query, key and value in one matrix, in place"
+
+
+def systems(size: Size, is_trained: bool) -> dict[str, Callable[[], object]]:
+    """Each way, forward, and backward if trained."""
+    pattern = Edges(random_edges(size.nodes, size.edges), size.nodes)
+    channels, shape = size.heads * size.width, (size.heads, size.width)
+    x = torch.randn(size.nodes, channels, requires_grad=is_trained)
+    weights = [torch.randn(channels, channels, requires_grad=is_trained) for _ in range(3)]
+    biases = [torch.randn(channels, requires_grad=is_trained) for _ in range(3)]
+    joined = torch.randn(size.nodes, 3 * channels, requires_grad=is_trained)
+    grad = torch.randn(size.nodes, *shape)
+
+    def attend(parts: Sequence[Tensor]) -> Tensor:
+        return attention(*(part.unflatten(-1, shape) for part in parts), pattern, backend="numba")
+
+    ways = {
+        "three": lambda: attend([linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]),
+        "one": lambda: attend(linear(x, torch.cat(weights), torch.cat(biases)).chunk(3, -1)),
+        "copies": lambda: attend([part.contiguous() for part in joined.chunk(3, -1)]),
+        "in place": lambda: attend(joined.chunk(3, -1)),
     }
     if not is_trained:
-        return dict(outs)
-    return {
-        name: lambda out=out, name=name: torch.autograd.backward(out(), [joined] if name == "one" else grads)
-        for name, out in outs.items()
-    }
+        return dict(ways)
+    return {name: lambda way=way: way().backward(grad) for name, way in ways.items()}
 
 
 def main() -> None:
     """Measure all sizes."""
     about, lines = machine_and_gather(), []
     torch.manual_seed(0)
-    for rows in ROWS:
-        for is_trained in (False, True):
+    for size in SIZES:
+        for is_trained, what in ((False, "forward"), (True, "forward + backward")):
             with torch.set_grad_enabled(is_trained):
-                taken = race(systems(rows, is_trained), 3)
-            detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
-            what = "forward and backward" if is_trained else "forward"
-            for name in ("one, copied", "one"):
-                work = f"{rows:,} rows of {WIDTH}, {PARTS} projections, {what}: {name}"
-                lines.append(Line(work, "four products", "x", 1, None, ratio(taken, "four", name), detail))
-    print(write("projections", "One product in place of four", about, lines, {}))
+                taken = race(systems(size, is_trained), 8)
+            for work, slow, fast in ((PROJECTED, "three", "one"), (GIVEN, "copies", "in place")):
+                detail = f"{slow} {in_ms(taken[slow])}, {fast} {in_ms(taken[fast])}"
+                lines.append(Line(f"{size}: {work}, {what}", slow, "x", 1, None, ratio(taken, slow, fast), detail))
+    print(write("projections", "Query, key and value as one matrix", about, lines, {}))
 
 
 if __name__ == "__main__":

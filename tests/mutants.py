@@ -150,6 +150,24 @@ MUTANTS = [
     Mutant("call.py", "x is None or x.dim() > dims else", "x is None or x.dim() >= dims else", "repeated_calls"),
     Mutant("call.py", "marks += (x.shape, x.stride(), x.dtype, x.device)", "marks += (x.shape,)", "repeated_calls"),
     Mutant("call.py", "repr(return_lse),", "", "repeated_calls"),
+    Mutant(
+        "functional.py",
+        "is_shared = type(pattern) is Edges and captured is None",
+        "is_shared = type(pattern) is Edges",
+        "repeated_calls",
+    ),
+    Mutant(
+        "functional.py",
+        "known = pattern.num_sources, pattern.num_targets, pattern.num_edges, known",
+        "pass",
+        "repeated_calls",
+    ),
+    # Columns of one matrix.
+    Mutant(f"{CPU}/forward.py", "np.int64(index[e])) * value_pitch", "np.int64(index[e])) * value_row", "rows_apart"),
+    Mutant("kernels/rows/operands.py", "and pitch >= heads * width", "", "rows_apart"),
+    Mutant("kernels/rows/operands.py", "or of_batch[0] == rows * pitch) else 0", "or True) else 0", "rows_apart"),
+    Mutant("nn/joined.py", "if torch.is_grad_enabled() or", "if", "joined"),
+    Mutant("nn/joined.py", "or len({linear.bias is None for linear in linears}) > 1", "", "joined"),
     Mutant("call.py", "if not is_known or _is_autocast(query.device.type):", "if not is_known:", "repeated_calls"),
     Mutant("kernels/rows/op.py", "is_rounded = call.dropout_p > 0 or call.query", "is_rounded = call.query", ROWS),
     # Rows on a GPU, in Triton's interpreter.

@@ -31,7 +31,9 @@ def type_of(x: Any) -> Any:
         return types.NamedTuple(parts, type(x)) if hasattr(x, "_fields") else types.Tuple(parts)
     is_tensor = isinstance(x, torch.Tensor)
     kind = None if is_tensor else importlib.import_module("numba").typeof(x)
-    if not (x.is_contiguous() if is_tensor else getattr(kind, "layout", "C") == "C"):
+    # A flat array of rows may have gaps between them: its loop knows how far they lie apart.
+    inner = x[(0,) * (x.dim() - 2)] if is_tensor and x.dim() > 2 and x.numel() else x
+    if not (inner.is_contiguous() if is_tensor else getattr(kind, "layout", "C") == "C"):
         raise ValueError(f"a loop takes tensors and arrays without gaps, got {tuple(x.shape)}")
     if not is_tensor:
         return kind

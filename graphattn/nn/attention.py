@@ -24,6 +24,7 @@ from ..scores import Score, ScoreFunction, as_score, repeat_heads
 from .edge_products import edge_products
 from .encodings import Encoding
 from .feature_maps import FeatureMap, attend_by_features
+from .joined import project
 from .projections import Projections
 from .typed import Features, Maybe, No, Weights, Yes, typed_as
 
@@ -168,9 +169,12 @@ class GraphAttention(Projections, MessagePassing):
                 edge_attr = torch.nn.functional.pad(edge_attr, (0, 0, 0, pattern.num_edges - given.num_edges))
 
         x_source, x_target = self._encode_input(x_source, x_target, pattern)
-        query = self._split(self.lin_query(x_target), self.heads)
-        key = self._split(self.lin_key(x_source), self.kv_heads)
-        value = self._split(self.lin_value(x_source), self.kv_heads)
+        linears = (self.lin_query, self.lin_key, self.lin_value)
+        if x_source is x_target:
+            projected = project(x_source, linears)
+        else:
+            projected = [linear(x) for linear, x in zip(linears, (x_target, x_source, x_source), strict=True)]
+        query, key, value = map(self._split, projected, (self.heads, self.kv_heads, self.kv_heads))
         query, key, bias = self._encode_scores(query, key, pattern)
         edge = None
         if self.lin_edge is not None and edge_attr is not None:

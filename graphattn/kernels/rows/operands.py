@@ -58,6 +58,11 @@ class Tensors(NamedTuple):
         """Return them without gaps."""
         return Tensors._make(x if x is None else x.contiguous() for x in self)
 
+    def in_rows(self) -> Tensors:
+        """Return them without gaps but those between rows of query, key and value, which `pitch_of` measures."""
+        rows = (x if pitch_of(x) else x.contiguous() for x in self[:3])
+        return Tensors(*rows, *(x if x is None else x.contiguous() for x in self[3:]))
+
 
 class Needs(NamedTuple):
     """Which gradients are asked for, by the names of `Tensors`."""
@@ -151,8 +156,12 @@ class Attend(NamedTuple):
     mode: Mode
 
 
+# The numbers of a shape that are the same for graphs of any size.
+FIXED = ("heads", "kv_heads", "width", "value_width", "query_pitch", "key_pitch", "value_pitch")
+
+
 class Shape(NamedTuple):
-    """Sizes of a call, as the loops take them."""
+    """Sizes of a call, and how many numbers after a row the next one begins, as the loops take them."""
 
     batches: int
     targets: int
@@ -162,18 +171,22 @@ class Shape(NamedTuple):
     width: int
     value_width: int
     edges: int
+    query_pitch: int
+    key_pitch: int
+    value_pitch: int
 
     @property
     def fixed(self) -> dict[str, int]:
         """Those that loops may be compiled for."""
-        return {name: getattr(self, name) for name in ("heads", "kv_heads", "width", "value_width")}
+        return {name: getattr(self, name) for name in FIXED}
 
     @staticmethod
     def of(tensors: Tensors, edges: int) -> Shape:
         """Read the sizes off the tensors."""
         (*batch, targets, heads, width), (*_, sources, kv_heads, value_width) = tensors.query.shape, tensors.value.shape
         batches = batch[0] if batch else 1
-        return Shape(batches, targets, sources, heads, kv_heads, width, value_width, edges)
+        pitches = (pitch_of(x) for x in tensors[:3])
+        return Shape(batches, targets, sources, heads, kv_heads, width, value_width, edges, *pitches)
 
 
 class SortedEdges(NamedTuple):
@@ -328,6 +341,18 @@ def unpack(kind: type[Operands], flat: tuple[Any, ...]) -> Operands:
         found.append(hint(*given) if hint in GROUPS else Needs(*given[0]) if hint is Needs else given[0])
         at += size
     return kind(*found)
+
+
+def pitch_of(x: Tensor) -> int:
+    """How many numbers after a row of [B, N, H, D] or [N, H, D] the next one begins; 0 where that isn't the same for
+    all rows, or the numbers of a row don't follow one another.
+    """
+    rows, heads, width = x.shape[-3:]
+    if x.is_contiguous():
+        return heads * width
+    *of_batch, pitch, of_head, of_number = x.stride()
+    is_row = (of_number == 1 or width == 1) and (of_head == width or heads == 1) and pitch >= heads * width
+    return pitch if is_row and (not of_batch or x.size(0) == 1 or of_batch[0] == rows * pitch) else 0
 
 
 def sums_shape(query: Tensor, normalizer: int) -> tuple[int, ...]:

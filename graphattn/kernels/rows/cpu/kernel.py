@@ -117,7 +117,7 @@ def _numbers(mode: Mode, dropout: bool, is_double: bool) -> tuple[Mode, np.uint6
 
 
 def _loops(tensors: Tensors, plan: TaskPlan, mode: Mode) -> Loops:
-    """What every loop takes, of tensors without gaps."""
+    """What every loop takes, of tensors as `Tensors.in_rows` returns them."""
     edges = plan.index.numel()
     shape = Shape.of(tensors, edges)
     typed, bound, kept = _numbers(mode, tensors.seed is not None, tensors.query.dtype == torch.float64)
@@ -152,7 +152,7 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     """`csr_forward` on the CPU."""
     compiled = _compiled("forward")
     tensors, edges, is_exact, mode = operands
-    plan, tensors = _plan_of(edges, "rows", tensors), tensors.contiguous()
+    plan, tensors = _plan_of(edges, "rows", tensors), tensors.in_rows()
     call, query, slots = _loops(tensors, plan, mode), tensors.query, plan.slots
     shape, tasks = call.shape, plan.tasks
     if is_exact or shape.value_width != shape.width:
@@ -177,7 +177,7 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
 def weights(operands: Weights) -> Tensor:
     """`csr_weights` on the CPU."""
     tensors, sums, edges, mode = operands
-    return _weights(tensors.contiguous(), sums.contiguous(), _plan_of(edges, "rows", tensors), mode)
+    return _weights(tensors.in_rows(), sums.contiguous(), _plan_of(edges, "rows", tensors), mode)
 
 
 def _weights(tensors: Tensors, sums: Tensor, plan: TaskPlan, mode: Mode) -> Tensor:
@@ -191,7 +191,7 @@ def backward(operands: Backward) -> list[Tensor | None]:
     """`csr_backward` on the CPU."""
     needs, mode = operands.needs, operands.mode
     plan = _plan_of(operands.edges, "rows", operands.tensors)
-    tensors = operands.tensors.contiguous()
+    tensors = operands.tensors.in_rows()
     query, sums, more = tensors.query, operands.sums.contiguous(), None
     is_softmax = mode.normalizer == SOFTMAX
     if is_softmax:
@@ -260,7 +260,7 @@ def _source_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of key and value."""
     compiled, query, call = _compiled("backward"), tensors.query, call._replace(edges=plan.edges)
-    (batches, _, sources, _, kv_heads, width, value_width, _), slots = call.shape, plan.slots
+    (batches, _, sources, _, kv_heads, width, value_width, *_), slots = call.shape, plan.slots
     sizes, tasks = (kv_heads * width, kv_heads * value_width), plan.tasks
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
     results = SourceGradients(*found, *(scratch(query, batches * slots * size) for size in sizes))

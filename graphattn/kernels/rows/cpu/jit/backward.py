@@ -59,7 +59,8 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
     """
     call = with_constants(call)
     ptr, index, perm = call.edges
-    batches, targets, sources, heads, kv_heads, width, value_width, edges = call.shape
+    batches, targets, sources, heads, kv_heads, width, value_width, edges = call.shape[:8]
+    query_pitch, key_pitch, value_pitch = call.shape[8:]
     q, k, v, vector = call.rows
     _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
@@ -101,7 +102,7 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
                 j, at = b * sources + np.int64(index[e]), (e - first) * heads
                 score_edge(s, at, a, call, b, i, np.int64(index[e]), edge, head, kv_head)
                 dot_heads(
-                    g, at, one, grad_out, row * value_width, v, j * value_row, ev, (b * ev_stride + edge) * value_row,
+                    g, at, one, grad_out, row * value_width, v, j * value_pitch, ev, (b * ev_stride + edge) * value_row,
                     kv_head, heads, group, value_width
                 )
             if normalizer == SOFTMAX:
@@ -136,9 +137,9 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
         for i in range(tasks[task, 0], tasks[task, 1]):
             clear(acc, 0, query_row)
             row = (b * targets + i) * heads
-            query = row * width
+            query = (b * targets + i) * query_pitch
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
-                key, at = (b * sources + np.int64(index[e])) * key_row, (e - first) * heads
+                key, at = (b * sources + np.int64(index[e])) * key_pitch, (e - first) * heads
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * key_row
                 activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
@@ -167,7 +168,7 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
                         heads, group, value_width
                     )
             if slot < 0:
-                store_row(grad_query, query, one, acc, 0, query_row)
+                store_row(grad_query, row * width, one, acc, 0, query_row)
             else:
                 store_row(part_query, (b * slots + slot) * query_row, one, acc, 0, query_row)
 
@@ -177,7 +178,8 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
     """Gradients of key and value; rows are sources, and `places` says where their edges lie in rows of targets."""
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, edges = call.shape
+    _, targets, sources, heads, kv_heads, width, value_width, edges = call.shape[:8]
+    query_pitch, key_pitch, _ = call.shape[8:]
     q, k, _, vector = call.rows
     _, _, ek, ek_stride, _, _ = call.of_edges
     kind, _, scale, slope, _ = call.mode
@@ -197,30 +199,31 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
         for j in range(tasks[task, 0], tasks[task, 1]):
             clear(key_acc, 0, key_row)
             clear(value_acc, 0, value_row)
-            key = (b * sources + j) * key_row
+            key = (b * sources + j) * key_pitch
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 soon = min(e + ahead, last)
                 target = b * targets + np.int64(index[soon])
-                prefetch(q, target * query_row, query_row)
+                prefetch(q, target * query_pitch, query_row)
                 prefetch(grad_out, target * out_row, out_row)
                 if places.size:
                     prefetch(of_edges, (b * edges + edge_at(places, soon)) * 2 * heads, 2 * heads)
                 if vector is not None:
                     prefetch(ek, (b * ek_stride + edge_at(perm, soon)) * key_row, key_row)
                 row, at = b * targets + np.int64(index[e]), (b * edges + edge_at(places, e)) * 2 * heads
+                query = row * query_pitch
                 of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
                 activate(
-                    None, u, q, row * query_row, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
                 )
                 add_slope_by_key(
-                    key_acc, 0, of_edges, at + heads, q, row * query_row, vector, u, head, kv_head, heads, group, width
+                    key_acc, 0, of_edges, at + heads, q, query, vector, u, head, kv_head, heads, group, width
                 )
                 axpy_heads(
                     value_acc, 0, kv_head, of_edges, at, grad_out, row * out_row, None, 0, head,
                     heads, group, value_width
                 )
             if slot < 0:
-                store_row(grad_key, key, one, key_acc, 0, key_row)
+                store_row(grad_key, (b * sources + j) * key_row, one, key_acc, 0, key_row)
                 store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
             else:
                 store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)
@@ -232,7 +235,8 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
     """The same where the first pass left nothing: scores are computed again. A normalizer looks at one score alone."""
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
+    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape[:8]
+    query_pitch, key_pitch, value_pitch = call.shape[8:]
     q, k, v, vector = call.rows
     _, _, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
@@ -251,10 +255,10 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
         first, stop, slot = tasks[task, 2], tasks[task, 3], tasks[task, 4]
         s, g = scratch[: (stop - first) * heads], slants[: (stop - first) * heads]
         for j in range(tasks[task, 0], tasks[task, 1]):
-            value = (b * sources + j) * value_row
+            value = (b * sources + j) * value_pitch
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 soon = b * targets + np.int64(index[min(e + ahead, last)])
-                prefetch(q, soon * query_row, query_row)
+                prefetch(q, soon * query_pitch, query_row)
                 prefetch(grad_out, soon * out_row, out_row)
                 i, edge, at = np.int64(index[e]), edge_at(perm, e), (e - first) * heads
                 score_edge(s, at, a, call, b, i, j, edge, head, kv_head)
@@ -269,21 +273,22 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
         for j in range(tasks[task, 0], tasks[task, 1]):
             clear(key_acc, 0, key_row)
             clear(value_acc, 0, value_row)
-            key = (b * sources + j) * key_row
+            key = (b * sources + j) * key_pitch
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
                 row, at = b * targets + np.int64(index[e]), (e - first) * heads
+                query = row * query_pitch
                 of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
                 activate(
-                    None, u, q, row * query_row, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
                 )
                 add_slope_by_key(
-                    key_acc, 0, g, at, q, row * query_row, vector, u, head, kv_head, heads, group, width
+                    key_acc, 0, g, at, q, query, vector, u, head, kv_head, heads, group, width
                 )
                 axpy_heads(
                     value_acc, 0, kv_head, s, at, grad_out, row * out_row, None, 0, head, heads, group, value_width
                 )
             if slot < 0:
-                store_row(grad_key, key, one, key_acc, 0, key_row)
+                store_row(grad_key, (b * sources + j) * key_row, one, key_acc, 0, key_row)
                 store_row(grad_value, (b * sources + j) * value_row, one, value_acc, 0, value_row)
             else:
                 store_row(part_key, (b * slots + slot) * key_row, one, key_acc, 0, key_row)

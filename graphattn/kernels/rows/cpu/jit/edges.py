@@ -102,9 +102,10 @@ def count_parallel(index, first, position):
 def ask_for_key(call, b, position):
     """Ask for the key of the edge at a position, and for its part of the edge."""
     _, index, perm = call.edges
-    _, _, sources, _, kv_heads, width, _, _ = call.shape
+    _, _, sources, _, kv_heads, width, _, _ = call.shape[:8]
+    place = (b * sources + np.int64(index[position])) * call.shape.key_pitch
     _, _, ek, ek_stride, _, _ = call.of_edges
-    prefetch(call.rows.key, (b * sources + np.int64(index[position])) * kv_heads * width, kv_heads * width)
+    prefetch(call.rows.key, place, kv_heads * width)
     # In the caller's order, edge tensors are read one after another: the processor knows.
     if perm.size:
         prefetch(ek, (b * ek_stride + np.int64(perm[position])) * kv_heads * width, kv_heads * width)
@@ -114,8 +115,9 @@ def ask_for_key(call, b, position):
 def ask_for_value(call, b, position):
     """Ask for the value of the edge at a position, and for its part of the edge."""
     _, index, perm = call.edges
-    _, _, sources, _, kv_heads, _, width, _ = call.shape
+    _, _, sources, _, kv_heads, _, width, _ = call.shape[:8]
+    place = (b * sources + np.int64(index[position])) * call.shape.value_pitch
     _, _, _, _, ev, ev_stride = call.of_edges
-    prefetch(call.rows.value, (b * sources + np.int64(index[position])) * kv_heads * width, kv_heads * width)
+    prefetch(call.rows.value, place, kv_heads * width)
     if perm.size:
         prefetch(ev, (b * ev_stride + np.int64(perm[position])) * kv_heads * width, kv_heads * width)

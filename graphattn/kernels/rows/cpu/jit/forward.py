@@ -45,7 +45,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
     """
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape
+    _, targets, sources, heads, kv_heads, width, value_width, _, _, _, value_pitch = call.shape
     v, ev, ev_stride = call.rows.value, call.of_edges.value, call.of_edges.value_stride
     seed, threshold, keep_scale = call.dropout
     out, sums, part_out, part_top, part_sum = results
@@ -89,7 +89,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
             state = hash_target(seed, b, i) if threshold > 0 else np.uint64(0)
             for e in range(low, high):
                 ask_for_value(call, b, min(e + ahead, last))
-                value = (b * sources + np.int64(index[e])) * value_row
+                value = (b * sources + np.int64(index[e])) * value_pitch
                 edge = edge_at(perm, e)
                 at = (e - first) * heads
                 if threshold > 0:
@@ -109,7 +109,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
 @njit(**INNER)
 def merge_forward(begin, end, cut, slots, call, results):
     """Join the pieces of cut rows, in their order; a task is a row of one batch element."""
-    _, targets, _, heads, _, _, width, _ = call.shape
+    _, targets, _, heads, _, _, width = call.shape[:7]
     out, sums, part_out, part_top, part_sum = results
     normalizer, keep_scale = call.mode.normalizer, call.dropout.keep_scale
     one = keep_scale - keep_scale + 1
@@ -145,7 +145,7 @@ def weight_tasks(begin, end, tasks, call, sums, weights):
     """Weights of all edges, before dropout, in the caller's order."""
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, _, heads, kv_heads, width, _, edge_count = call.shape
+    _, targets, _, heads, kv_heads, width, _, edge_count = call.shape[:8]
     normalizer, count, group = call.mode.normalizer, tasks.shape[0], heads // kv_heads
     head, kv_head, a = np.arange(heads), np.arange(heads) // group, cache_aligned(heads * width, weights)
     scratch, factor = np.empty(MOST_EDGES * heads, weights.dtype), np.empty(heads, weights.dtype)

@@ -49,12 +49,12 @@ def score_heads(
 @njit(**INNER, forceinline=True)
 def score_edge(s, at, a, call, b, i, j, edge, head, kv_head):
     """Score all heads of one edge of a batch element into s[at:], with its bias; a is scratch for additive scores."""
-    _, targets, sources, heads, kv_heads, width, _, _ = call.shape
+    _, targets, sources, heads, kv_heads, width, _, _, query_pitch, key_pitch, _ = call.shape
     q, k, _, vector = call.rows
     bias, bias_stride, ek, ek_stride, _, _ = call.of_edges
     kind, _, scale, slope, _ = call.mode
-    group, query, key_row = heads // kv_heads, (b * targets + i) * heads * width, kv_heads * width
-    key, of_edge = (b * sources + j) * key_row, (b * ek_stride + edge) * key_row
+    group, query, key = heads // kv_heads, (b * targets + i) * query_pitch, (b * sources + j) * key_pitch
+    of_edge = (b * ek_stride + edge) * kv_heads * width
     score_heads(s, at, a, q, query, k, key, ek, of_edge, vector, head, kv_head, heads, group, width, kind, slope, scale)
     add_heads(s, at, bias, (b * bias_stride + edge) * heads, heads)
 
