@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from covering import few, pairwise
+from covering import few, in_turn
 
 from graphattn import Additive, DotProduct, Edges, OffsetBias, Window, attention, dense_attention, explain_backend
 from graphattn.compiled import load
@@ -29,7 +29,7 @@ def long_rows(degree: int = 700) -> Edges:
     return Edges(torch.cat([torch.stack([into, hub]), torch.stack([hub + 1, out]), few], 1), 40)
 
 
-@pytest.mark.parametrize(("heads", "widths", "score"), pairwise(HEADS, WIDTHS, [None, "leaky_relu"]), ids=str)
+@pytest.mark.parametrize(("heads", "widths", "score"), in_turn(HEADS, WIDTHS, [None, "leaky_relu"]), ids=str)
 def test_every_grouping_of_heads_equals_the_oracle(heads, widths, score):
     (heads, kv_heads), (width, value_width) = heads, widths
     pattern = graph_zoo()["unsorted edges"]
