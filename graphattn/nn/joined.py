@@ -32,7 +32,8 @@ def project(x: Tensor, linears: Sequence[Any]) -> list[Tensor]:
 
 def _can_join(x: Tensor, linears: Sequence[Any]) -> bool:
     """Whether it pays, and nothing could tell one product from several."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or x.numel() < LEAST_ROWS * x.size(-1):
+    rows = x.shape[:-1].numel()
+    if torch.is_grad_enabled() or rows < LEAST_ROWS or x.device.type != "cpu":
         return False
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return False
@@ -41,7 +42,7 @@ def _can_join(x: Tensor, linears: Sequence[Any]) -> bool:
     if not all(_is_plain(linear, x) for linear in linears) or len({linear.bias is None for linear in linears}) > 1:
         return False
     width = sum(len(linear.weight) for linear in linears)
-    return x.numel() // x.size(-1) * width * x.element_size() <= MOST_BYTES
+    return rows * width * x.element_size() <= MOST_BYTES
 
 
 def _is_plain(linear: Any, x: Tensor) -> bool:
