@@ -32,10 +32,11 @@ def project(x: Tensor, linears: Sequence[Any]) -> list[Tensor]:
 
 def _can_join(x: Tensor, linears: Sequence[Any]) -> bool:
     """Whether it pays, and nothing could tell one product from several."""
+    # A graph must hold for any number of rows.
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+        return False
     rows = x.shape[:-1].numel()
     if torch.is_grad_enabled() or rows < LEAST_ROWS or x.device.type != "cpu":
-        return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
         return False
     if torch.is_autocast_enabled("cpu") or modules._has_any_global_hook():
         return False
