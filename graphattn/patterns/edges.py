@@ -355,11 +355,6 @@ class Loops(NamedTuple):
     order: Tensor | None
 
 
-def _bounds(edge_index: np.ndarray[Any, Any]) -> tuple[Any, Any]:
-    """The lowest and the highest number of each row."""
-    return edge_index.min(1), edge_index.max(1)
-
-
 def no_coordinates(where: str, pattern: object) -> NotImplementedError:
     """Make the error of a pattern whose nodes have no coordinates."""
     fix = "Use Full, Window or Grid."
@@ -372,10 +367,12 @@ def check_indices(
     """Raise ValueError at the first index that lies outside of its range; `reasons` say why the range is what it is."""
     if edge_index.numel() == 0:
         return
-    # NumPy finds both in half of the time that torch takes on a CPU.
-    on_cpu = edge_index.device.type == "cpu"
-    bounds = _bounds(edge_index.numpy()) if on_cpu else torch.aminmax(edge_index, dim=1)
-    lowest, highest = (bound.tolist() for bound in bounds)
+    if edge_index.device.type == "cpu" and edge_index.dtype == torch.int64:
+        # As numbers without a sign, negative ones are the largest. One pass of NumPy takes less time than torch does for both bounds.
+        highest = edge_index.numpy().view(np.uint64).max(1)
+        if highest[0] < num_sources and highest[1] < num_targets:
+            return
+    lowest, highest = (bound.tolist() for bound in torch.aminmax(edge_index, dim=1))
     sizes = (num_sources, num_targets)
     for row, size in enumerate(sizes):
         if lowest[row] >= 0 and highest[row] < size:
