@@ -368,7 +368,7 @@ def check_indices(
     if edge_index.numel() == 0:
         return
     if edge_index.device.type == "cpu" and edge_index.dtype == torch.int64:
-        # As numbers without a sign, negative ones are the largest. One pass of NumPy takes less time than torch does for both bounds.
+        # Without a sign, negative numbers are the largest ones: one pass of NumPy takes less time than torch's two.
         highest = edge_index.numpy().view(np.uint64).max(1)
         if highest[0] < num_sources and highest[1] < num_targets:
             return
