@@ -367,7 +367,8 @@ def check_indices(
     """Raise ValueError at the first index that lies outside of its range; `reasons` say why the range is what it is."""
     if edge_index.numel() == 0:
         return
-    if edge_index.device.type == "cpu" and edge_index.dtype == torch.int64:
+    is_plain = edge_index.device.type == "cpu" and edge_index.dtype == torch.int64
+    if is_plain and not torch.compiler.is_compiling():
         # Without a sign, negative numbers are the largest ones: one pass of NumPy takes less time than torch's two.
         highest = edge_index.numpy().view(np.uint64).max(1)
         if highest[0] < num_sources and highest[1] < num_targets:
