@@ -164,7 +164,6 @@ MUTANTS = [
     ),
     # Columns of one matrix.
     Mutant(f"{CPU}/forward.py", "np.int64(index[e])) * value_pitch", "np.int64(index[e])) * value_row", "rows_apart"),
-    Mutant("kernels/rows/operands.py", "and pitch >= heads * width", "", "rows_apart"),
     Mutant("kernels/rows/operands.py", "or of_batch[0] == rows * pitch) else 0", "or True) else 0", "rows_apart"),
     Mutant("nn/joined.py", "if torch.is_grad_enabled() or", "if", "joined"),
     Mutant("nn/joined.py", "or len({linear.bias is None for linear in linears}) > 1", "", "joined"),

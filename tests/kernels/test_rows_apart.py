@@ -75,6 +75,7 @@ def test_none_of_them_is_copied(monkeypatch):
         (torch.zeros(2, 5, 4).transpose(0, 1), 0),
         (torch.zeros(5, 4, 2).transpose(1, 2), 0),
         (torch.zeros(1, 2, 4).expand(5, 2, 4), 0),
+        (torch.zeros(20).as_strided((5, 2, 4), (2, 4, 1)), 2),
         (torch.zeros(10, 2, 4)[::2], 16),
         (torch.zeros(5, 8)[:, ::2].unflatten(1, (4, 1)), 0),
         (torch.zeros(0, 2, 4), 8),

@@ -63,6 +63,14 @@ def test_lists_of_edges_of_the_same_sizes_differ(edge_tensors):
     assert not pattern.keep("calls", dict)
 
 
+def test_edges_of_other_sizes_are_refused_after_those_of_the_same():
+    x = torch.randn(5, 2, 4)
+    attention(x, x, x, edges())
+    for more in ({"num_sources": 9, "num_targets": 5}, {"num_sources": 5, "num_targets": 9}):
+        with pytest.raises(ValueError, match=r"must have as many .* rows, 5, got 9"):
+            attention(x, x, x, Edges(edges().edge_index, **more))
+
+
 def damaged(tensors):
     """Calls that differ from a good one in one respect; what each must raise is found on a pattern of its own."""
     query, key, value = (tensors[name].detach() for name in ("query", "key", "value"))

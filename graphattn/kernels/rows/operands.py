@@ -351,7 +351,7 @@ def pitch_of(x: Tensor) -> int:
     if x.is_contiguous():
         return heads * width
     *of_batch, pitch, of_head, of_number = x.stride()
-    is_row = (of_number == 1 or width == 1) and (of_head == width or heads == 1) and pitch >= heads * width
+    is_row = (of_number == 1 or width == 1) and (of_head == width or heads == 1)
     return pitch if is_row and (not of_batch or x.size(0) == 1 or of_batch[0] == rows * pitch) else 0
 
 
