@@ -134,8 +134,9 @@ def assert_cut_rows_match(name):
 
 
 # float16 is read as bfloat16 is; the interpreted loops of the GPU are tested with it.
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["Gaussian", "gate over edges", "kinks"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), in_turn(["Gaussian", "gate over edges", "kinks"], [torch.bfloat16, torch.float32])
+)
 def test_other_dtypes_equal_the_oracle(name, dtype):
     score, shape = SCORES[name]
     pattern = ZOO["unsorted edges"]
@@ -143,7 +144,7 @@ def test_other_dtypes_equal_the_oracle(name, dtype):
 
 
 # `make fuzz` draws more.
-@pytest.mark.parametrize("seed", range(min(int(os.environ.get("GRAPHATTN_FUZZ", 5)), 400)))
+@pytest.mark.parametrize("seed", range(min(int(os.environ.get("GRAPHATTN_FUZZ", 3)), 400)))
 def test_random_scores_equal_the_oracle(seed):
     pattern = ZOO[list(ZOO)[seed % len(ZOO)]]
     heads, kv_heads, width = [(4, 2, 3), (2, 2, 20), (3, 1, 1), (1, 1, 16), (5, 5, 7)][seed % 5]

@@ -22,7 +22,7 @@ from graphattn.datasets.universal_dependencies import read_conllu
 from graphattn.nn import DenseGraphAttention, GraphAttention
 from graphattn.testing import assert_matches_dense, random_call
 
-EXAMPLES = int(os.environ.get("GRAPHATTN_FUZZ", 8))
+EXAMPLES = int(os.environ.get("GRAPHATTN_FUZZ", 6))
 # Each dtype with each set of edge tensors is compiled apart, which takes seconds: a few of them for a few calls.
 DTYPES, OF_EDGES = [torch.float64, torch.bfloat16], st.sampled_from([(), ("edge_bias", "edge_key", "edge_value")])
 if "GRAPHATTN_FUZZ" in os.environ:
