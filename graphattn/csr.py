@@ -44,7 +44,7 @@ def build_csr(row: Tensor, column: Tensor, num_rows: int, num_columns: int) -> C
             perm=tensor([1, 2, 0], dtype=torch.int32))
     """
     if _is_countable(row, max(num_rows, num_columns)):
-        # NumPy makes an array in a tenth of the time that torch takes for a tensor.
+        # NumPy makes an array in less time than torch takes for a tensor.
         found = (
             np.empty(num_rows + 1, np.int64),
             np.empty(row.numel(), IN_NUMPY[index_dtype(num_columns)]),

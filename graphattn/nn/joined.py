@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.nn.modules import module as modules
 
 from ..call import is_transformed
+from .hooks import has_hooks
 
 # Rows from which on one product takes less time than several, with the attention that reads its columns, and bytes of
 # it up to which it does: larger blocks of memory are new from the system at each call. With gradients it never does, as
 # those of the columns would be copied into one matrix. See benchmarks/projections.py.
 LEAST_ROWS, MOST_BYTES = 2**14, 2**25
 LINEAR = (torch.nn.Linear, torch_geometric.nn.Linear)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def project(x: Tensor, linears: Sequence[Any]) -> list[Tensor]:
@@ -48,7 +48,7 @@ def _can_join(x: Tensor, linears: Sequence[Any]) -> bool:
 
 def _is_plain(linear: Any, x: Tensor) -> bool:
     """Whether a module is no more than a product with a matrix that fits."""
-    if type(linear) not in LINEAR or "forward" in vars(linear) or any(getattr(linear, hooks) for hooks in HOOKS):
+    if type(linear) not in LINEAR or has_hooks(linear):
         return False
     weight = linear.weight
     is_matrix = type(weight) is torch.nn.Parameter and weight.dim() == 2 and weight.size(1) == x.size(-1)

@@ -9,7 +9,7 @@ what the slopes of a row have in common, and must cancel against each of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -293,10 +293,15 @@ def read_plan(edges: EdgeLists, side: str, tensors: Tensors, name: str, plan: ty
     """Return the plan of a side, "rows" or "columns"; made here where the operator was given an edge_index."""
     if edges.edge_index is None:
         lists = getattr(edges, side)
-        return lists if isinstance(lists, plan) else plan(*lists)
+        return as_plan(lists, plan)
     known = compared_edges("attention", edges.edge_index, tensors.key.size(1), tensors.query.size(1))
     pattern = known if edges.loops is None else known.renew_self_loops(edges.loops.size(0)).pattern
     return keep_plan(pattern, side, name, plan)
+
+
+def as_plan(lists: Sequence[Tensor], plan: type[AnyPlan]) -> AnyPlan:
+    """Return the plan whose tensors an operator was given in a list."""
+    return lists if isinstance(lists, plan) else plan(*lists)
 
 
 def keep_plan(pattern: Pattern, side: str, name: str, plan: type[AnyPlan]) -> AnyPlan:

@@ -29,13 +29,14 @@ from ...patterns.edges import Loops
 from ...patterns.lookup import known_edges, remember_edges
 from ...precision import without_autocast
 from ...scores import Score
+from ..hooks import has_hooks as has_hooks
+from ..hooks import hooks_of
 from .edges import check_edge_attr
 from .unfused import UNFUSED
 
 KINDS = ("propagate", "message", "aggregate", "edge_update", "message_and_aggregate")
 HOOKS = [f"_{kind}_forward{when}_hooks" for kind in KINDS for when in ("_pre", "")]
-OF_MODULES = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_own_hooks, _hooks_of_module = operator.attrgetter(*HOOKS), operator.attrgetter(*OF_MODULES)
+_own_hooks = operator.attrgetter(*HOOKS)
 REPLACEABLE = ("message", "aggregate", "update", "edge_update")
 
 # What PyG calls the aggregations that a layer may have to be fused.
@@ -251,7 +252,7 @@ class Fused(MessagePassing):
             raise NotImplementedError(message(where, "edge_index", rule, pattern))
 
     def _is_watched(self) -> bool:
-        is_hooked = any(_own_hooks(self)) or any(_hooks_of_module(self.aggr_module))
+        is_hooked = any(_own_hooks(self)) or any(hooks_of(self.aggr_module))
         return is_hooked or (bool(self.explain) and not self.mask_removes_edges)
 
     def _read(
@@ -336,11 +337,6 @@ def is_traced() -> bool:
     """Whether a compiler, an exporter or torch.func runs the call, which PyG's own code then computes."""
     is_recorded = torch.jit.is_scripting() or torch.jit.is_tracing()
     return is_recorded or torch.compiler.is_compiling() or torch.compiler.is_exporting() or is_transformed()
-
-
-def has_hooks(module: torch.nn.Module) -> bool:
-    """Whether someone watches a module."""
-    return "forward" in vars(module) or any(_hooks_of_module(module))
 
 
 def writable(out: Tensor, is_the_kernels: bool) -> Tensor:

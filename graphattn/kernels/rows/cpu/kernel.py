@@ -5,7 +5,6 @@ Numba is loaded when the first call arrives.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +19,7 @@ from ....dropout import keep_scale, threshold
 from ....patterns import Edges
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
-from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused, why_not_fused
+from ..op import FUNCTIONS, Functions, as_plan, edges_for, read_plan, run_fused, why_not_fused
 from ..operands import (
     SOFTMAX,
     Arrays,
@@ -90,7 +89,7 @@ class NumbaCSR(Kernel):
         call = with_given_scores(call) if needs_scores(call) else call
         edges = edges_for(call, self.name, TaskPlan)
         # Rows that are cut have no other sum of their weights' gradients. A traced edge_index may have some.
-        return run_fused(call, edges, not edges.rows or _as_plan(edges.rows).cut.numel() > 0)
+        return run_fused(call, edges, not edges.rows or as_plan(edges.rows, TaskPlan).cut.numel() > 0)
 
 
 def _compiled(part: str) -> Any:
@@ -138,10 +137,6 @@ def _run(function: Any, types: tuple[Any, ...], call: Loops, tasks: Tensor, *ope
     """Run a loop over the tasks of all batch elements, in runs of multiples of `whole`."""
     loop = compiled_loop(function, types, tasks, *operands, shape=call.shape)
     run_tasks(loop, call.shape.batches * len(tasks), tasks, *operands, multiple=whole)
-
-
-def _as_plan(lists: Sequence[Tensor]) -> TaskPlan:
-    return lists if isinstance(lists, TaskPlan) else TaskPlan(*lists)
 
 
 def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
