@@ -25,12 +25,30 @@ from systems import random_edges, with_backward, without_gradients
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
-from torch_geometric.nn import GATConv, MessagePassing, TransformerConv
+from torch_geometric.nn import (
+    AGNNConv,
+    FAConv,
+    GATConv,
+    GATv2Conv,
+    GENConv,
+    GeneralConv,
+    GINEConv,
+    GMMConv,
+    GPSConv,
+    MessagePassing,
+    PointTransformerConv,
+    ResGatedGraphConv,
+    RGATConv,
+    SuperGATConv,
+    TransformerConv,
+)
 from torch_geometric.nn.dense.linear import Linear
+from torch_geometric.nn.models.attentive_fp import GATEConv
 
 import graphattn
 from graphattn import Edges, Pattern, attention
 from graphattn.datasets import load_graph
+from graphattn.nn.pyg.fused import LeavesSmall
 from graphattn.sampling import NeighborLoader
 
 Step = Callable[[], object]
@@ -172,12 +190,20 @@ class Rest(torch.nn.Module):
         return total
 
 
+def as_ours(model: Model) -> None:
+    """Accelerate a model, small calls included."""
+    graphattn.accelerate(model)
+    for module in model.modules():
+        if isinstance(module, LeavesSmall):
+            module.leaves_small = False
+
+
 def speed(work: str, make: Callable, at_least: float, aim: float) -> Line:
     """PyG's step and ours, in turns; and what remains of it without attention."""
     torch.manual_seed(0)
     model, steps = make()
     ours, rest = copy.deepcopy(model), copy.deepcopy(model)
-    graphattn.accelerate(ours)
+    as_ours(ours)
     for parent in list(rest.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, MessagePassing):
@@ -192,7 +218,7 @@ def latencies() -> Line:
     torch.manual_seed(0)
     model, _ = one_graph()
     ours, graph = copy.deepcopy(model), molecule(30)
-    graphattn.accelerate(ours)
+    as_ours(ours)
     inputs = (graph.x, graph.edge_index, graph.edge_attr)
     systems = {}
     for name, side in (("PyG", model.eval()), ("graphattn", ours.eval())):
@@ -208,6 +234,54 @@ def latencies() -> Line:
     detail = ", ".join(f"{name} {in_ms(seconds)}" for name, seconds in taken.items())
     work = "one graph of 30 nodes, 3 layers of TransformerConv with edge features, under torch.compile"
     return Line(work, "PyG, compiled", "x", 1, None, ratio(taken, "PyG compiled", "graphattn compiled"), detail)
+
+
+def layers() -> dict[str, tuple[torch.nn.Module, Callable[[Data, Tensor, Tensor], tuple]]]:
+    """Layers that `accelerate` replaces, and their arguments on a graph with these rows and edges."""
+    network = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.ReLU())
+    plain = lambda graph, x, edges: (x, edges)
+    with_edges = lambda graph, x, edges: (x, edges, graph.edge_attr)
+    # Graphs of twenty nodes.
+    batched = lambda graph, x, edges: (x, edges, torch.arange(len(x)) // 20)
+    heads = dict(heads=HEADS, out_channels=WIDTH // HEADS)
+    return {
+        "TransformerConv": (TransformerConv(WIDTH, **heads, edge_dim=EDGE_DIM), with_edges),
+        "GATConv": (GATConv(WIDTH, **heads), plain),
+        "GATv2Conv": (GATv2Conv(WIDTH, **heads), plain),
+        "GENConv": (GENConv(WIDTH, WIDTH, norm="layer"), plain),
+        "PointTransformerConv": (PointTransformerConv(WIDTH, WIDTH), lambda _, x, edges: (x, x[:, :3], edges)),
+        "ResGatedGraphConv": (ResGatedGraphConv(WIDTH, WIDTH), plain),
+        "AGNNConv": (AGNNConv(), plain),
+        "FAConv": (FAConv(WIDTH), lambda _, x, edges: (x, x, edges)),
+        "SuperGATConv": (SuperGATConv(WIDTH, **heads), plain),
+        "GATEConv": (GATEConv(WIDTH, WIDTH, EDGE_DIM), with_edges),
+        "GeneralConv": (GeneralConv(WIDTH, attention=True, **heads), plain),
+        "GMMConv": (GMMConv(WIDTH, WIDTH, EDGE_DIM, 4), with_edges),
+        "RGATConv": (RGATConv(WIDTH, num_relations=4, **heads), lambda _, x, edges: (x, edges, edges[0] % 4)),
+        "GPSConv": (GPSConv(WIDTH, GINEConv(network, edge_dim=EDGE_DIM), heads=HEADS), batched),
+    }
+
+
+def slowest(nodes: int, is_training: bool) -> Line:
+    """Single layers on edges that are new at each call, of one graph of so many nodes: the one that loses most."""
+    torch.manual_seed(0)
+    graph, ratios = molecule(nodes), {}
+    for name, (layer, arguments) in layers().items():
+        ours = copy.deepcopy(layer)
+        graphattn.accelerate(ours)
+
+        def step(side: torch.nn.Module, arguments: Callable = arguments) -> Step:
+            side.train(is_training)
+            named = {"edge_attr": graph.edge_attr} if isinstance(side, GPSConv) else {}
+            call = lambda: side(*arguments(graph, graph.x, graph.edge_index.clone()), **named)
+            return (lambda: call().square().mean().backward()) if is_training else without_gradients(call)
+
+        ratios[name] = ratio(race({"PyG": step(layer), "ours": step(ours)}, 0.8), "PyG", "ours")
+    worst = min(ratios, key=lambda name: ratios[name])
+    detail = ", ".join(f"{name} {found:.3g}" for name, found in ratios.items())
+    passes = "forward and backward" if is_training else "inference"
+    work = f"a single layer, {nodes:,} nodes, {graph.num_edges:,} edges that are new at each call, {passes}: {worst}"
+    return Line(work, "PyG", "x", 1, None, ratios[worst], detail)
 
 
 def collate() -> Line:
@@ -290,6 +364,7 @@ def main() -> None:
     matplotlib.use("Agg")
     about = machine_and_gather()
     lines = [*(speed(work, *case) for work, case in CASES.items()), latencies(), collate()]
+    lines += [slowest(nodes, is_training) for nodes in (30, 400, 2000) for is_training in (False, True)]
     more, found = sweep()
     print(write("small", "Small graphs, accelerated", about, lines + more, {"nanoseconds per edge": found}))
     picture(found)

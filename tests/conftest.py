@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import pytest
 import torch
 
 if not torch.cuda.is_available():
@@ -23,6 +24,8 @@ from graphattn.call import prepare
 from graphattn.kernels import KERNELS
 from graphattn.kernels.base import Kernel
 from graphattn.kernels.rows.op import NORMALIZER_CODES
+from graphattn.nn.pyg.fused import LeavesSmall
+from graphattn.nn.pyg.stitched import HeteroConv
 from graphattn.normalizers import NORMALIZERS, Normalizer
 from graphattn.testing import random_call
 
@@ -54,6 +57,15 @@ ONE_EDGE = Edges(torch.tensor([[0], [1]]), 2)
 # Kernels that run every pattern, and those that run some at least, on a CPU.
 EDGE_KERNELS, CPU_KERNELS = kernels_for(ONE_EDGE), kernels_for(Full(2))
 KERNELS_WITH_NORMALIZERS = with_normalizers(EDGE_KERNELS)
+
+
+@pytest.fixture(autouse=True)
+def no_call_is_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of tests are small, and layers that `accelerate` made would leave them to PyG."""
+    if request.node.get_closest_marker("small_calls") is None:
+        monkeypatch.setattr(LeavesSmall, "_leaves_rows", lambda self, x: False)
+        monkeypatch.setattr(HeteroConv, "_is_small", lambda self, *given: False)
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Each worker has a core to itself.

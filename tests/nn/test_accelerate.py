@@ -27,6 +27,7 @@ OF_ONE = {
     theirs: mine for theirs, mine in FUSED.items() if issubclass(mine, Fused) and not issubclass(mine, FusedWhole)
 }
 PAIRS = pytest.mark.parametrize(("theirs", "mine"), OF_ONE.items(), ids=[cls.__name__ for cls in OF_ONE])
+SMALL = "  small calls run as in PyG; given its inputs, accelerate times each layer instead"
 DENSE = (
     "MultiheadAttention attends within padded batches; GraphAttention.from_multihead_attention(layer) with "
     "Full.from_batch(batch) needs no padding"
@@ -108,7 +109,7 @@ def test_a_layer_whose_class_was_given_back_by_hand_is_no_longer_ours_to_restore
 def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
     model = pyg.GPSConv(6, pyg.TransformerConv(6, 3, heads=2), heads=2)
     assert str(graphattn.accelerate(model)) == (
-        "2 layers accelerated, 0 left\n  the model itself: GPSConv\n  conv: TransformerConv"
+        f"2 layers accelerated, 0 left\n  the model itself: GPSConv\n  conv: TransformerConv\n{SMALL}"
     )
     encoder = torch.nn.TransformerEncoderLayer(6, 2)
     assert str(graphattn.accelerate(encoder)) == f"0 layers accelerated, 1 left\n  self_attn: left, {DENSE}"
@@ -116,7 +117,7 @@ def test_the_report_lists_every_attention_with_the_reason_why_it_was_left():
     performer = pyg.GPSConv(6, pyg.GATConv(6, 3, heads=2), heads=2, attn_type="performer", attn_kwargs=mixing)
     assert str(graphattn.accelerate(performer)) == (
         "2 layers accelerated, 1 left\n  conv: GATConv\n  attn: PerformerAttention\n"
-        "  the model itself: left, Softmax(dim=-2) may mix rows, those of padding included"
+        f"  the model itself: left, Softmax(dim=-2) may mix rows, those of padding included\n{SMALL}"
     )
 
 

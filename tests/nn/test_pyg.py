@@ -661,7 +661,8 @@ def test_accelerate_says_what_it_left_and_why():
         "  3: GATConv\n"
         "  0: left, aggr='mean' is not 'add'\n"
         "  1: left, flow='target_to_source' is not 'source_to_target'\n"
-        "  2: left, Mine is a subclass of GATConv, and may behave differently"
+        "  2: left, Mine is a subclass of GATConv, and may behave differently\n"
+        "  small calls run as in PyG; given its inputs, accelerate times each layer instead"
     )
     assert str(graphattn.accelerate(model)).startswith("0 layers accelerated, 3 left, 1 already ours\n")
     with pytest.raises(TypeError, match=r"accelerate: model must be a torch.nn.Module, got int"):

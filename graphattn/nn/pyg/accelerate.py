@@ -51,9 +51,13 @@ class AccelerateReport:
         before: how many layers were already ours, `GraphAttention` included.
         stitched: what there is to say of each `HeteroConv` and `to_hetero` model: which layers share a call of the
             kernels, and why a layer has a call of its own.
+        is_timed: whether layers were timed; else small calls of the changed ones run as in PyG.
     """
 
-    def __init__(self, changed: list[Change], left: list[Change], before: int, stitched: list[Change]) -> None:
+    def __init__(
+        self, changed: list[Change], left: list[Change], before: int, stitched: list[Change], is_timed: bool
+    ) -> None:
+        self.is_timed = is_timed
         self.changed = changed
         self.left = left
         self.before = before
@@ -71,6 +75,8 @@ class AccelerateReport:
         for name, kind, reason, speedup in self.stitched:
             what = f"{kind} in one call" if reason is None else f"{kind} apart: {reason}"
             lines.append(f"  {name or 'the model itself'}: {what}" + (f", {speedup:.3g}x" if speedup else ""))
+        if self.changed and not self.is_timed:
+            lines.append("  small calls run as in PyG; given its inputs, accelerate times each layer instead")
         return "\n".join(lines)
 
 
@@ -86,9 +92,10 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
 
-    Given what the model is called with, each layer is timed with what it gets there, and one that would be slower stays
-    PyG's, as does nearly always happen to a single graph of a few nodes in training mode. PyG's own operators are also
-    what runs for such a graph once torch.compile has joined them.
+    No model gets slower. A call of few numbers runs as in PyG, whose operators take less time than a call of ours
+    begins, see `small` of the layers. Given what the model is called with, each layer is timed with what it gets there
+    instead, and one that would be slower stays PyG's. PyG's own operators are also what runs for a small graph once
+    torch.compile has joined them.
 
     Args:
         model: any module, an attention layer itself included; basic models, `Sequential`, `HeteroConv`, `to_hetero`
@@ -112,10 +119,12 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
         2 layers accelerated, 0 left
           convs.0: GATConv
           convs.1: GATConv
+          small calls run as in PyG; given its inputs, accelerate times each layer instead
         >>> restore(model)
         2
     """
     stitched, joined = _stitch_all(model, args, kwargs)
+    is_timed = bool(args or kwargs)
     found: list[tuple[str, Any]] = []
     changed, left, before = [], [], 0
     for name, layer in _attentions("accelerate", model):
@@ -130,15 +139,16 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
             left.append(Change(name, type(layer).__name__, reason))
             continue
         found.append((name, layer))
-    timings = time_layers(model, [name for name, _ in found], _accelerate, args, kwargs) if args or kwargs else {}
+    timings = time_layers(model, [name for name, _ in found], _accelerate, args, kwargs) if is_timed else {}
     for name, layer in found:
         kind, timing = own_class(layer).__name__, timings.get(name)
         if timing is not None and timing.speedup < 1:
             left.append(Change(name, kind, _slower(timing), timing.speedup))
             continue
         _accelerate(layer)
+        layer.leaves_small = not is_timed
         changed.append(Change(name, kind, None, None if timing is None else timing.speedup))
-    return AccelerateReport(changed, left, before, stitched)
+    return AccelerateReport(changed, left, before, stitched, is_timed)
 
 
 def _slower(timing: Timing) -> str:
@@ -164,7 +174,10 @@ def _stitch_all(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[list[Ch
         said += [Change(name, call, None, speedup) for call in calls]
         said += [Change(name, layers, reason) for layers, reason in apart]
         if calls:
-            joined |= {id(layer) for layer in _stitch(module)}
+            layers = _stitch(module)
+            joined |= {id(layer) for layer in layers}
+            for layer in (module, *layers):
+                layer.leaves_small = not (args or kwargs)
     for name, module in model.named_modules():
         if isinstance(module, torch.fx.GraphModule):
             parts = [(at, part) for at, part in module.named_modules() if isinstance(part, torch.nn.ModuleDict)]
@@ -209,10 +222,12 @@ def restore(model: torch.nn.Module) -> int:
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
         if own_class(module) is HeteroConv:
             _change_class(module, HeteroConv, conv.HeteroConv)
+            module.__dict__.pop("leaves_small", None)
     for _, layer in _attentions("restore", model):
         if isinstance(layer, OURS) and layer.__dict__.get(_MARK, False):
             _change_class(layer, FUSED[layer.theirs], layer.theirs)
             del layer.__dict__[_MARK]
+            layer.__dict__.pop("leaves_small", None)
             if getattr(layer, "explain", False):
                 # As PyG does for an explainer: its generated code doesn't support masks.
                 own: Any = type(layer)

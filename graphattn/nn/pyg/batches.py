@@ -56,6 +56,11 @@ def _is_plain(x: Any, index: Any, ptr: Any, dim: int) -> bool:
     return is_plain and index.shape == x.shape[:1] and not index.is_floating_point() and len(index) > 0
 
 
+def _is_sorted(batch: Tensor | None) -> bool:
+    """Whether PyG pads the right rows: it takes those of a batch that isn't sorted for rows of other graphs."""
+    return batch is None or not bool((batch.diff() < 0).any())
+
+
 class GPSConv(FusedModule, conv.GPSConv):
     """`torch_geometric.nn.GPSConv` whose global attention runs within each graph, without padding to the largest.
 
@@ -71,6 +76,7 @@ class GPSConv(FusedModule, conv.GPSConv):
     """
 
     theirs = conv.GPSConv
+    small = 2**17
 
     @staticmethod
     def why_not(layer: Any) -> str | None:
@@ -85,7 +91,8 @@ class GPSConv(FusedModule, conv.GPSConv):
         if pair_bias is not None and self.attn_type != "multihead":
             rule = "needs attn_type='multihead', as linear attention scores no pairs"
             raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
-        if not is_plain or is_traced() or any(map(has_hooks, self.attn.modules())):
+        is_plain = is_plain and not is_traced() and not any(map(has_hooks, self.attn.modules()))
+        if not is_plain or (pair_bias is None and self._is_small(x) and _is_sorted(batch)):
             if pair_bias is not None:
                 rule = "needs a layer that runs here: PyG computes this call, for x, a hook or torch.compile"
                 raise ValueError(message("GPSConv", "pair_bias", rule, shape_of(pair_bias)))
@@ -116,7 +123,7 @@ class _Aggregation(FusedModule):
 
     def _groups(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Edges | None:
         """The pattern of each group's rows; None if PyG computes the call."""
-        if not _is_plain(x, index, ptr, dim) or x.device.type != "cpu":
+        if not _is_plain(x, index, ptr, dim) or x.device.type != "cpu" or self._is_small(x):
             return None
         size = int(index.max()) + 1 if dim_size is None else dim_size
         return known_by_index(index, ("groups", size), lambda: groups_of(index, size))
@@ -231,9 +238,11 @@ class Set2Set(_Aggregation, aggr.Set2Set):
 class _SetAggregation(FusedModule):
     """One of attention blocks, of which those that read nodes run within each graph, without padding."""
 
+    small = 2**18
+
     def _graphs(self, x: Any, index: Any, ptr: Any, dim_size: int | None, dim: int) -> Tensor | None:
         """Nodes of each graph; None if PyG computes the call."""
-        if not _is_plain(x, index, ptr, dim):
+        if not _is_plain(x, index, ptr, dim) or self._is_small(x):
             return None
         if any(has_hooks(module) for module in self.modules() if module is not self):
             return None

@@ -20,7 +20,7 @@ from ..ends import ends_of
 from ..products import products_with, unit_rows
 from .channelwise import can_loop, sum_through_gates
 from .edges import check_edge_attr
-from .fused import has_hooks, writable
+from .fused import SMALL_IF_TRACED, has_hooks, writable
 from .sums import groups_of
 from .whole import FusedConv, is_matrix
 
@@ -49,7 +49,7 @@ class AGNNConv(FusedConv, conv.AGNNConv):
 
     def forward(self, x: Tensor, edge_index: Any) -> Tensor:
         """See PyG."""
-        if self._is_pygs(edge_index) or not is_matrix(x):
+        if self._is_pygs(x, edge_index) or not is_matrix(x):
             return conv.AGNNConv.forward(self, x, edge_index)
         pattern = self._attended(x, edge_index)
         scaled, unit = unit_rows(x, self.beta)
@@ -64,6 +64,7 @@ class FAConv(FusedConv, conv.FAConv):
     """
 
     theirs = conv.FAConv
+    small = 2**19
     example = (1,)
     # propagate_type: (x: Tensor, alpha: PairTensor, edge_weight: OptTensor)
 
@@ -77,7 +78,7 @@ class FAConv(FusedConv, conv.FAConv):
     ) -> Any:
         """See PyG."""
         is_plain = self.normalize and not self.cached and edge_weight is None and is_matrix(x)
-        if self._is_pygs(edge_index) or not is_plain:
+        if self._is_pygs(x, edge_index) or not is_plain:
             return conv.FAConv.forward(self, x, x_0, edge_index, edge_weight, return_attention_weights)
         pattern = self._attended(x, edge_index)
         degree = pattern.csr().ptr.diff().to(x.dtype).unsqueeze(1)
@@ -109,6 +110,7 @@ class SuperGATConv(FusedConv, conv.SuperGATConv):
     """
 
     theirs = conv.SuperGATConv
+    small = SMALL_IF_TRACED
     example = (1, 1)
     # propagate_type: (x: Tensor)
 
@@ -116,7 +118,7 @@ class SuperGATConv(FusedConv, conv.SuperGATConv):
         self, x: Tensor, edge_index: Any, neg_edge_index: Tensor | None = None, batch: Tensor | None = None
     ) -> Tensor:
         """See PyG."""
-        if self._is_pygs(edge_index) or not is_matrix(x):
+        if self._is_pygs(x, edge_index) or not is_matrix(x):
             return conv.SuperGATConv.forward(self, x, edge_index, neg_edge_index, batch)
         pattern = self._attended(x, edge_index)
         rows = self.lin(x).view(-1, self.heads, self.out_channels)
@@ -162,14 +164,15 @@ class GATEConv(FusedConv, PyGsGATEConv):
     """
 
     theirs = PyGsGATEConv
+    small = SMALL_IF_TRACED
     example = (1, 1, 1)
     # edge_updater_type: (x: Tensor, edge_attr: Tensor)
     # propagate_type: (x: Tensor, alpha: Tensor)
 
     def forward(self, x: Tensor, edge_index: Any, edge_attr: Tensor) -> Tensor:
         """See PyG."""
-        is_plain = is_matrix(x) and is_matrix(edge_attr) and not has_hooks(self.lin1)
-        if self._is_pygs(edge_index) or not is_plain:
+        is_plain = is_matrix(x) and is_matrix(edge_attr)
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or not is_plain or has_hooks(self.lin1):
             return PyGsGATEConv.forward(self, x, edge_index, edge_attr)
         pattern = self._edges(x, edge_index)
         columns = self.lin1.weight.size(1) - x.size(1)
@@ -194,6 +197,7 @@ class GeneralConv(FusedConv, conv.GeneralConv):
     """`torch_geometric.nn.GeneralConv`, fused with `attention=True`: see there for arguments and references."""
 
     theirs = conv.GeneralConv
+    small = 2**17
     example = (1, 1)
     # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
 
@@ -202,7 +206,7 @@ class GeneralConv(FusedConv, conv.GeneralConv):
         source, target = x if isinstance(x, tuple) else (x, x)
         is_plain = self.attention and self.directed_msg and is_matrix(source) and is_matrix(target) and size is None
         has_edges = edge_attr is not None and self.in_edge_channels is not None
-        if self._is_pygs(edge_index) or not is_plain or (edge_attr is None) == has_edges:
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or not is_plain or (edge_attr is None) == has_edges:
             return conv.GeneralConv.forward(self, x, edge_index, edge_attr, size)
         pattern = known_edges("GeneralConv", edge_index, source.size(0), target.size(0))
         heads = lambda rows: rows.view(-1, self.heads, self.out_channels)
@@ -243,11 +247,13 @@ class ResGatedGraphConv(FusedConv, conv.ResGatedGraphConv):
 
     def forward(self, x: Any, edge_index: Any, edge_attr: Tensor | None = None) -> Tensor:
         """See PyG."""
+        if self._is_pygs(x, edge_index, of_edges=edge_attr):
+            return conv.ResGatedGraphConv.forward(self, x, edge_index, edge_attr)
         source, target = x if isinstance(x, tuple) else (x, x)
         linears = (self.lin_key, self.lin_query, self.lin_value)
         is_plain = type(self.act) is torch.nn.Sigmoid and is_matrix(source) and is_matrix(target)
-        is_plain = is_plain and not any(has_hooks(module) for module in (self.act, *linears))
-        if self._is_pygs(edge_index) or not is_plain or (edge_attr is None) != (self.edge_dim is None):
+        is_plain = is_plain and (edge_attr is None) == (self.edge_dim is None)
+        if not is_plain or any(map(has_hooks, (self.act, *linears))):
             return conv.ResGatedGraphConv.forward(self, x, edge_index, edge_attr)
         pattern = known_edges("ResGatedGraphConv", edge_index, source.size(0), target.size(0))
         edge = edge_value = None
@@ -292,7 +298,7 @@ class PointTransformerConv(FusedConv, conv.PointTransformerConv):
         of_source, of_target = pos if isinstance(pos, tuple) else (pos, pos)
         is_plain = all(map(is_matrix, (source, target, of_source, of_target)))
         is_plain = is_plain and (len(source), len(target)) == (len(of_source), len(of_target))
-        if self._is_pygs(edge_index) or not is_plain:
+        if self._is_pygs(x, edge_index) or not is_plain:
             return conv.PointTransformerConv.forward(self, x, pos, edge_index)
         given: Edges = known_edges("PointTransformerConv", edge_index, source.size(0), target.size(0))
         loops = min(of_source.size(0), of_target.size(0))
@@ -339,7 +345,7 @@ class GENConv(FusedConv, conv.GENConv):
         is_plain = is_matrix(source) and is_matrix(target) and size is None
         aggregation = self.aggr_module
         is_plain = is_plain and not (aggregation.semi_grad and not aggregation.learn) and aggregation.channels == 1
-        if self._is_pygs(edge_index) or not is_plain or has_hooks(aggregation):
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or not is_plain or has_hooks(aggregation):
             return conv.GENConv.forward(self, x, edge_index, edge_attr, size)
         pattern = known_edges("GENConv", edge_index, source.size(0), target.size(0))
         rows = self.lin_src(source) if hasattr(self, "lin_src") else source

@@ -45,6 +45,10 @@ AGGREGATIONS = {SumAggregation: "'add'", MeanAggregation: "'mean'", SoftmaxAggre
 # Numbers in all messages up to which PyG's own operators, joined by torch.compile, take less time than one of ours.
 SMALL_IN_A_GRAPH = 2**15
 
+# Numbers in all messages up to which PyG's own operators take less time on a CPU, on edges that are new in each call.
+# Scores that are traced cost more to begin with.
+SMALL, SMALL_IF_TRACED = 2**16, 2**19
+
 # PyG class -> our replacement.
 FUSED: dict[type[Any], type[Any]] = {}
 
@@ -129,7 +133,29 @@ class Graph:
         return out
 
 
-class Fused(MessagePassing):
+class LeavesSmall:
+    """What all of our versions share: which calls they leave to PyG's own operators.
+
+    Attributes:
+        leaves_small: calls of so few numbers that PyG's own operators take less time run there. `accelerate` sets it
+            for layers that it didn't time.
+        small: how many numbers these are, in the messages of a convolution and in the rows of other modules.
+    """
+
+    leaves_small = False
+    small = SMALL
+    backend = "auto"
+
+    def _leaves_rows(self, x: Any) -> bool:
+        """Whether small calls with such rows are left."""
+        if self.backend != "auto" or torch.compiler.is_compiling():
+            return False
+        # PyG's sums in half precision are less exact.
+        is_plain = isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+        return is_plain and not torch.is_autocast_enabled("cpu") and WAITING.get() is None
+
+
+class Fused(LeavesSmall, MessagePassing):
     """What our versions of PyG's layers share: when they are fused, and the methods that PyG's `forward` calls.
 
     Attributes:
@@ -142,9 +168,9 @@ class Fused(MessagePassing):
 
     returns_dropped_weights = False
     mask_removes_edges = False
-    backend = "auto"
 
     heads: int
+    out_channels: int
     dropout: float
     # PyG's class, which a subclass replaces; the aggregation and the dimension of nodes that it is fused for.
     theirs: type[Any]
@@ -243,6 +269,28 @@ class Fused(MessagePassing):
         kernels = [kernel for kernel in KERNELS if self.backend in ("auto", kernel.name)]
         return return_weights or has_edge_attr or not any(k.reads_traced_edges(edge_index.device) for k in kernels)
 
+    def _is_small(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
+        """Whether a call is left to PyG's own operators, and right there: some take edges of int32 or a single row of
+        `of_edges` for what they aren't.
+        """
+        if not self.leaves_small or self.explain:
+            return False
+        count = 0
+        for index in edges:
+            if type(index) is not Tensor or index.dtype != torch.int64 or index.dim() != 2:
+                return False
+            count += index.size(1)
+        if isinstance(of_edges, Tensor) and (of_edges.dim() == 0 or of_edges.size(0) != count):
+            return False
+        rows = x[0] if isinstance(x, tuple) else x
+        return self._leaves_rows(rows) and count * self._message_width(rows) <= self.small
+
+    def _message_width(self, x: Tensor) -> int:
+        """Numbers in the message of an edge between such rows."""
+        own = vars(self)
+        width: int = own.get("heads", 1) * own.get("out_channels", x.size(-1))
+        return width
+
     def _check_remote(self, pattern: RemotePattern, return_weights: bool) -> None:
         reason = why_not_fused(self)
         if self.explain or self._is_watched() or (self.returns_dropped_weights and return_weights):
@@ -314,10 +362,13 @@ def _register(cls: type[Any]) -> None:
         cls.__doc__ = f"{inspect.getdoc(cls)}\n\n{inspect.getdoc(cls.theirs)}"
 
 
-class FusedModule(torch.nn.Module):
+class FusedModule(LeavesSmall, torch.nn.Module):
     """What our versions share of PyG's modules that pass no messages."""
 
-    backend = "auto"
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether a call of such rows is left to PyG's own operators."""
+        return self.leaves_small and self._leaves_rows(x) and x.numel() <= self.small
+
     theirs: type[Any]
 
     def __init_subclass__(cls) -> None:

@@ -33,7 +33,19 @@ def attend_by_scores(scores: Tensor, value: Tensor, pattern: Edges, **options: A
     return attention(query, key, value, pattern, score=DotProduct(1.0), edge_bias=scores, **options)
 
 
-class HGTConv(FusedWhole, conv.HGTConv):
+class _OfTypes(FusedWhole):
+    """One whose rows are in dictionaries by type."""
+
+    def _is_small(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
+        return super()._is_small(next(iter(x.values()), None), *edges, of_edges=of_edges)
+
+    def _message_width(self, x: Any) -> int:
+        # All heads together.
+        width: int = self.out_channels
+        return width
+
+
+class HGTConv(_OfTypes, conv.HGTConv):
     """`torch_geometric.nn.HGTConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`. PyG takes relations to come in the metadata's order; here any order of the dictionary
@@ -56,7 +68,7 @@ class HGTConv(FusedWhole, conv.HGTConv):
         """See PyG."""
         # PyG multiplies by the weights of relations as if they came in this order.
         edges = {name: edge_index_dict[name] for name in self.edge_types if name in edge_index_dict}
-        if self._is_pygs(*edges.values()) or len(edges) != len(edge_index_dict) or not edges:
+        if self._is_pygs(x_dict, *edges.values()) or len(edges) != len(edge_index_dict) or not edges:
             return conv.HGTConv.forward(self, x_dict, edges if len(edges) == len(edge_index_dict) else edge_index_dict)
         heads, width = self.heads, self.out_channels // self.heads
         of_types = {name: x.view(-1, 3, heads, width) for name, x in self.kqv_lin(x_dict).items()}
@@ -91,13 +103,14 @@ class HGTConv(FusedWhole, conv.HGTConv):
         return key, project_rows(values, of_value, rows, is_plain=is_plain)
 
 
-class HANConv(FusedWhole, conv.HANConv):
+class HANConv(_OfTypes, conv.HANConv):
     """`torch_geometric.nn.HANConv`, fused: see there for arguments, shapes, results and references.
 
     It has the same `state_dict`.
     """
 
     theirs = conv.HANConv
+    small = 2**18
     example = (1, 1, (["a"], [("a", "to", "a")]))
     # propagate_type: (x: PairTensor, alpha: PairTensor)
 
@@ -108,7 +121,7 @@ class HANConv(FusedWhole, conv.HANConv):
         return_semantic_attention_weights: bool = False,
     ) -> Any:
         """See PyG."""
-        if self._is_pygs(*edge_index_dict.values()):
+        if self._is_pygs(x_dict, *edge_index_dict.values()):
             return conv.HANConv.forward(self, x_dict, edge_index_dict, return_semantic_attention_weights)
         heads, width = self.heads, self.out_channels // self.heads
         rows = {name: self.proj[name](x).view(-1, heads, width) for name, x in x_dict.items()}
@@ -180,7 +193,7 @@ class RGATConv(FusedWhole, conv.RGATConv):
     ) -> Any:
         """See PyG."""
         is_plain = isinstance(x, Tensor) and x.dim() == 2 and x.is_floating_point() and edge_type is not None
-        if self._is_pygs(edge_index) or not is_plain or size is not None:
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or not is_plain or size is not None:
             return conv.RGATConv.forward(self, x, edge_index, edge_type, edge_attr, size, return_attention_weights)
         relations = known_types(edge_index, edge_type, x.size(0), self.num_relations)
         values, scores = self._scores(x, relations, edge_attr)
@@ -269,6 +282,7 @@ class HEATConv(FusedWhole, conv.HEATConv):
     """
 
     theirs = conv.HEATConv
+    small = 2**18
     example = (1, 1, 1, 1, 1, 1, 1)
     # propagate_type: (x: Tensor, edge_type_emb: Tensor, edge_attr: OptTensor)
 
@@ -281,7 +295,7 @@ class HEATConv(FusedWhole, conv.HEATConv):
         edge_attr: Tensor | None = None,
     ) -> Tensor:
         """See PyG."""
-        if self._is_pygs(edge_index) or edge_attr is None or x.dim() != 2:
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or edge_attr is None or x.dim() != 2:
             return conv.HEATConv.forward(self, x, edge_index, node_type, edge_type, edge_attr)
         pattern = known_edges("HEATConv", edge_index, x.size(0), x.size(0))
         _check_types("node_type", node_type, x.size(0), self.hetero_lin.num_types)

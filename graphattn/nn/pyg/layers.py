@@ -72,6 +72,8 @@ class TransformerConv(Fused, conv.TransformerConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        if return_attention_weights is None and self._is_small(x, edge_index, of_edges=edge_attr):
+            return conv.TransformerConv.forward(self, x, edge_index, edge_attr)
         source, target = sides_of("TransformerConv", x)
         edge_index = self._plain(x, edge_index)
         return_weights = isinstance(return_attention_weights, bool)
@@ -184,6 +186,8 @@ class GATConv(Fused, conv.GATConv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        if return_attention_weights is None and self._is_small(x, edge_index, of_edges=edge_attr):
+            return conv.GATConv.forward(self, x, edge_index, edge_attr, size)
         if size is None and isinstance(edge_index, Pattern):
             size = (edge_index.num_sources, edge_index.num_targets)
         source, target = sides_of("GATConv", x)
@@ -300,6 +304,8 @@ class GATv2Conv(Fused, conv.GATv2Conv):
         return_attention_weights: bool | None = None,
     ) -> Any:
         """See PyG."""
+        if return_attention_weights is None and self._is_small(x, edge_index, of_edges=edge_attr):
+            return conv.GATv2Conv.forward(self, x, edge_index, edge_attr)
         source, target = sides_of("GATv2Conv", x)
         check_one_graph("GATv2Conv", source, target)
         edge_index = self._plain(x, edge_index)

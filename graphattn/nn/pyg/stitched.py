@@ -17,7 +17,7 @@ from torch import Tensor
 from torch_geometric.nn.conv.hetero_conv import group
 
 from ...patterns.lookup import known_join
-from .fused import WAITING, Asked, Graph, has_hooks, own_class, why_not_fused
+from .fused import SMALL, WAITING, Asked, Graph, has_hooks, own_class, why_not_fused
 
 Relation = tuple[str, str, str]
 # What makes two layers alike, where a layer has it.
@@ -31,11 +31,13 @@ class HeteroConv(conv.HeteroConv):
     """`torch_geometric.nn.HeteroConv`, stitched: see there for arguments, shapes and results."""
 
     theirs = conv.HeteroConv
+    # As for a layer.
+    leaves_small, small = False, SMALL
 
     def forward(self, *args_dict: Any, **kwargs_dict: Any) -> dict[str, Any]:
         """See PyG."""
         is_plain = all(name.endswith("_dict") for name in kwargs_dict) and not torch.compiler.is_compiling()
-        if not is_plain or torch.jit.is_tracing():
+        if not is_plain or torch.jit.is_tracing() or self._is_small(*args_dict, *kwargs_dict.values()):
             return conv.HeteroConv.forward(self, *args_dict, **kwargs_dict)
         found: dict[Relation, Any] = {}
         asked: dict[Any, dict[Relation, Asked]] = {}
@@ -57,6 +59,17 @@ class HeteroConv(conv.HeteroConv):
         for relation, out in found.items():
             outs.setdefault(relation[2], []).append(out)
         return {name: group(parts, self.aggr) for name, parts in outs.items()}
+
+    def _is_small(self, *given: Mapping[Any, Any]) -> bool:
+        """Whether a call of so few edges is left to PyG."""
+        if not self.leaves_small:
+            return False
+        numbers = 0
+        for name, layer in self.convs.items():
+            for edges in (of[name] for of in given if name in of):
+                if isinstance(edges, Tensor) and not edges.is_floating_point():
+                    numbers += edges.size(-1) * getattr(layer, "heads", 1) * getattr(layer, "out_channels", 1)
+        return numbers <= self.small
 
 
 def _given_to(relation: Relation, of: Mapping[Any, Any]) -> Any:

@@ -44,15 +44,20 @@ class GMMConv(WeightedConv, conv.GMMConv):
     """
 
     theirs = conv.GMMConv
+    small = 2**19
     example = (1, 1, 1, 1)
     aggregation = (SumAggregation, MeanAggregation)
     # propagate_type: (x: OptPairTensor, edge_attr: OptTensor)
+
+    def _is_small(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
+        # PyG's needs a root.
+        return self.root_weight and super()._is_small(x, *edges, of_edges=of_edges)
 
     def forward(self, x: Any, edge_index: Any, edge_attr: Tensor | None = None, size: Any = None) -> Tensor:
         """See PyG."""
         source, target = x if isinstance(x, tuple) else (x, x)
         is_plain = is_matrix(source) and is_matrix(target) and size is None and edge_attr is not None
-        if self._is_pygs(edge_index) or self.separate_gaussians or not is_plain:
+        if self._is_pygs(x, edge_index, of_edges=edge_attr) or self.separate_gaussians or not is_plain:
             return conv.GMMConv.forward(self, x, edge_index, edge_attr, size)
         pattern = known_edges("GMMConv", edge_index, source.size(0), target.size(0))
         check_edge_attr("GMMConv", edge_attr, self.dim, pattern.num_edges, target.size(0))
@@ -89,6 +94,7 @@ class HypergraphConv(WeightedConv, conv.HypergraphConv):
     """
 
     theirs = conv.HypergraphConv
+    small = 2**17
     example = (1, 1)
     # propagate_type: (x: Tensor, norm: Tensor, alpha: Tensor, size: Tensor)
 
@@ -102,7 +108,7 @@ class HypergraphConv(WeightedConv, conv.HypergraphConv):
     ) -> Tensor:
         """See PyG."""
         is_plain = is_matrix(x) and (not self.use_attention or is_matrix(hyperedge_attr))
-        if self._is_pygs(hyperedge_index) or not is_plain:
+        if self._is_pygs(x, hyperedge_index) or not is_plain:
             return conv.HypergraphConv.forward(
                 self, x, hyperedge_index, hyperedge_weight, hyperedge_attr, num_edges=num_edges
             )

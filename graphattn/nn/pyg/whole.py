@@ -29,20 +29,25 @@ class FusedWhole(Fused):
             with torch.random.fork_rng(devices=[]):
                 self.theirs(*self.example)
 
-    def _is_pygs(self, *edges: Any) -> bool:
-        """Whether PyG computes everything: with hooks, explainers, and for edges that only PyG reads."""
+    def _is_pygs(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
+        """Whether PyG computes everything: with hooks, explainers, for edges that only PyG reads, and for few of them.
+
+        `of_edges` has a row for each of them.
+        """
+        if self._is_small(x, *edges, of_edges=of_edges):
+            return True
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
             return True
         if why_not_fused(self) is not None or self.explain or self._is_watched():
             return True
-        return any(not isinstance(x, Tensor) or x.layout != torch.strided or x.is_meta for x in edges)
+        return any(not isinstance(index, Tensor) or index.layout != torch.strided or index.is_meta for index in edges)
 
 
 class FusedConv(FusedWhole):
     """One that is a single call on one graph. Under torch.compile it is PyG's, which compiles as a whole."""
 
-    def _is_pygs(self, *edges: Any) -> bool:
-        return torch.compiler.is_compiling() or FusedWhole._is_pygs(self, *edges)
+    def _is_pygs(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
+        return torch.compiler.is_compiling() or FusedWhole._is_pygs(self, x, *edges, of_edges=of_edges)
 
     def _edges(self, x: Tensor, edge_index: Tensor) -> Edges:
         """The edges of a graph with a row of features per node."""
