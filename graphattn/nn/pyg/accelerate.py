@@ -178,6 +178,8 @@ def _stitch_all(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[list[Ch
             joined |= {id(layer) for layer in layers}
             for layer in (module, *layers):
                 layer.leaves_small = not (args or kwargs)
+        elif any(why_not_fused(layer) is None for layer in module.convs.values()):
+            _change_class(module, conv.HeteroConv, HeteroConv)
     for name, module in model.named_modules():
         if isinstance(module, torch.fx.GraphModule):
             parts = [(at, part) for at, part in module.named_modules() if isinstance(part, torch.nn.ModuleDict)]

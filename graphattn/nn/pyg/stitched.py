@@ -7,6 +7,7 @@ zeros; then one call attends for all of them, over the disjoint union of their p
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +24,7 @@ Relation = tuple[str, str, str]
 # What makes two layers alike, where a layer has it.
 SHAPE = ("heads", "out_channels", "negative_slope", "dropout", "edge_dim")
 NOTHING = object()
-# Numbers in all rows beyond which it takes longer to copy them next to each other than to call once for each relation.
+# Numbers in the rows of all relations beyond which copying them next to each other takes longer than a call for each.
 MOST_NUMBERS = 2**22
 
 
@@ -39,15 +40,22 @@ class HeteroConv(conv.HeteroConv):
         is_plain = all(name.endswith("_dict") for name in kwargs_dict) and not torch.compiler.is_compiling()
         if not is_plain or torch.jit.is_tracing() or self._is_small(*args_dict, *kwargs_dict.values()):
             return conv.HeteroConv.forward(self, *args_dict, **kwargs_dict)
-        found: dict[Relation, Any] = {}
-        asked: dict[Any, dict[Relation, Asked]] = {}
-        for relation, layer in self.convs.items():
+        calls: dict[Relation, tuple[list[Any], dict[str, Any]]] = {}
+        for relation in self.convs.keys():  # noqa: SIM118, iterating gives other names
             given = (*args_dict, *kwargs_dict.values())
             if not any(relation in of for of in given):
                 continue
             args = [x for of in args_dict if (x := _given_to(relation, of)) is not NOTHING]
             named = ((name.removesuffix("_dict"), _given_to(relation, of)) for name, of in kwargs_dict.items())
-            kwargs = {name: x for name, x in named if x is not NOTHING}
+            calls[relation] = args, {name: x for name, x in named if x is not NOTHING}
+        shares = sum(_numbers(self.convs[relation], args) for relation, (args, _) in calls.items()) <= MOST_NUMBERS
+        found: dict[Relation, Any] = {}
+        asked: dict[Any, dict[Relation, Asked]] = {}
+        for relation, (args, kwargs) in calls.items():
+            layer = self.convs[relation]
+            if not shares:
+                found[relation] = layer(*args, **kwargs)
+                continue
             found[relation], left = _run(layer, args, kwargs)
             if left is not None:
                 asked.setdefault(_kind(left), {})[relation] = left
@@ -58,7 +66,7 @@ class HeteroConv(conv.HeteroConv):
         outs: dict[str, list[Any]] = {}
         for relation, out in found.items():
             outs.setdefault(relation[2], []).append(out)
-        return {name: group(parts, self.aggr) for name, parts in outs.items()}
+        return {name: _merged(parts, self.aggr) for name, parts in outs.items()}
 
     def _is_small(self, *given: Mapping[Any, Any]) -> bool:
         """Whether a call of so few edges is left to PyG."""
@@ -72,6 +80,12 @@ class HeteroConv(conv.HeteroConv):
         return numbers <= self.small
 
 
+def _merged(parts: list[Any], aggr: str | None) -> Any:
+    """What PyG's `group` returns; sums without a copy of all parts next to each other."""
+    is_sum = aggr == "sum" and all(isinstance(x, Tensor) and x.shape == parts[0].shape for x in parts)
+    return functools.reduce(torch.add, parts) if is_sum else group(parts, aggr)
+
+
 def _given_to(relation: Relation, of: Mapping[Any, Any]) -> Any:
     """What a dictionary has for a relation: of itself, of its type of nodes, or of both of its types."""
     source, _, target = relation
@@ -80,6 +94,13 @@ def _given_to(relation: Relation, of: Mapping[Any, Any]) -> Any:
     if source not in of and target not in of:
         return NOTHING
     return of[source] if source == target else (of.get(source), of.get(target))
+
+
+def _numbers(layer: Any, args: list[Any]) -> int:
+    """Numbers in the projected rows of both ends of a relation."""
+    ends = args[0] if args and isinstance(args[0], tuple) else [*args[:1], *args[:1]]
+    rows = sum(x.size(0) for x in ends if isinstance(x, Tensor))
+    return rows * getattr(layer, "heads", 1) * getattr(layer, "out_channels", 1)
 
 
 def _run(layer: Any, args: list[Any], kwargs: dict[str, Any]) -> tuple[Any, Asked | None]:
@@ -107,8 +128,8 @@ def _kind(asked: Asked) -> Any:
 def _attend(asked: list[Asked]) -> list[Tensor]:
     """The attention of calls of one kind: [T, H, C] each."""
     first, rows = asked[0], [(one.query, one.key, one.value) for one in asked]
-    if len(asked) == 1 or sum(x.numel() for one in rows for x in one) > MOST_NUMBERS:
-        return [_call(one) for one in asked]
+    if len(asked) == 1:
+        return [_call(first)]
     options = {
         name: torch.cat([one.options[name] for one in asked]) if isinstance(x, Tensor) else x
         for name, x in first.options.items()
