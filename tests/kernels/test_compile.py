@@ -6,6 +6,7 @@ import gc
 
 import pytest
 import torch
+from covering import in_turn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from graphattn import Edges, Full, Grid, Window, attention
@@ -38,8 +39,9 @@ def draw(nodes: int, edges: int) -> tuple[list[torch.Tensor], torch.Tensor]:
     return inputs, torch.randint(nodes, (2, edges), generator=generator)
 
 
-@pytest.mark.parametrize("as_pattern", [lambda edge_index, nodes: edge_index, Edges], ids=["raw", "Edges"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(
+    ("as_pattern", "backend"), in_turn([lambda edge_index, nodes: edge_index, Edges], ["inductor", "aot_eager"])
+)
 def test_six_graph_sizes_compile_twice_into_one_graph_each(as_pattern, backend):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(lambda *inputs: attention(*inputs), backend=counter, fullgraph=True)
