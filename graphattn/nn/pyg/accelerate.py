@@ -92,9 +92,9 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
 
-    No model gets slower. A call of few numbers runs as in PyG, whose operators take less time than a call of ours
-    begins, see `small` of the layers. Given what the model is called with, each layer is timed with what it gets there
-    instead, and one that would be slower stays PyG's. PyG's own operators are also what runs for a small graph once
+    A call of few numbers runs as in PyG, whose own operators end before a call of ours has begun, see `small` of the
+    layers. Given what the model is called with, each layer is timed with what it gets there instead, and one that would
+    be slower stays PyG's. PyG's own operators are also what runs for a small graph once
     torch.compile has joined them.
 
     Args:

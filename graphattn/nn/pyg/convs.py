@@ -45,6 +45,7 @@ class AGNNConv(FusedConv, conv.AGNNConv):
     """
 
     theirs = conv.AGNNConv
+    small = 2**18
     # propagate_type: (x: Tensor, x_norm: Tensor)
 
     def forward(self, x: Tensor, edge_index: Any) -> Tensor:

@@ -151,7 +151,7 @@ class LeavesSmall:
         if self.backend != "auto" or torch.compiler.is_compiling():
             return False
         # PyG's sums in half precision are less exact.
-        is_plain = isinstance(x, Tensor) and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu"
+        is_plain = isinstance(x, Tensor) and x.is_cpu and x.dtype in (torch.float32, torch.float64)
         return is_plain and not torch.is_autocast_enabled("cpu") and WAITING.get() is None
 
 

@@ -23,6 +23,8 @@ class FusedWhole(Fused):
     node_dims = (0, -2)
     # Arguments with which PyG's class can be made, so that it generates its code.
     example: tuple[Any, ...] = ()
+    # Whether it is PyG's under torch.compile, which compiles that as a whole.
+    compiles_as_pygs = False
 
     def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
         if "_jinja_propagate" not in vars(self.theirs):
@@ -34,7 +36,7 @@ class FusedWhole(Fused):
 
         `of_edges` has a row for each of them.
         """
-        if self._is_small(x, *edges, of_edges=of_edges):
+        if self._is_small(x, *edges, of_edges=of_edges) or (self.compiles_as_pygs and torch.compiler.is_compiling()):
             return True
         if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed():
             return True
@@ -44,10 +46,9 @@ class FusedWhole(Fused):
 
 
 class FusedConv(FusedWhole):
-    """One that is a single call on one graph. Under torch.compile it is PyG's, which compiles as a whole."""
+    """One that is a single call on one graph."""
 
-    def _is_pygs(self, x: Any, *edges: Any, of_edges: Any = None) -> bool:
-        return torch.compiler.is_compiling() or FusedWhole._is_pygs(self, x, *edges, of_edges=of_edges)
+    compiles_as_pygs = True
 
     def _edges(self, x: Tensor, edge_index: Tensor) -> Edges:
         """The edges of a graph with a row of features per node."""
