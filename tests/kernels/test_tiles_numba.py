@@ -27,6 +27,8 @@ LARGER = {
     "full large": Full([300, 20]),
     "full causal large": Full([100, 70], causal=True),
     "full padded": Full([5, 9, 12, 30], [3, 9, 0, 20]),
+    # Components without targets or sources on both sides of a border between chunks, and at the ends.
+    "full ragged": Full([0, 500, 0, 30, 600, 7, 0], [2, 3, 4, 0, 5, 6, 1]),
 }
 ZOO = {name: pattern for name, pattern in pattern_zoo().items() if why_not_cut(pattern) is None} | LARGER
 
@@ -112,7 +114,7 @@ def test_any_number_of_threads_and_any_call_gives_the_same_bits(pattern):
         assert all(torch.equal(ours, theirs) for ours, theirs in zip(results[0], other, strict=True))
 
 
-@pytest.mark.parametrize("pattern", [Window([3000, 4], radius=40), Grid((40, 50), radius=2), Full([1000, 700], [3, 5])])
+@pytest.mark.parametrize("pattern", [Window([3000, 4], radius=40), Grid((40, 50), radius=2), ZOO["full ragged"]])
 def test_chunks_of_a_color_share_no_source(pattern):
     (panels, rows, columns, _, _, chunks, fresh), (widest, *ends) = write_panels(pattern)
     assert torch.equal(rows.sort().values, torch.arange(pattern.num_targets))

@@ -56,12 +56,20 @@ def steps_of(n):
 def write_bits(panels, first, count, bits):
     """Set bit m of each source that the m-th target of the panel sees."""
     for panel in panels:
-        for m in range(panel[ROW_COUNT]):
+        begin, n, width = panel[BITS], panel[ROW_COUNT], panel[COLUMN_COUNT]
+        is_full = True
+        for row in range(panel[ROW], panel[ROW] + n):
+            is_full = is_full and count[0, row] * count[1, row] * count[2, row] == width
+        if is_full:
+            # All bits of 64 targets are the number -1.
+            bits[begin : begin + width] = (np.int64(1) << n) - 1 if n < PANEL else -1
+            continue
+        for m in range(n):
             row = panel[ROW] + m
             for x in range(first[0, row], first[0, row] + count[0, row]):
                 for y in range(first[1, row], first[1, row] + count[1, row]):
-                    begin = panel[BITS] + (x * panel[BOX_1] + y) * panel[BOX_2] + first[2, row]
-                    for column in range(begin, begin + count[2, row]):
+                    start = begin + (x * panel[BOX_1] + y) * panel[BOX_2] + first[2, row]
+                    for column in range(start, start + count[2, row]):
                         bits[column] |= np.int64(1) << m
 
 
