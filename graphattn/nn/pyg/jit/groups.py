@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from ....compiled.jit.channels import over_channels
+from ....compiled.jit.channels import dot, over_channels
 from ....compiled.jit.llvm import INNER, add, exp_lanes, exponential, multiply, multiply_add, subtract
 
 
@@ -56,15 +56,6 @@ set_gated = over_channels(
 
 
 @njit(**INNER)
-def product(x, at, y, to, n):
-    """Sum of x[at + c] * y[to + c] over n channels."""
-    total = x.dtype.type(0)
-    for c in range(n):
-        total += x[at + c] * y[to + c]
-    return total
-
-
-@njit(**INNER)
 def gated_forward_tasks(begin, end, x, vector, ptr, index, channels, results):
     """The same with exp(x_j . vector) for each channel: weights of rows, in the order of groups, and outputs."""
     weights, out = results
@@ -75,7 +66,7 @@ def gated_forward_tasks(begin, end, x, vector, ptr, index, channels, results):
         for c in range(channels):
             out[to + c] = zero
         for e in range(low, high):
-            weights[e] = product(x, np.int64(index[e]) * channels, vector, 0, channels)
+            weights[e] = dot(x, np.int64(index[e]) * channels, vector, 0, channels)
             top = max(top, weights[e])
         for e in range(low, high):
             weights[e] -= top
@@ -95,10 +86,10 @@ def gated_backward_tasks(begin, end, x, vector, ptr, index, channels, results, g
         to = i * channels
         for c in range(channels):
             of_vector[to + c] = 0
-        delta = product(grad, to, out, to, channels)
+        delta = dot(grad, to, out, to, channels)
         for e in range(ptr[i], ptr[i + 1]):
             at, weight = np.int64(index[e]) * channels, weights[e]
-            slope = weight * (product(grad, to, x, at, channels) - delta)
+            slope = weight * (dot(grad, to, x, at, channels) - delta)
             set_gated(channels, (of_x, of_vector, x, grad, vector), (at, to, at, to, 0), (weight, slope))
 
 

@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .....compiled.jit.channels import halve, sum_of_products
 from .....compiled.jit.llvm import (
     STREAM_LANES,
     add,
@@ -36,14 +37,6 @@ from .....compiled.jit.llvm import (
 from .activations import ACTIVATIONS
 
 
-def _halve(builder: Any, vectors: list) -> Any:
-    """Sums of neighboring lanes: of one vector, half as many; of two, one behind the other."""
-    count = vectors[0].type.count * len(vectors) // 2
-    even, odd = (ir.Constant(wide(ir.IntType(32), count), [2 * i + side for i in range(count)]) for side in (0, 1))
-    parts = [builder.shuffle_vector(vectors[0], vectors[-1], places) for places in (even, odd)]
-    return add(builder, *parts)
-
-
 def _loader(
     context: Any, builder: Any, kind: types.Type, array: Any, offset: Any, other: tuple = (types.none, None, None)
 ) -> Any:
@@ -57,23 +50,6 @@ def _loader(
         load_lanes(builder, other_kind.dtype, second(i), lanes),
     )
     return lambda i, lanes: add(builder, *parts(i, lanes))
-
-
-def _dot(builder: Any, kind: ir.Type, load_x: Any, load_y: Any, n: Any) -> Any:
-    """Sum of x[d] * y[d] over d < n."""
-    sums = {lanes: cgutils.alloca_once(builder, wide(kind, lanes)) for lanes in (16, 4, 1)}
-    for lanes, total in sums.items():
-        builder.store(constant(kind, lanes, 0.0), total)
-
-    def body(d, lanes):
-        product = multiply_add(builder, load_x(d, lanes), load_y(d, lanes), builder.load(sums[lanes]))
-        builder.store(product, sums[lanes])
-
-    lanes_loop(builder, n, body)
-    four = _halve(builder, [_halve(builder, [builder.load(sums[16])])])
-    two = _halve(builder, [add(builder, four, builder.load(sums[4]))])
-    ends = [builder.extract_element(two, ir.Constant(ir.IntType(32), lane)) for lane in (0, 1)]
-    return add(builder, add(builder, *ends), builder.load(sums[1]))
 
 
 def _grouped(builder: Any, heads: Any, width: Any, group: Any, bodies: tuple) -> None:
@@ -133,21 +109,21 @@ def dot_heads(typingctx, s, at, scale, x, of_x, y, of_y, z, of_z, y_head, heads,
                     factors = load_x(builder.add(of_x, d), 16), load_y(builder.add(of_y, d), 16)
                     builder.store(multiply_add(builder, *factors, builder.load(total)), total)
             a, b, c, d = (builder.load(total) for total in sums)
-            sixteen = _halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])
-            store(head, _halve(builder, [_halve(builder, [sixteen])]))
+            sixteen = halve(builder, [halve(builder, [a, b]), halve(builder, [c, d])])
+            store(head, halve(builder, [halve(builder, [sixteen])]))
 
         def eight(head):
             begin = builder.mul(head, width)
             places = [builder.add(begin, integer(16 * i)) for i in range(4)]
             a, b, c, d = (multiply(builder, load_x(place, 16), load_y(place, 16)) for place in places)
-            store(head, _halve(builder, [_halve(builder, [_halve(builder, [a, b]), _halve(builder, [c, d])])]))
+            store(head, halve(builder, [halve(builder, [halve(builder, [a, b]), halve(builder, [c, d])])]))
 
         def flat(head, lanes):
             store(head, multiply(builder, load_x(head, lanes), load_y(head, lanes)))
 
         def one(head):
             of_x, of_y = (builder.mul(width, place) for place in (head, builder.load(of_head(head))))
-            total = _dot(
+            total = sum_of_products(
                 builder,
                 kind,
                 lambda d, lanes: load_x(builder.add(of_x, d), lanes),
