@@ -204,10 +204,8 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
 
     raw = root / entry.raw
     processed = (root / entry.files[0].path).parents[1] / "processed" / entry.processed
-    culprit = processed
     # Processed files were made from checked files, so that checking these again would only cost time.
     if not processed.exists():
-        culprit = raw
         for file in entry.files:
             fix = f"Delete {root / file.path} and call load_graph({name!r}) again."
             check_file("load_graph", root, file, fix)
@@ -217,6 +215,8 @@ def load_graph(name: str, root: str | os.PathLike[str] | None = None) -> InMemor
         # A full disk or a folder without write permission has a clear error, and deleting files would not help.
         if isinstance(error, OSError | MemoryError) and not isinstance(error, gzip.BadGzipFile):
             raise
+        # There may be one now that wasn't there before, which another process is writing or has left unfinished.
+        culprit = processed if processed.exists() else raw
         rule = "must be readable by its loader"
         fix = f"Delete {culprit} and call load_graph({name!r}) again."
         raise ValueError(message("load_graph", str(culprit), rule, _one_line(error), fix)) from error

@@ -248,6 +248,17 @@ def test_truncated_processed_file_says_what_to_delete(tmp_path):
     assert load_graph("Questions", tmp_path)[0].num_nodes == 2
 
 
+def test_a_processed_file_that_another_process_is_writing_is_blamed_not_the_raw_ones(monkeypatch, tmp_path):
+    entry = next(entry for entry in GRAPHS if entry.name == "Questions")
+    write_raw(entry, tmp_path, small_heterophilous_graph())
+    processed = tmp_path / "HeterophilousGraph" / "questions" / "processed" / "data.pt"
+    # What this process finds once the other one has begun to write.
+    monkeypatch.setattr(entry.loader, "process", lambda dataset: processed.write_bytes(b"PK"))
+    with pytest.raises(ValueError, match=r"^load_graph: ") as caught:
+        load_graph("Questions", tmp_path)
+    assert str(caught.value).endswith(f"Delete {processed} and call load_graph('Questions') again.")
+
+
 @pytest.mark.parametrize("error", [OSError("no space left on device"), MemoryError("no memory left")], ids=repr)
 def test_files_are_not_blamed_for_the_machine(error, monkeypatch, tmp_path):
     entry = next(entry for entry in GRAPHS if entry.name == "Questions")
