@@ -211,9 +211,12 @@ def test_compiled_loops_over_groups_are_pygs(name):
     torch.testing.assert_close(ours(far, index, dim_size=9), theirs(far, index, dim_size=9))
 
 
-@pytest.mark.parametrize("channels", [1, 5, 16, 40])
-def test_loops_over_groups_take_any_number_of_channels_on_any_number_of_threads(channels):
-    theirs, ours = both(aggr.SoftmaxAggregation(learn=True, channels=channels), "auto")
+@pytest.mark.parametrize("channels", [1, 5, 16, 43])
+@pytest.mark.parametrize("is_gated", [False, True], ids=["softmax", "gated"])
+def test_loops_over_groups_take_any_number_of_channels_on_any_number_of_threads(channels, is_gated):
+    gate = torch.nn.Linear(channels, 1)
+    layer = aggr.AttentionalAggregation(gate) if is_gated else aggr.SoftmaxAggregation(learn=True, channels=channels)
+    theirs, ours = both(layer, "auto")
     index = torch.randint(300, (2000,), generator=torch.Generator().manual_seed(0))
     x, threads = draw(2000, channels), torch.get_num_threads()
     assert_same(theirs, ours, x, index)
@@ -222,7 +225,7 @@ def test_loops_over_groups_take_any_number_of_channels_on_any_number_of_threads(
         for count in (1, 2):
             torch.set_num_threads(count)
             out = ours(x, index)
-            found.append((out, *torch.autograd.grad(out.square().sum(), [x, ours.t])))
+            found.append((out, *torch.autograd.grad(out.square().sum(), [x, next(ours.parameters())])))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
