@@ -254,6 +254,13 @@ MUTANTS = [
         OF_TILES,
     ),
     Mutant(f"{PANELS}/jit/loops.py", "hi[j] = max(hi[j], hi[j - 1])", "pass", OF_TILES),
+    Mutant(f"{PANELS}/jit/loops.py", "if n < PANEL else -1", "", OF_TILES),
+    Mutant(f"{PANELS}/plan.py", "component[end - 1] + 1)", "component[end - 1])", "tiles_numba"),
+    Mutant(f"{PANELS}/plan.py", "torch.repeat_interleave(pattern.ptr[:-1], sizes) + 1)", "0)", OF_TILES),
+    Mutant(f"{PANELS}/plan.py", "first_chunk.repeat(pattern", "first_chunk.repeat(0 * pattern", OF_TILES),
+    Mutant(
+        "compiled/jit/channels.py", "builder, *ends), builder.load(sums[1]))", "builder, *ends), ends[0])", "batches"
+    ),
     # Patterns.
     Mutant(
         "patterns/grid.py",
@@ -371,7 +378,7 @@ MUTANTS = [
     Mutant(f"{CPU}/edges.py", "MOST_EDGES = 2 * TASK_EDGES", "MOST_EDGES = TASK_EDGES", "fused"),
     Mutant("nn/pyg/jit/gates.py", "subtract(builder, one, gate)", "gate", "convs"),
     Mutant("nn/pyg/jit/groups.py", "multiply_add(builder, factor, subtract(builder, x, out), one)", "one", "batches"),
-    Mutant("nn/pyg/jit/groups.py", "(product(grad, to, x, at, channels) - delta)", "delta", "batches"),
+    Mutant("nn/pyg/jit/groups.py", "(dot(grad, to, x, at, channels) - delta)", "delta", "batches"),
     Mutant("nn/pyg/jit/shares.py", "= -slope * out[at]", "= slope * out[at]", "convs"),
     Mutant("nn/products.py", "* own[:, None, None]", "", "products"),
     Mutant("nn/products.py", "along.masked_fill(inverse >= 1 / SHORTEST, 0)", "along", "products"),
