@@ -17,6 +17,9 @@ from .base import Pattern, check_square
 from .edges import Edges
 from .global_tokens import GlobalTokens
 
+# A batch may leave this many graphs empty, and so many more per node: more are a number that isn't a graph's.
+MOST_GRAPHS, EMPTY_PER_NODE = 2**24, 64
+
 
 class Box(Pattern):
     """One or more disjoint components, each an n-dimensional array of nodes in row-major order.
@@ -260,8 +263,10 @@ def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) ->
         if bool((sizes < 0).any()):
             raise ValueError(message(where, "sizes", "must be at least 0", int(sizes.min())))
         return sizes.reshape(-1, 1)
-    listed = list(sizes) if isinstance(sizes, Sequence) else [sizes]
-    return torch.tensor([check_int(where, "sizes", size, 0) for size in listed], dtype=torch.int64).reshape(-1, 1)
+    listed = [check_int(where, "sizes", size, 0) for size in (sizes if isinstance(sizes, Sequence) else [sizes])]
+    if max(listed, default=0) >= 2**62:
+        raise ValueError(message(where, "sizes", "must be less than 2^62", max(listed), "Split the sequence."))
+    return torch.tensor(listed, dtype=torch.int64).reshape(-1, 1)
 
 
 def sizes_of_batch(where: str, argument: str, batch: Tensor, num_graphs: int | None = None) -> Tensor:
@@ -274,6 +279,10 @@ def sizes_of_batch(where: str, argument: str, batch: Tensor, num_graphs: int | N
     if bool((batch[1:] < batch[:-1]).any()) or bool((batch < 0).any()):
         rule = "must be sorted and not negative, one graph's nodes after another's"
         raise ValueError(message(where, argument, rule, fix="Sort the nodes by graph first."))
+    graphs = max(int(batch[-1]) + 1 if len(batch) else 0, num_graphs or 0)
+    if graphs > MOST_GRAPHS + EMPTY_PER_NODE * len(batch):
+        got, fix = f"graph {graphs - 1} with {len(batch)} nodes", "Number the graphs that have nodes: 0, 1, 2, ..."
+        raise ValueError(message(where, argument, "must not leave almost all graphs empty", got, fix))
     return torch.bincount(batch, minlength=num_graphs or 0)
 
 

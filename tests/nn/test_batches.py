@@ -168,6 +168,15 @@ def test_a_batch_that_is_not_sorted_is_an_error():
     accelerate(layer)
     with pytest.raises(ValueError, match="batch must be sorted and not negative"):
         layer(torch.randn(4, 6), None, torch.tensor([0, 1, 0, 1]))
+    with pytest.raises(ValueError, match=r"GPSConv: batch must have one number per node, 4, got \[3\]"):
+        layer(torch.randn(4, 6), None, torch.tensor([0, 0, 1]))
+
+
+def test_a_group_that_cannot_be_is_named():
+    layer = aggr.AttentionalAggregation(torch.nn.Linear(6, 1))
+    accelerate(layer)
+    with pytest.raises(IndexError, match="AttentionalAggregation: index must be at least 0, got -1 at row 2"):
+        layer(torch.randn(3, 6), torch.tensor([0, 1, -1]))
 
 
 def test_hooks_on_the_attention_still_run():

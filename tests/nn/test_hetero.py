@@ -111,6 +111,8 @@ def test_rgat_is_pygs(options):
     arguments = (x, edge_index, edge_type, *edge_attr)
     assert_same(theirs, mine, arguments, [x], return_attention_weights=True)
     torch.testing.assert_close(mine(*arguments), theirs(*arguments))
+    none = (x, edge_index[:, :0], edge_type[:0], *(rows[:0] for rows in edge_attr))
+    torch.testing.assert_close(mine(*none), theirs(*none))
 
 
 @pytest.mark.parametrize(("heads", "channels"), [(1, 6), (2, 8)])

@@ -106,6 +106,9 @@ class GPSConv(FusedModule, conv.GPSConv):
         return norm(self.norm3, out + self.mlp(out))
 
     def _attend(self, x: Tensor, batch: Tensor | None, pair_bias: Tensor | None) -> Tensor:
+        if batch is not None and len(batch) != len(x):
+            rule = f"must have one number per node, {len(x)}"
+            raise ValueError(message("GPSConv", "batch", rule, shape_of(batch)))
         pattern = Full(x.size(0)) if batch is None else known_by_index(batch, ("full",), lambda: Full.from_batch(batch))
         if pair_bias is not None:
             pairs, heads = pattern.num_edges, self.attn.num_heads
@@ -126,7 +129,13 @@ class _Aggregation(FusedModule):
         if not _is_plain(x, index, ptr, dim) or x.device.type != "cpu" or self._is_small(x):
             return None
         size = int(index.max()) + 1 if dim_size is None else dim_size
-        return known_by_index(index, ("groups", size), lambda: groups_of(index, size))
+        try:
+            return known_by_index(index, ("groups", size), lambda: groups_of(index, size))
+        except IndexError:
+            row = int(((index < 0) | (index >= size)).nonzero()[0])
+            rule = "must be at least 0" if index[row] < 0 else f"must be less than {size}"
+            got = f"{int(index[row])} at row {row}"
+            raise IndexError(message(type(self).__name__, "index", rule, got)) from None
 
 
 class SoftmaxAggregation(_Aggregation, aggr.SoftmaxAggregation):

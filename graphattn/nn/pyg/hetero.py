@@ -216,7 +216,7 @@ class RGATConv(FusedWhole, conv.RGATConv):
         if edge_attr is not None:
             edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
             check_edge_attr("RGATConv", edge_attr, self.lin_edge, len(relations.edge_type), x.size(0))
-            edge_attr = edge_attr.view(len(edge_attr), -1)
+            edge_attr = edge_attr.flatten(1)
             assert self.lin_edge is not None, (
                 "Please set 'edge_dim = edge_attr.size(-1)' while calling the RGATConv layer"
             )
