@@ -264,8 +264,9 @@ def parse_sizes(where: str, sizes: int | Sequence[int] | np.ndarray | Tensor) ->
             raise ValueError(message(where, "sizes", "must be at least 0", int(sizes.min())))
         return sizes.reshape(-1, 1)
     listed = [check_int(where, "sizes", size, 0) for size in (sizes if isinstance(sizes, Sequence) else [sizes])]
-    if max(listed, default=0) >= 2**62:
-        raise ValueError(message(where, "sizes", "must be less than 2^62", max(listed), "Split the sequence."))
+    # Of smaller sizes, the sum is checked later.
+    if max(listed, default=0) >= 2**63:
+        raise ValueError(message(where, "nodes", "must number less than 2^62", max(listed), "Split the array."))
     return torch.tensor(listed, dtype=torch.int64).reshape(-1, 1)
 
 

@@ -223,7 +223,7 @@ def test_batch_vectors():
     for batches in ([far], [batch, far]):
         with pytest.raises(ValueError, match="batch must not leave almost all graphs empty, got graph 1000000000 with"):
             Full.from_batch(*batches)
-    with pytest.raises(ValueError, match=r"Full: sizes must be less than 2\^62, got 10000000000000000000"):
+    with pytest.raises(ValueError, match=r"Full: nodes must number less than 2\^62, got 10000000000000000000"):
         Full([3, 10**19])
     with pytest.raises(TypeError, match=r"must be one-dimensional and of an integer dtype, got torch.float32"):
         Window.from_batch(torch.zeros(3), 1)
