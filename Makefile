@@ -67,7 +67,7 @@ examples: setup
 reproduce: setup
 	$(BIN)/python benchmarks/accuracy.py
 
-# Writes benchmarks/results; an hour on two cores, of which one step of PyG's HGTConv takes ten minutes.
+# Writes benchmarks/results; an hour on two cores or less, of which one step of PyG's HGTConv takes minutes.
 bench: setup
 	$(BIN)/python benchmarks/cpu.py
 	$(BIN)/python benchmarks/structured.py
