@@ -20,7 +20,17 @@ from gather import machine_and_gather
 from harness import Line, in_ms, race, ratio, write
 from systems import random_edges
 from torch import Tensor
-from torch_geometric.nn import GATConv, GATv2Conv, HANConv, HeteroConv, HGTConv, RGATConv, TransformerConv
+from torch_geometric.nn import (
+    GATConv,
+    GATv2Conv,
+    HANConv,
+    HeteroConv,
+    HGTConv,
+    MessagePassing,
+    RGATConv,
+    TransformerConv,
+    to_hetero,
+)
 
 import graphattn
 from graphattn.memory import format_bytes, peak_memory
@@ -56,6 +66,17 @@ def hetero(pairs: list[tuple[str, str]], edges: int) -> tuple[tuple, tuple]:
     return (types, relations), (x, index)
 
 
+class Homogeneous(torch.nn.Module):
+    """Two layers, for `to_hetero`."""
+
+    def __init__(self, kind: type[torch.nn.Module], **options: int) -> None:
+        super().__init__()
+        self.first, self.second = kind(WIDTH, **options), kind(WIDTH, **options)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.second(self.first(x, edge_index).relu(), edge_index)
+
+
 class Layers(torch.nn.Module):
     """One layer after another, over the same edges."""
 
@@ -87,6 +108,7 @@ def cases() -> list[Case]:
             (TransformerConv, {}),
         )
     }
+    shared = to_hetero(Homogeneous(TransformerConv, **one_head), metadata)
     batch = {name: x[:200] for name, x in graph[0].items()}, {name: x[:, :300] % 200 for name, x in graph[1].items()}
     names = list(SIZES)
     many, large = hetero([(names[i % 3], names[i // 3 % 3]) for i in range(140)], 5000)
@@ -101,6 +123,13 @@ def cases() -> list[Case]:
             Case(f"HeteroConv of 7 {name}, 4 heads of 16: {where}", layer, data, (5, 10), of_layers=(1.5, 2))
             for name, layer in kinds.items()
             for where, data in ((size, graph), ("3 types of 600 nodes, 7 relations, 2,100 edges", batch))
+        ),
+        Case(
+            "to_hetero of 2 TransformerConv, 4 heads of 16: 3 types of 600 nodes, 7 relations, 2,100 edges",
+            shared,
+            batch,
+            (5, 10),
+            of_layers=(1.5, 2),
         ),
         Case(
             "HAN, 4 heads of 16: two meta-paths of 500k edges",
@@ -136,8 +165,9 @@ def measure(case: Case) -> list[Line]:
     systems = {"PyG": step(case.layer, case.arguments), "graphattn": step(ours, case.arguments)}
     if case.of_layers is not None:
         each = copy.deepcopy(case.layer)
-        for layer in each.convs.values():
-            graphattn.accelerate(layer)
+        for layer in each.modules():
+            if isinstance(layer, MessagePassing):
+                graphattn.accelerate(layer)
         systems["each layer"] = step(each, case.arguments)
     work = f"{case.work}, forward and backward"
     if case.is_slow:

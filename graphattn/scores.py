@@ -23,6 +23,7 @@ from .errors import (
     message,
     shape_of,
 )
+from .segments import Rows, gather
 from .tracing import Captures
 
 
@@ -90,6 +91,10 @@ class Score(ABC):
         """Return the score with other tensors in place of `tensors()`, by the same names."""
         return self
 
+    def on_targets(self, targets: Rows) -> Score:
+        """Return the score with tensors of edges in place of those of targets, if it has any: for `edgewise`."""
+        return self
+
     def to(self, dtype: torch.dtype) -> Score:
         """Return the score with its own tensors, if any, in another dtype."""
         return self.with_tensors({name: x.to(dtype) for name, x in self.tensors().items()})
@@ -150,13 +155,13 @@ class Additive(Score):
     halves `<a, W x_i>` and `<a, W x_j>` are the query and the key.
 
     Args:
-        vector: [H, D] float.
+        vector: [H, D] float; or [T, H, D], one for each target.
         activation: "tanh" or "leaky_relu".
         negative_slope: slope of leaky_relu below zero.
 
     Raises:
         TypeError: `vector` is not a floating-point tensor.
-        ValueError: `vector` is not a matrix, or `activation` is another name.
+        ValueError: `vector` has another number of dimensions, or `activation` is another name.
 
     Example:
         >>> query, key = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[2.0, -7.0]]])
@@ -172,8 +177,8 @@ class Additive(Score):
         check_float_tensor("Additive", "vector", vector)
         check_choice("Additive", "activation", activation, ("tanh", "leaky_relu"))
         check_finite("Additive", "negative_slope", negative_slope)
-        if vector.dim() != 2:
-            raise ValueError(message("Additive", "vector", "must have shape [H, D]", shape_of(vector)))
+        if vector.dim() not in (2, 3):
+            raise ValueError(message("Additive", "vector", "must have shape [H, D] or [T, H, D]", shape_of(vector)))
         self.vector = vector
         self.activation = activation
         self.negative_slope = negative_slope
@@ -181,8 +186,10 @@ class Additive(Score):
     def check(self, where: str, query: Tensor, key: Tensor) -> None:
         """Raise ValueError or TypeError where these shapes or dtypes can't be scored."""
         super().check(where, query, key)
-        if self.vector.shape != query.shape[-2:]:
-            rule = f"must have shape [H, D] = {list(query.shape[-2:])} like query"
+        expected = query.shape[-self.vector.dim() :]
+        if self.vector.shape != expected:
+            names = "[H, D]" if self.vector.dim() == 2 else "[T, H, D]"
+            rule = f"must have shape {names} = {list(expected)} like query"
             raise ValueError(message(where, "score.vector", rule, shape_of(self.vector)))
         check_like(where, "score.vector", self.vector, query, or_float32=True)
 
@@ -193,6 +200,10 @@ class Additive(Score):
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Additive:
         """Return the score with another vector, see `Score.with_tensors`."""
         return Additive(tensors["vector"], self.activation, self.negative_slope)
+
+    def on_targets(self, targets: Rows) -> Additive:
+        """Return the score with the vector of each edge's target, see `Score.on_targets`."""
+        return self if self.vector.dim() == 2 else self.with_tensors({"vector": gather(self.vector, targets, -3)})
 
     def edgewise(self, query_i: Tensor, key_j: Tensor, edge_key: Tensor | None) -> Tensor:
         """Score each edge, see `Score.edgewise`."""
@@ -205,7 +216,8 @@ class Additive(Score):
         if edge_key is not None:
             pairs = pairs + repeat_heads(edge_key, query.size(-2))
         hidden = self._activate(query.unsqueeze(-3) + pairs)
-        return torch.einsum("...tshd,hd->...hts", hidden, self.vector)
+        of_targets = self.vector.expand(query.shape[-3:])
+        return torch.einsum("...tshd,thd->...hts", hidden, of_targets)
 
     def _activate(self, x: Tensor) -> Tensor:
         return x.tanh() if self.activation == "tanh" else torch.nn.functional.leaky_relu(x, self.negative_slope)

@@ -26,6 +26,7 @@ from graphattn.kernels.base import Kernel
 from graphattn.kernels.rows.op import NORMALIZER_CODES
 from graphattn.nn.pyg.fused import LeavesSmall
 from graphattn.nn.pyg.stitched import HeteroConv
+from graphattn.nn.pyg.to_hetero import LayersOfRelations
 from graphattn.normalizers import NORMALIZERS, Normalizer
 from graphattn.testing import random_call
 
@@ -64,7 +65,8 @@ def no_call_is_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """The graphs of tests are small, and layers that `accelerate` made would leave them to PyG."""
     if request.node.get_closest_marker("small_calls") is None:
         monkeypatch.setattr(LeavesSmall, "_leaves_rows", lambda self, x: False)
-        monkeypatch.setattr(HeteroConv, "_is_small", lambda self, *given: False)
+        for kind in (HeteroConv, LayersOfRelations):
+            monkeypatch.setattr(kind, "_is_small", lambda self, *given: False)
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -84,7 +84,7 @@ class Scatter(Kernel):
         if call.edge_value is not None:
             value_j = value_j + layout.from_caller(call.edge_value, -3).to(dtype)
 
-        score = call.score.to(dtype).edgewise(query_i, key_j, edge_key)
+        score = call.score.to(dtype).on_targets(layout.targets).edgewise(query_i, key_j, edge_key)
         bias = call.edge_bias
         if bias is not None:
             bias = bias.of_edges(call.pattern, dtype) if isinstance(bias, OffsetBias) else bias

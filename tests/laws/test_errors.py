@@ -211,10 +211,15 @@ BAD_CALLS = {
         ValueError,
         "attention: score.vector must have shape [H, D] = [2, 4] like query, got [2, 3].",
     ),
+    "vectors for other targets": (
+        lambda: call(score=Additive(torch.ones(4, 2, 4))),
+        ValueError,
+        "attention: score.vector must have shape [T, H, D] = [5, 2, 4] like query, got [4, 2, 4].",
+    ),
     "vector that is no matrix": (
         lambda: Additive(torch.ones(4)),
         ValueError,
-        "Additive: vector must have shape [H, D], got [4].",
+        "Additive: vector must have shape [H, D] or [T, H, D], got [4].",
     ),
     "unknown activation": (
         lambda: Additive(torch.ones(2, 4), "leakyrelu"),

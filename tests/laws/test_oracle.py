@@ -108,6 +108,43 @@ def test_kernel_matches_oracle_with_edge_tensors_dropout_and_batch(name, kernel,
     assert_matches_dense(tensors, pattern, score=score, backend=kernel.name, dropout_p=0.4)
 
 
+@pytest.mark.parametrize("kernel", ["numba", "scatter"])
+@pytest.mark.parametrize(
+    ("pattern", "batch", "width", "options"),
+    [
+        (PATTERNS["hub"], (), WIDTH, {}),
+        (PATTERNS["parallel edges"], (2, 3), WIDTH, {"dropout_p": 0.4, "normalizer": "sigmoid"}),
+        (PATTERNS["full bipartite"], (2,), WIDTH, {"dropout_p": 0.4}),
+        # A row of 1,400 edges is cut into pieces.
+        (
+            Edges(torch.stack([torch.arange(1500) % 7, torch.arange(1500) // 1400]), num_sources=7, num_targets=2),
+            (2,),
+            WIDTH,
+            {},
+        ),
+        # Scores are computed again for sources.
+        (PATTERNS["unsorted edges"], (), 1, {"normalizer": "identity"}),
+    ],
+    ids=id_of,
+)
+def test_each_target_has_a_vector_of_its_own(pattern, batch, width, options, kernel):
+    shape = (pattern.num_targets, HEADS, width)
+    vector = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    sizes = dict(heads=HEADS, kv_heads=2, width=width, value_width=width, edge_tensors=True)
+    for activation in ("tanh", "leaky_relu"):
+        tensors = random_call(pattern, batch=batch, **sizes)
+        assert_matches_dense(tensors, pattern, score=Additive(vector, activation), backend=kernel, **options)
+
+
+def test_vectors_of_targets_that_no_loop_has_are_left_to_plain_torch():
+    pattern, vector = PATTERNS["hub"], torch.ones(PATTERNS["hub"].num_targets, 2, 4, dtype=torch.float64)
+    tensors = random_call(pattern)
+    assert_matches_dense(tensors, pattern, score=Additive(vector), normalizer="sparsemax")
+    rows = [x.detach() for x in tensors.values()]
+    with pytest.raises(NotImplementedError, match="each target has a vector of its own in the scores"):
+        attention(*rows, pattern, score=Additive(vector), normalizer="sparsemax", backend="numba")
+
+
 @pytest.mark.parametrize(
     ("name", "kernel", "normalizer", "dtype"),
     pairwise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 
 import pytest
 import torch
@@ -87,6 +88,8 @@ KINDS = [
     (pyg.GATConv, {"bias": False}),
     (pyg.TransformerConv, {}),
     (pyg.TransformerConv, {"concat": False, "root_weight": False}),
+    (pyg.GATv2Conv, {}),
+    (pyg.GATv2Conv, {"concat": False, "residual": True, "share_weights": False}),
 ]
 
 
@@ -99,7 +102,7 @@ def test_all_relations_are_one_call(kind, options, aggr, calls):
     assert len(calls) == 1 and len(report.changed) == 6
 
 
-@pytest.mark.parametrize("kind", [pyg.GATConv, pyg.TransformerConv])
+@pytest.mark.parametrize("kind", [pyg.GATConv, pyg.GATv2Conv, pyg.TransformerConv])
 def test_features_of_edges_come_along(kind, calls):
     theirs, mine, _ = pair(kind, edge_dim=3)
     x, edges = draw()
@@ -109,7 +112,7 @@ def test_features_of_edges_come_along(kind, calls):
     # Edges that are known aren't joined again.
     mine(x, edges, attr)
     assert calls[1] is calls[0]
-    if kind is pyg.GATConv:
+    if kind is not pyg.TransformerConv:
         del attr["a", "x", "b"]
         assert_same(theirs, mine, x, edges, edge_attr_dict=attr)
         assert len(calls) == 4
@@ -169,27 +172,116 @@ def test_layers_that_are_not_alike_have_calls_of_their_own(calls):
     text = repr(report)
     for line in (
         "0: 2 GATConv in one call",
-        "0: 1 GATv2Conv apart: each GATv2Conv has a vector of its own",
-        "0: 1 SAGEConv apart: SAGEConv is neither GATConv nor TransformerConv",
+        "0: 1 GATv2Conv apart: no other GATv2Conv has its heads",
+        "0: 1 SAGEConv apart: SAGEConv is none of GATConv, GATv2Conv and TransformerConv",
         "0: 1 TransformerConv apart: with beta, what it adds depends on what was attended to",
         "0: 1 TransformerConv apart: no other TransformerConv has its heads",
     ):
         assert line in text
 
 
-def test_models_of_to_hetero_are_left_and_the_report_says_why():
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = pyg.TransformerConv(6, 4)
+class Net(torch.nn.Module):
+    """Two layers, for `to_hetero`; the second one is called twice."""
 
-        def forward(self, x, edge_index):
-            return self.conv(x, edge_index)
+    def __init__(self, kind, **options):
+        super().__init__()
+        options |= {} if kind is pyg.TransformerConv else {"add_self_loops": False}
+        self.first = kind((-1, -1), 4, heads=2, **options)
+        self.norm = torch.nn.LayerNorm(8)
+        self.second = kind((8, 8), 4, heads=2, **options)
 
-    kinds = [("a", "to", "b"), ("b", "to", "a")]
-    report = graphattn.accelerate(pyg.to_hetero(Net(), (["a", "b"], kinds)))
-    assert [(change.name, change.kind) for change in report.stitched] == [("conv", "2 TransformerConv")]
-    assert "to_hetero's graph calls its layers one after another" in repr(report)
+    def forward(self, x, edge_index):
+        x = self.norm(self.first(x, edge_index)).relu()
+        return self.second(self.second(x, edge_index=edge_index).relu(), edge_index)
+
+
+TO_HETERO = [("a", "x", "b"), ("b", "y", "a"), ("a", "z", "a"), ("b", "w", "a")]
+
+
+def pair_of_to_hetero(kind, aggr="sum", relations=TO_HETERO, **options):
+    """PyG's model, its copy that is accelerated, with the report, and what both take."""
+    x, edges = draw()
+    x = {name: x[name] for name in ("a", "b")}
+    edges |= {("b", "w", "a"): edges["b", "y", "a"].flip(-1)[:, :9]}
+    edges = {name: edges[name] for name in relations}
+    torch.manual_seed(0)
+    theirs = pyg.to_hetero(Net(kind, **options), (["a", "b"], relations), aggr).double()
+    theirs(x, edges)
+    mine = copy.deepcopy(theirs)
+    report = graphattn.accelerate(mine)
+    for module in mine.modules():
+        if getattr(module, "leaves_small", False):
+            module.leaves_small, module.backend = False, "scatter"
+    return theirs, mine, report, x, edges
+
+
+@pytest.mark.parametrize("aggr", ["sum", "mean", "max"])
+@pytest.mark.parametrize("kind", [pyg.GATConv, pyg.GATv2Conv, pyg.TransformerConv])
+def test_all_relations_of_to_hetero_are_one_call_per_layer(kind, aggr, calls):
+    theirs, mine, report, x, edges = pair_of_to_hetero(kind, aggr)
+    assert [change[:3] for change in report.stitched] == [
+        (name, f"4 {kind.__name__}", None) for name in ("first", "second")
+    ]
+    assert_same(theirs, mine, x, edges)
+    # The second layer is called twice.
+    assert len(calls) == 3 and len(report.changed) == 8
+
+
+def test_stitched_models_of_to_hetero_are_copied_saved_compiled_and_restored(calls):
+    theirs, mine, _, x, edges = pair_of_to_hetero(pyg.GATConv)
+    expected, before = theirs(x, edges), theirs.code
+    assert all(torch.equal(tensor, mine.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+    for model in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine)), torch.compile(mine, backend="eager")):
+        torch.testing.assert_close(model(x, edges), expected)
+    assert not graphattn.accelerate(mine).changed
+    calls.clear()
+    assert graphattn.restore(mine) == 8
+    assert type(mine.first) is torch.nn.ModuleDict and mine.code.count("self.second.") == before.count("self.second.")
+    torch.testing.assert_close(mine(x, edges), expected)
+    assert not calls
+    # What has no layer of ours is not written again.
+    assert graphattn.restore(theirs) == 0 and theirs.code == before
+
+
+def test_layers_of_to_hetero_that_share_no_call_are_left_in_place(calls):
+    theirs, mine, report, x, edges = pair_of_to_hetero(pyg.TransformerConv, beta=True)
+    assert "first: 4 TransformerConv apart: with beta, what it adds depends on what was attended to" in repr(report)
+    assert theirs.code == mine.code
+    assert_same(theirs, mine, x, edges)
+    assert len(calls) == 12
+
+
+def test_a_hook_on_a_layer_of_to_hetero_sees_what_it_would(calls):
+    theirs, mine, _, x, edges = pair_of_to_hetero(pyg.TransformerConv)
+    seen = {}
+    for model in (theirs, mine):
+        seen[model] = []
+        note = lambda *given, model=model: seen[model].append(given[2])
+        model.first["a__x__b"].register_forward_hook(note)
+    assert_same(theirs, mine, x, edges)
+    torch.testing.assert_close(seen[mine], seen[theirs])
+    assert len(calls) == 4
+
+
+@pytest.mark.small_calls
+def test_small_calls_of_to_hetero_are_left_to_pyg(calls):
+    theirs, mine, _, x, edges = pair_of_to_hetero(pyg.GATv2Conv)
+    for module in mine.modules():
+        if hasattr(type(module), "leaves_small"):
+            module.leaves_small = True
+            vars(module).pop("backend", None)
+    assert_same(theirs, mine, x, edges)
+    assert not calls
+
+
+def test_a_model_of_to_hetero_is_timed_whole(monkeypatch):
+    monkeypatch.setattr(fused.Fused, "backend", "scatter")
+    theirs, _, _, x, edges = pair_of_to_hetero(pyg.GATConv)
+    report = graphattn.accelerate(theirs, x, edges)
+    speedups = {change.speedup for change in report.stitched}
+    assert len(speedups) == 1 and speedups.pop() > 0
+    if report.stitched[0].reason is not None:
+        assert report.stitched[0][:2] == ("", "to_hetero") and "PyG's takes" in report.stitched[0].reason
 
 
 def test_stitching_is_undone_and_changes_no_parameter():

@@ -225,6 +225,15 @@ class _Gradients(LastDerivative):
         return tuple(_run(unpack(Backward, flat)))
 
 
+# Why a loop that knows additive scores can't compute one.
+VECTORS = "each target has a vector of its own in the scores"
+
+
+def has_vectors_of_targets(call: Call) -> bool:
+    """Whether the vector of a call's score is one for each target."""
+    return isinstance(call.score, Additive) and call.score.vector.dim() == 3
+
+
 def why_not_fused(call: Call) -> str | None:
     """Why no fused kernel can run the call, whatever the device."""
     score = call.score

@@ -28,7 +28,7 @@ class Tensors(NamedTuple):
         query: [B, T, H, D].
         key: [B, S, H_kv, D].
         value: [B, S, H_kv, V].
-        vector: [H, D] of an additive score.
+        vector: [H, D] of an additive score, or [T, H, D], one for each target.
         edge_bias: [B or 1, E, H].
         edge_key: [B or 1, E, H_kv, D].
         edge_value: [B or 1, E, H_kv, V].
@@ -161,7 +161,10 @@ FIXED = ("heads", "kv_heads", "width", "value_width", "query_pitch", "key_pitch"
 
 
 class Shape(NamedTuple):
-    """Sizes of a call, and how many numbers after a row the next one begins, as the loops take them."""
+    """Sizes of a call, and how many numbers after a row the next one begins, as the loops take them.
+
+    The vector's pitch is 0 where all targets have one.
+    """
 
     batches: int
     targets: int
@@ -174,6 +177,7 @@ class Shape(NamedTuple):
     query_pitch: int
     key_pitch: int
     value_pitch: int
+    vector_pitch: int
 
     @property
     def fixed(self) -> dict[str, int]:
@@ -185,7 +189,9 @@ class Shape(NamedTuple):
         """Read the sizes off the tensors."""
         (*batch, targets, heads, width), (*_, sources, kv_heads, value_width) = tensors.query.shape, tensors.value.shape
         batches = batch[0] if batch else 1
-        pitches = (pitch_of(x) for x in tensors[:3])
+        pitches = [pitch_of(x) for x in tensors[:3]]
+        is_of_targets = tensors.vector is not None and tensors.vector.dim() == 3
+        pitches.append(heads * width if is_of_targets else 0)
         return Shape(batches, targets, sources, heads, kv_heads, width, value_width, edges, *pitches)
 
 

@@ -20,7 +20,7 @@ from ...scores import DotProduct, FunctionScore, repeat_heads
 from ...segments import Rows
 from ...tracing import Captures, Trace, Unsupported, traced
 from ..base import LastDerivative, split_batch
-from .op import FUNCTIONS, NORMALIZER_CODES, why_not_fused
+from .op import FUNCTIONS, NORMALIZER_CODES, VECTORS, has_vectors_of_targets, why_not_fused
 
 
 class Loop(NamedTuple):
@@ -84,6 +84,8 @@ def why_not_traced(call: Call) -> str | None:
     """Why the score of a call can't be written as a loop; None if it can."""
     if torch.compiler.is_compiling():
         return "torch.compile traces a function of one's own itself"
+    if has_vectors_of_targets(call):
+        return VECTORS
     try:
         _trace_of(call)
     except Unsupported as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.fx import GraphModule
 from torch_geometric.nn import MessagePassing, aggr, conv
 
 from ...errors import message
 from .fused import FUSED, Fused, FusedModule, own_class, pygs_name, why_not_fused
 from .stitched import HeteroConv, stitches, why_not_joined
 from .timing import Timing, time_layers
+from .to_hetero import LayersOfRelations, call_one_by_one, call_together, layers_by_name
 from .unfused import UNFUSED
 
 _MARK = "_was_accelerated"
@@ -157,47 +159,64 @@ def _slower(timing: Timing) -> str:
 
 
 def _stitch_all(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[list[Change], set[int]]:
-    """Let the relations of each `HeteroConv` share calls; what there is to say of it, and the layers that are ours."""
+    """Let relations share calls; what there is to say of each `HeteroConv` and model of `to_hetero`, and which layers
+    are ours now.
+    """
     if not isinstance(model, torch.nn.Module):
         return [], set()
     said: list[Change] = []
     joined: set[int] = set()
-    found = {name: module for name, module in model.named_modules() if own_class(module) is conv.HeteroConv}
-    names = [name for name, module in found.items() if stitches(module)[0]]
+    found = {name: parts for name, module in model.named_modules() if (parts := _layers_of_relations(module))}
+    names = [name for name, parts in found.items() if any(stitches(layers)[0] for layers in parts.values())]
     timings = time_layers(model, names, _stitch, args, kwargs) if names and (args or kwargs) else {}
-    for name, module in found.items():
-        (calls, apart), timing = stitches(module), timings.get(name)
+    for name, parts in found.items():
+        module, timing = model.get_submodule(name), timings.get(name)
         if timing is not None and timing.speedup < 1:
-            said.append(Change(name, "HeteroConv", _slower(timing), timing.speedup))
+            kind = "to_hetero" if isinstance(module, GraphModule) else "HeteroConv"
+            said.append(Change(name, kind, _slower(timing), timing.speedup))
             continue
         speedup = None if timing is None else timing.speedup
-        said += [Change(name, call, None, speedup) for call in calls]
-        said += [Change(name, layers, reason) for layers, reason in apart]
-        if calls:
-            layers = _stitch(module)
-            joined |= {id(layer) for layer in layers}
-            for layer in (module, *layers):
-                layer.leaves_small = not (args or kwargs)
-        elif any(why_not_fused(layer) is None for layer in module.convs.values()):
-            _change_class(module, conv.HeteroConv, HeteroConv)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.fx.GraphModule):
-            parts = [(at, part) for at, part in module.named_modules() if isinstance(part, torch.nn.ModuleDict)]
-            reason = "to_hetero's graph calls its layers one after another"
-            for at, part in parts:
-                layers = [own_class(layer).__name__ for layer in part.values() if why_not_joined(layer) is None]
-                if len(layers) > 1:
-                    said.append(Change(f"{name}.{at}".lstrip("."), f"{len(layers)} {layers[0]}", reason))
+        for part, layers in parts.items():
+            calls, apart = stitches(layers)
+            at = f"{name}.{part}".strip(".")
+            said += [Change(at, call, None, speedup) for call in calls]
+            said += [Change(at, kind, reason) for kind, reason in apart]
+        for changed in _stitch(module):
+            joined.add(id(changed))
+            changed.leaves_small = not (args or kwargs)
     return said, joined
 
 
+def _layers_of_relations(module: Any) -> dict[str, list[Any]]:
+    """The layers for all relations, by the name of what holds them, of a `HeteroConv` or a model of `to_hetero`."""
+    if own_class(module) is conv.HeteroConv:
+        return {"": list(module.convs.values())}
+    if not isinstance(module, GraphModule):
+        return {}
+    return {
+        name: list(layers.values())
+        for name, layers in layers_by_name(module).items()
+        if type(layers) is torch.nn.ModuleDict and any(own_class(layer) in FUSED for layer in layers.values())
+    }
+
+
 def _stitch(module: Any) -> list[Any]:
-    """Make ours of a `HeteroConv` and of its layers that share calls; return those that weren't."""
-    new = [layer for layer in module.convs.values() if own_class(layer) in FUSED and why_not_joined(layer) is None]
-    for layer in new:
-        _accelerate(layer)
-    _change_class(module, conv.HeteroConv, HeteroConv)
-    return new
+    """Let relations share calls; return the modules that are ours now."""
+    changed: list[Any] = []
+    for name, layers in _layers_of_relations(module).items():
+        holder = module.get_submodule(name)
+        if stitches(layers)[0]:
+            new = [layer for layer in layers if own_class(layer) in FUSED and why_not_joined(layer) is None]
+            for layer in new:
+                _accelerate(layer)
+            changed += [holder, *new]
+        elif holder is not module or all(why_not_fused(layer) is not None for layer in layers):
+            continue
+        old = conv.HeteroConv if holder is module else torch.nn.ModuleDict
+        _change_class(holder, old, HeteroConv if holder is module else LayersOfRelations)
+    if isinstance(module, GraphModule):
+        call_together(module)
+    return changed
 
 
 def _accelerate(layer: Any) -> None:
@@ -222,8 +241,10 @@ def restore(model: torch.nn.Module) -> int:
     """
     count = 0
     for module in model.modules() if isinstance(model, torch.nn.Module) else ():
-        if own_class(module) is HeteroConv:
-            _change_class(module, HeteroConv, conv.HeteroConv)
+        if isinstance(module, GraphModule):
+            call_one_by_one(module)
+        if own_class(module) in (HeteroConv, LayersOfRelations):
+            _change_class(module, own_class(module), own_class(module).theirs)
             module.__dict__.pop("leaves_small", None)
     for _, layer in _attentions("restore", model):
         if isinstance(layer, OURS) and layer.__dict__.get(_MARK, False):

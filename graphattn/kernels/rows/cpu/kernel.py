@@ -226,7 +226,8 @@ def _target_gradients(
     found = {"query": empty_like(query)}
     part_vector = None
     if tensors.vector is not None:
-        part_vector = empty(query, batches * len(tasks) if needs.vector else 0, heads, width).zero_()
+        parts = targets + slots if call.shape.vector_pitch else len(tasks)
+        part_vector = empty(query, batches * parts if needs.vector else 0, heads, width).zero_()
     of_edges: dict[str, Tensor] = {}
     for name, need in needs.of_edges().items():
         x = getattr(tensors, name)
@@ -246,8 +247,19 @@ def _target_gradients(
         merged = (plan.cut, slots, targets, heads * width, results.query, results.part_query)
         _run(compiled.merge_sums, types, call, *merged)
     if needs.vector and part_vector is not None:
-        found["vector"] = part_vector.sum(0, dtype=torch.float64)
+        found["vector"] = _joined(part_vector, plan, call.shape)
     return found
+
+
+def _joined(parts: Tensor, plan: TaskPlan, shape: Shape) -> Tensor:
+    """The gradient of the vector, or of one for each target, of its parts."""
+    if not shape.vector_pitch:
+        return parts.sum(0, dtype=torch.float64)
+    parts = parts.unflatten(0, (shape.batches, -1)).sum(0, dtype=torch.float64)
+    whole, pieces = parts.split([shape.targets, plan.slots])
+    for target, begin, end in plan.cut.tolist():
+        whole[target] = pieces[begin:end].sum(0)
+    return whole
 
 
 def _source_gradients(

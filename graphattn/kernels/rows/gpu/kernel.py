@@ -21,7 +21,7 @@ from ....dropout import keep_scale, threshold
 from ....precision import accumulate_dtype
 from ....segments import Rows, segment_sum
 from ...base import Kernel, Result
-from ..op import FUNCTIONS, Functions, edges_for, read_plan, run_fused
+from ..op import FUNCTIONS, VECTORS, Functions, edges_for, has_vectors_of_targets, read_plan, run_fused
 from ..operands import (
     SOFTMAX,
     Backward,
@@ -65,6 +65,8 @@ class TritonCSR(Kernel):
         width = max(call.query.size(-1), call.value.size(-1))
         if width > WIDEST:
             return f"heads must be at most {WIDEST} wide, not {width}"
+        if has_vectors_of_targets(call):
+            return VECTORS
         return why_not_traced(call) if needs_scores(call) else None
 
     def cost(self, call: Call, costs: Costs) -> float:

@@ -60,7 +60,7 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
     call = with_constants(call)
     ptr, index, perm = call.edges
     batches, targets, sources, heads, kv_heads, width, value_width, edges = call.shape[:8]
-    query_pitch, key_pitch, value_pitch = call.shape[8:]
+    query_pitch, key_pitch, value_pitch, vector_pitch = call.shape[8:]
     q, k, v, vector = call.rows
     _, eb_stride, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
@@ -138,13 +138,20 @@ def target_gradient_tasks(begin, end, tasks, slots, by_edge, call, slopes, rows,
             clear(acc, 0, query_row)
             row = (b * targets + i) * heads
             query = (b * targets + i) * query_pitch
+            # Of one vector for all, each task has a part; of one for each target, each row and each piece of a cut one.
+            of_part = t * query_row
+            if vector_pitch > 0:
+                of_part = (b * (targets + slots) + (i if slot < 0 else targets + slot)) * query_row
             for e in range(max(ptr[i], first), min(ptr[i + 1], stop)):
                 key, at = (b * sources + np.int64(index[e])) * key_pitch, (e - first) * heads
                 edge = edge_at(perm, e)
                 of_edge = (b * ek_stride + edge) * key_row
-                activate(a, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
+                activate(
+                    a, u, q, query, k, key, ek, of_edge, vector, i * vector_pitch, kv_head,
+                    heads, group, width, kind, slope
+                )
                 if has_vector:
-                    axpy_heads(part_vector, t * heads * width, head, g, at, a, 0, None, 0, head, heads, 1, width)
+                    axpy_heads(part_vector, of_part, head, g, at, a, 0, None, 0, head, heads, 1, width)
                 add_slope_by_query(acc, g, at, k, key, ek, of_edge, vector, u, head, kv_head, heads, group, width)
                 # The batch adds to the same gradients where its edge tensors are the same, as do heads with one key.
                 if has_key and group == 1 and (b == 0 or ek_stride > 0):
@@ -179,7 +186,7 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
     call = with_constants(call)
     ptr, index, perm = call.edges
     _, targets, sources, heads, kv_heads, width, value_width, edges = call.shape[:8]
-    query_pitch, key_pitch, _ = call.shape[8:]
+    query_pitch, key_pitch, _, vector_pitch = call.shape[8:]
     q, k, _, vector = call.rows
     _, _, ek, ek_stride, _, _ = call.of_edges
     kind, _, scale, slope, _ = call.mode
@@ -209,11 +216,13 @@ def source_gradient_tasks(begin, end, tasks, slots, places, call, slopes, result
                     prefetch(of_edges, (b * edges + edge_at(places, soon)) * 2 * heads, 2 * heads)
                 if vector is not None:
                     prefetch(ek, (b * ek_stride + edge_at(perm, soon)) * key_row, key_row)
-                row, at = b * targets + np.int64(index[e]), (b * edges + edge_at(places, e)) * 2 * heads
+                i, at = np.int64(index[e]), (b * edges + edge_at(places, e)) * 2 * heads
+                row = b * targets + i
                 query = row * query_pitch
                 of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
                 activate(
-                    None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    None, u, q, query, k, key, ek, of_edge, vector, i * vector_pitch, kv_head,
+                    heads, group, width, kind, slope
                 )
                 add_slope_by_key(
                     key_acc, 0, of_edges, at + heads, q, query, vector, u, head, kv_head, heads, group, width
@@ -236,7 +245,7 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
     call = with_constants(call)
     ptr, index, perm = call.edges
     _, targets, sources, heads, kv_heads, width, value_width, _ = call.shape[:8]
-    query_pitch, key_pitch, value_pitch = call.shape[8:]
+    query_pitch, key_pitch, value_pitch, vector_pitch = call.shape[8:]
     q, k, v, vector = call.rows
     _, _, ek, ek_stride, ev, ev_stride = call.of_edges
     kind, normalizer, scale, slope, _ = call.mode
@@ -275,11 +284,13 @@ def narrow_source_gradient_tasks(begin, end, tasks, slots, places, call, slopes,
             clear(value_acc, 0, value_row)
             key = (b * sources + j) * key_pitch
             for e in range(max(ptr[j], first), min(ptr[j + 1], stop)):
-                row, at = b * targets + np.int64(index[e]), (e - first) * heads
+                i, at = np.int64(index[e]), (e - first) * heads
+                row = b * targets + i
                 query = row * query_pitch
                 of_edge = (b * ek_stride + edge_at(perm, e)) * key_row
                 activate(
-                    None, u, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope
+                    None, u, q, query, k, key, ek, of_edge, vector, i * vector_pitch, kv_head,
+                    heads, group, width, kind, slope
                 )
                 add_slope_by_key(
                     key_acc, 0, g, at, q, query, vector, u, head, kv_head, heads, group, width

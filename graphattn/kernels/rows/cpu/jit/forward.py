@@ -45,7 +45,7 @@ def forward_tasks(begin, end, tasks, slots, call, results):
     """
     call = with_constants(call)
     ptr, index, perm = call.edges
-    _, targets, sources, heads, kv_heads, width, value_width, _, _, _, value_pitch = call.shape
+    _, targets, sources, heads, kv_heads, width, value_width, _, _, _, value_pitch, _ = call.shape
     v, ev, ev_stride = call.rows.value, call.of_edges.value, call.of_edges.value_stride
     seed, threshold, keep_scale = call.dropout
     out, sums, part_out, part_top, part_sum = results

@@ -244,19 +244,19 @@ def scale_heads(typingctx, y, of_y, s, at, x, of_x, heads, width, streams):
 
 
 @intrinsic
-def activate_row(typingctx, a, of_a, u, vector, q, of_q, k, of_k, ek, of_ek, n, score, slope):
+def activate_row(typingctx, a, of_a, u, vector, of_vector, q, of_q, k, of_k, ek, of_ek, n, score, slope):
     """Set a[of_a + d] to the activation of x = q[of_q + d] + k[of_k + d] + ek[of_ek + d], over d < n.
 
-    And u[of_a + d] to its derivative times vector[of_a + d]. ek and either result may be None.
+    And u[of_a + d] to its derivative times vector[of_vector + d]. ek and either result may be None.
     """
     i64 = types.int64
-    signature = types.void(a, i64, u, vector, q, i64, k, i64, ek, i64, i64, i64, vector.dtype)
+    signature = types.void(a, i64, u, vector, i64, q, i64, k, i64, ek, i64, i64, i64, vector.dtype)
 
     def codegen(context, builder, sig, args):
-        of_a, n, score, slope = args[1], *args[10:]
-        load_q = _loader(context, builder, q, args[4], args[5])
-        load_k = _loader(context, builder, k, args[6], args[7], (ek, args[8], args[9]))
-        factor = pointer_at(context, builder, vector, args[3], of_a)
+        of_a, n, score, slope = args[1], *args[11:]
+        load_q = _loader(context, builder, q, args[5], args[6])
+        load_k = _loader(context, builder, k, args[7], args[8], (ek, args[9], args[10]))
+        factor = pointer_at(context, builder, vector, args[3], args[4])
         results = [
             None if x == types.none else pointer_at(context, builder, x, args[i], of_a) for x, i in ((a, 0), (u, 2))
         ]

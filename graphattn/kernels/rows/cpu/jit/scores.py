@@ -17,10 +17,10 @@ from .heads import activate_row, axpy_heads, dot_heads, scale_heads
 
 
 @njit(**INNER, forceinline=True)
-def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, width, kind, slope):
+def activate(a, u, q, query, k, key, ek, edge, vector, of_vector, kv_head, heads, group, width, kind, slope):
     """Set a[h * width + d] to what an additive score of one edge activates, u to its derivative times the vector.
 
-    Either may be None. The derivative by the query is that by the key too.
+    Either may be None. The derivative by the query is that by the key too. The target's vector begins at of_vector.
     """
     if vector is None:
         return
@@ -29,33 +29,37 @@ def activate(a, u, q, query, k, key, ek, edge, vector, kv_head, heads, group, wi
     for row in range(rows):
         place = kv_head[row] * n
         activate_row(
-            a, row * n, u, vector, q, query + row * n, k, key + place, ek, edge + place, n, kind, slope
+            a, row * n, u, vector, of_vector + row * n, q, query + row * n, k, key + place, ek, edge + place,
+            n, kind, slope
         )
 
 
 # Numba drops a branch on what an argument lacks, not one on what a tuple lacks: hence two functions.
 @njit(**INNER, forceinline=True)
 def score_heads(
-    s, at, a, q, query, k, key, ek, of_edge, vector, head, kv_head, heads, group, width, kind, slope, scale
+    s, at, a, q, query, k, key, ek, of_edge, vector, of_vector, head, kv_head, heads, group, width, kind, slope, scale
 ):
     """Score all heads of one edge into s[at:]; query, key and of_edge are offsets of its rows."""
     if vector is None:
         dot_heads(s, at, scale, q, query, k, key, ek, of_edge, kv_head, heads, group, width)
     else:
-        activate(a, None, q, query, k, key, ek, of_edge, vector, kv_head, heads, group, width, kind, slope)
-        dot_heads(s, at, scale, vector, 0, a, 0, None, 0, head, heads, 1, width)
+        activate(a, None, q, query, k, key, ek, of_edge, vector, of_vector, kv_head, heads, group, width, kind, slope)
+        dot_heads(s, at, scale, vector, of_vector, a, 0, None, 0, head, heads, 1, width)
 
 
 @njit(**INNER, forceinline=True)
 def score_edge(s, at, a, call, b, i, j, edge, head, kv_head):
     """Score all heads of one edge of a batch element into s[at:], with its bias; a is scratch for additive scores."""
-    _, targets, sources, heads, kv_heads, width, _, _, query_pitch, key_pitch, _ = call.shape
+    _, targets, sources, heads, kv_heads, width, _, _, query_pitch, key_pitch, _, vector_pitch = call.shape
     q, k, _, vector = call.rows
     bias, bias_stride, ek, ek_stride, _, _ = call.of_edges
     kind, _, scale, slope, _ = call.mode
     group, query, key = heads // kv_heads, (b * targets + i) * query_pitch, (b * sources + j) * key_pitch
     of_edge = (b * ek_stride + edge) * kv_heads * width
-    score_heads(s, at, a, q, query, k, key, ek, of_edge, vector, head, kv_head, heads, group, width, kind, slope, scale)
+    score_heads(
+        s, at, a, q, query, k, key, ek, of_edge, vector, i * vector_pitch, head, kv_head,
+        heads, group, width, kind, slope, scale
+    )
     add_heads(s, at, bias, (b * bias_stride + edge) * heads, heads)
 
 
