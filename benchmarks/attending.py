@@ -36,7 +36,7 @@ from torch_geometric.nn import (
 )
 from torch_geometric.nn.models.attentive_fp import GATEConv
 
-from graphattn import Full, accelerate, attention
+from graphattn import Edges, Full, accelerate, attention
 from graphattn.memory import format_bytes, peak_memory
 
 NODES, EDGES, WIDTH = 100_000, 1_000_000, 64
@@ -226,10 +226,33 @@ def linear() -> Line:
     return Line(work, "products of matrices", "%", 60, 85, 100 * ratio(taken, "product", "linear"), detail)
 
 
+def channels() -> list[Line]:
+    """Heads of one number against as many numbers in heads of 32, each call by its numbers."""
+    nodes, edges = 5_000, 50_000
+    pattern = Edges(random_edges(nodes, edges), nodes)
+    systems = {}
+    for heads, width in ((4, 32), (128, 1), (512, 1)):
+        rows = [torch.randn(nodes, heads, width, requires_grad=True) for _ in range(3)]
+        grad = torch.randn(nodes, heads, width)
+        systems[heads * width, f"{heads} heads of {width}"] = lambda rows=rows, grad=grad: torch.autograd.grad(
+            attention(*rows, pattern, backend="numba"), rows, grad
+        )
+    (numbers, reference), *others = systems
+    taken = race({name: run for (_, name), run in systems.items()})
+    lines = []
+    for count, name in others:
+        each = {which: 1e9 * statistics.median(taken[which]) / edges for which in (reference, name)}
+        detail = f"{reference} {each[reference] / numbers:.3g} ns, {name} {each[name] / count:.3g} ns"
+        work = f"softmax, {name}: 5,000 nodes, 50,000 edges, forward and backward, per edge and number"
+        measured = ratio(taken, reference, name) * count / numbers
+        lines.append(Line(work, reference, "x", 1, None, measured, detail))
+    return lines
+
+
 def main() -> None:
     """Measure all cases."""
     torch.manual_seed(0)
-    about, lines = machine_and_gather(), [linear()]
+    about, lines = machine_and_gather(), [linear(), *channels()]
     for case in cases():
         lines += measure(case)
         print(lines[-2].work, f"{lines[-2].measured:.3g}x", lines[-2].detail, flush=True)

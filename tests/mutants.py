@@ -360,6 +360,11 @@ MUTANTS = [
     Mutant(f"{CPU}/backward.py", "i if slot < 0 else targets + slot", "i", "oracle"),
     Mutant("kernels/rows/cpu/kernel.py", "pieces[begin:end].sum(0)", "pieces[begin]", "oracle"),
     Mutant("kernels/rows/own.py", "if has_vectors_of_targets(call):", "if False:", "oracle"),
+    Mutant(f"{CPU}/channels.py", "delta * factor if slot < 0 else", "delta * factor if True else", "channels"),
+    Mutant(f"{CPU}/channels.py", "shift = where(top > -np.inf, top, 0.0)", "shift = top", "channels"),
+    Mutant(f"{CPU}/channels.py", "store(part_top, part + h, top)", "store(part_top, part + h, shift)", "channels"),
+    Mutant("kernels/rows/cpu/kernel.py", "and not has_more", "", "channels"),
+    Mutant("compiled/jit/llvm.py", "return y if is_negative else", "return y if not is_negative else", "channels"),
     Mutant(
         "kernels/rows/cpu/jit/backward.py",
         "g, at, one, grad_out, (b * targets + i) * out_row, v, value, ev,",

@@ -198,14 +198,14 @@ class Net(torch.nn.Module):
 TO_HETERO = [("a", "x", "b"), ("b", "y", "a"), ("a", "z", "a"), ("b", "w", "a")]
 
 
-def pair_of_to_hetero(kind, aggr="sum", relations=TO_HETERO, **options):
+def pair_of_to_hetero(kind, aggr="sum", relations=TO_HETERO, net=Net, **options):
     """PyG's model, its copy that is accelerated, with the report, and what both take."""
     x, edges = draw()
     x = {name: x[name] for name in ("a", "b")}
     edges |= {("b", "w", "a"): edges["b", "y", "a"].flip(-1)[:, :9]}
     edges = {name: edges[name] for name in relations}
     torch.manual_seed(0)
-    theirs = pyg.to_hetero(Net(kind, **options), (["a", "b"], relations), aggr).double()
+    theirs = pyg.to_hetero(net(kind, **options), (["a", "b"], relations), aggr).double()
     theirs(x, edges)
     mine = copy.deepcopy(theirs)
     report = graphattn.accelerate(mine)
@@ -261,6 +261,17 @@ def test_a_hook_on_a_layer_of_to_hetero_sees_what_it_would(calls):
     assert_same(theirs, mine, x, edges)
     torch.testing.assert_close(seen[mine], seen[theirs])
     assert len(calls) == 4
+
+
+def test_a_layer_of_to_hetero_that_follows_itself_is_two_calls(calls):
+    class Chain(Net):
+        def forward(self, x, edge_index):
+            return self.second(self.second(self.first(x, edge_index), edge_index), edge_index)
+
+    # Each type is the target of one relation, so that nothing is added up between the layers.
+    theirs, mine, _, x, edges = pair_of_to_hetero(pyg.GATConv, relations=TO_HETERO[:2], net=Chain)
+    assert_same(theirs, mine, x, edges)
+    assert len(calls) == 3
 
 
 @pytest.mark.small_calls

@@ -174,7 +174,12 @@ def _one_by_one(name: str, build: Any, arity: int) -> Any:
 
         return joined(*kinds), codegen
 
-    function = (lambda typingctx, x: typed(x)) if arity == 1 else (lambda typingctx, x, y: typed(x, y))
+    functions = {
+        1: lambda typingctx, x: typed(x),
+        2: lambda typingctx, x, y: typed(x, y),
+        3: lambda typingctx, x, y, z: typed(x, y, z),
+    }
+    function = functions[arity]
     function.__name__ = name
     return intrinsic(function)
 
@@ -255,6 +260,7 @@ def _sign(builder: Any, x: Any) -> Any:
 
 negative = _one_by_one("negative", lambda builder, x: builder.fneg(x), 1)
 exp = _one_by_one("exp", llvm.exp_lanes, 1)
+exp_negative = _one_by_one("exp_negative", partial(llvm.exp_lanes, is_negative=True), 1)
 log = _one_by_one("log", _named("log"), 1)
 log1p = _one_by_one("log1p", _log1p, 1)
 sqrt = _one_by_one("sqrt", _named("sqrt"), 1)
@@ -267,6 +273,7 @@ sign = _one_by_one("sign", _sign, 1)
 power = _one_by_one("power", lambda builder, x, y: llvm.call(builder, "pow", x, y), 2)
 minimum = _one_by_one("minimum", partial(_smaller, sign="<"), 2)
 maximum = _one_by_one("maximum", partial(_smaller, sign=">"), 2)
+multiply_add = _one_by_one("multiply_add", llvm.multiply_add, 3)
 
 
 @intrinsic

@@ -260,8 +260,11 @@ def exp_of_rest(builder: Any, x: Any, n: Any, number: Any) -> Any:
     return add(builder, multiply_add(builder, multiply(builder, p, r), r, r), number(1.0))
 
 
-def exp_lanes(builder: Any, x: Any) -> Any:
-    """Exp in each lane: float32 to about one unit in the last place (Cephes' polynomial), float64 by the library."""
+def exp_lanes(builder: Any, x: Any, is_negative: bool = False) -> Any:
+    """Exp in each lane: float32 to about one unit in the last place (Cephes' polynomial), float64 by the library.
+
+    Where no x is above 0, the same bits take less.
+    """
     lanes = x.type.count if isinstance(x.type, ir.VectorType) else 1
     kind = x.type.element if isinstance(x.type, ir.VectorType) else x.type
     if isinstance(kind, ir.DoubleType):
@@ -270,7 +273,8 @@ def exp_lanes(builder: Any, x: Any) -> Any:
     n = call(builder, "floor", multiply_add(builder, x, number(1.4426950408889634), number(0.5)))
     # Comparisons in this direction also catch NaN, which must not become an integer.
     n = builder.select(builder.fcmp_ordered(">", n, number(-126.0)), n, number(-126.0))
-    n = builder.select(builder.fcmp_ordered("<", n, number(127.0)), n, number(127.0))
+    if not is_negative:
+        n = builder.select(builder.fcmp_ordered("<", n, number(127.0)), n, number(127.0))
     y = exp_of_rest(builder, x, n, number)
     # 2^n: n becomes the exponent's bits.
     bits = builder.shl(
@@ -278,7 +282,7 @@ def exp_lanes(builder: Any, x: Any) -> Any:
     )
     y = multiply(builder, y, builder.bitcast(bits, x.type))
     y = builder.select(builder.fcmp_ordered("<", x, number(-87.33654)), number(0.0), y)
-    return builder.select(builder.fcmp_ordered(">", x, number(88.72283)), number(float("inf")), y)
+    return y if is_negative else builder.select(builder.fcmp_ordered(">", x, number(88.72283)), number(float("inf")), y)
 
 
 def tanh_lanes(builder: Any, x: Any) -> Any:

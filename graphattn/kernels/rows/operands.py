@@ -17,6 +17,8 @@ from ..base import join_batch
 # The codes of scores and normalizers, as the compiled loops compare them.
 DOT_PRODUCT, TANH, LEAKY_RELU = range(3)
 SOFTMAX, RELU, SIGMOID, IDENTITY = range(4)
+# Heads of one number that loops on the CPU take at a time.
+LANES = 16
 
 
 class Tensors(NamedTuple):

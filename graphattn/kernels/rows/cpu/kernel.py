@@ -21,6 +21,7 @@ from ....segments import Rows, segment_sum
 from ...base import Kernel, Result, share
 from ..op import FUNCTIONS, Functions, as_plan, edges_for, read_plan, run_fused, why_not_fused
 from ..operands import (
+    LANES,
     SOFTMAX,
     Arrays,
     Backward,
@@ -139,6 +140,13 @@ def _run(function: Any, types: tuple[Any, ...], call: Loops, tasks: Tensor, *ope
     run_tasks(loop, call.shape.batches * len(tasks), tasks, *operands, multiple=whole)
 
 
+def _is_by_channel(tensors: Tensors, mode: Mode, shape: Shape) -> bool:
+    """Whether the loops of `jit.channels` compute a call: a head for each channel, of products and nothing else."""
+    is_narrow = (shape.width, shape.value_width) == (1, 1) and shape.heads == shape.kv_heads
+    has_more = any(x is not None for x in tensors[3:])
+    return is_narrow and shape.heads % LANES == 0 and mode.normalizer == SOFTMAX and not has_more
+
+
 def _plan_of(edges: EdgeLists, side: str, tensors: Tensors) -> TaskPlan:
     return read_plan(edges, side, tensors, NAME, TaskPlan)
 
@@ -160,8 +168,10 @@ def forward(operands: Forward) -> tuple[Tensor, Tensor, Tensor | None]:
     if is_exact:
         one = type(call.dropout.keep_scale)(1)
         call = call._replace(dropout=call.dropout._replace(keep_scale=one))
-    types = (*_types(tensors, plan), out.dtype)
-    _run(compiled.forward_tasks, types, call, tasks, slots, call, results)
+    types, loop = (*_types(tensors, plan), out.dtype), compiled.forward_tasks
+    if _is_by_channel(tensors, mode, shape):
+        loop = _compiled("channels").channel_forward_tasks
+    _run(loop, types, call, tasks, slots, call, results)
     if slots:
         _run(compiled.merge_forward, types, call, plan.cut, slots, call, results)
     if not is_exact:
@@ -204,6 +214,10 @@ def backward(operands: Backward) -> list[Tensor | None]:
     )
     call, has_columns = _loops(tensors, plan, mode), needs.key or needs.value
     shape = call.shape
+    if operands.grad_weights is None and more is None and _is_by_channel(tensors, mode, shape):
+        columns = _plan_of(operands.edges, "columns", tensors) if has_columns else None
+        found = _channel_gradients(tensors, plan, columns, call, operands.grad_out.contiguous(), sums, of_out)
+        return gradients(found, tensors, needs)
     is_narrow = not is_softmax and tensors.seed is None and operands.grad_weights is None
     is_narrow = is_narrow and shape.width + shape.value_width <= NARROW
     leaves = has_columns and not is_narrow
@@ -215,6 +229,38 @@ def backward(operands: Backward) -> list[Tensor | None]:
         columns = _plan_of(operands.edges, "columns", tensors)
         found |= _source_gradients(tensors, columns, call, slopes, is_narrow)
     return gradients(found, tensors, needs)
+
+
+def _channel_gradients(
+    tensors: Tensors, rows: TaskPlan, columns: TaskPlan | None, call: Loops, grad_out: Tensor, sums: Tensor, out: Tensor
+) -> dict[str, Tensor]:
+    """Gradients of the query, and of key and value where there are columns, by loops of `jit.channels`."""
+    compiled, query, types = _compiled("channels"), tensors.query, _types(tensors, rows)
+    batches, targets, sources, heads = call.shape[:4]
+    found = {"query": empty_like(query)}
+    stats = scratch(query, batches * targets * 4 * heads)
+    results = found["query"], scratch(query, batches * rows.slots * heads)
+    given = (call, grad_out, sums, out, stats, results)
+    _run(compiled.channel_target_tasks, types, call, rows.tasks, rows.slots, *given)
+    _merge(types, call, rows, targets, heads, *results)
+    if columns is not None:
+        found |= {name: empty_like(getattr(tensors, name)) for name in ("key", "value")}
+        parts = [scratch(query, batches * columns.slots * heads) for _ in range(2)]
+        of_sources = SourceGradients(found["key"], found["value"], *parts)
+        types, call = _types(tensors, columns), call._replace(edges=columns.edges)
+        _run(compiled.channel_source_tasks, types, call, columns.tasks, columns.slots, call, stats, of_sources)
+        for name, part in zip(("key", "value"), parts, strict=True):
+            _merge(types, call, columns, sources, heads, found[name], part)
+    return found
+
+
+def _merge(
+    types: tuple[Any, ...], call: Loops, plan: TaskPlan, rows: int, size: int, whole: Tensor, part: Tensor
+) -> None:
+    """Add up the pieces of cut rows of so many numbers."""
+    if plan.slots:
+        merged = (plan.cut, plan.slots, rows, size, whole, part)
+        _run(_compiled("backward").merge_sums, types, call, *merged)
 
 
 def _target_gradients(
@@ -243,9 +289,7 @@ def _target_gradients(
     results = TargetGradients(found["query"], part_query, part_vector, *arrays)
     types, loop, whole = _types(tensors, plan), compiled.target_gradient_tasks, batches if by_edge else 1
     _run(loop, types, call, tasks, slots, by_edge, call, slopes, rows, results, whole=whole)
-    if slots:
-        merged = (plan.cut, slots, targets, heads * width, results.query, results.part_query)
-        _run(compiled.merge_sums, types, call, *merged)
+    _merge(types, call, plan, targets, heads * width, results.query, results.part_query)
     if needs.vector and part_vector is not None:
         found["vector"] = _joined(part_vector, plan, call.shape)
     return found
@@ -272,12 +316,11 @@ def _source_gradients(
     found = [empty_like(x) for x in (tensors.key, tensors.value)]
     results = SourceGradients(*found, *(scratch(query, batches * slots * size) for size in sizes))
     places = plan.places if plan.places.numel() else plan.perm
-    types, both = _types(tensors, plan), ((results.key, results.part_key), (results.value, results.part_value))
+    types = _types(tensors, plan)
     loop = compiled.narrow_source_gradient_tasks if is_narrow else compiled.source_gradient_tasks
     _run(loop, types, call, tasks, slots, places, call, slopes, results)
-    if slots:
-        for size, (whole, part) in zip(sizes, both, strict=True):
-            _run(compiled.merge_sums, types, call, plan.cut, slots, sources, size, whole, part)
+    for size, whole, part in zip(sizes, results[:2], results[2:], strict=True):
+        _merge(types, call, plan, sources, size, whole, part)
     return {"key": found[0], "value": found[1]}
 
 
