@@ -36,7 +36,7 @@ from .offset_bias import OffsetBias
 from .patterns import Edges, Pattern, PatternLike
 from .patterns.across_processes import RemotePattern
 from .precision import accumulate_dtype
-from .scores import DotProduct, FunctionScore, Score, ScoreFunction, as_score, repeat_heads
+from .scores import Additive, DotProduct, FunctionScore, Score, ScoreFunction, as_score, repeat_heads
 from .tracing import Trace, Unsupported, traced
 
 # Of how many kinds of calls a pattern remembers what was found, and of how many all lists of edges together.
@@ -283,6 +283,9 @@ def explain_score(score: ScoreFunction, query: Tensor, key: Tensor, *, edge_key:
     if edge_key is not None and edge_key.shape[:batch] != query.shape[:batch]:
         edge_key = edge_key.view(*[1] * batch, *edge_key.shape)
     own = as_score("explain_score", score)
+    if isinstance(own, Additive) and own.vector.dim() == 3:
+        rule = "must have one vector for all targets, as functions have"
+        raise NotImplementedError(message("explain_score", "score", rule, repr(own)))
     key = repeat_heads(key, query.size(-2))
     try:
         function = own.function if isinstance(own, FunctionScore) else own.edgewise

@@ -552,6 +552,8 @@ def test_explain_score_shows_the_expression_and_the_loops():
     assert "def score(begin, end" in report.loops and "def gradients_by_targets_0(begin, end" in report.loops
     with pytest.raises(NotImplementedError, match="explain_score: score"):
         explain_score(mixes_edges, x, x)
+    with pytest.raises(NotImplementedError, match="score must have one vector for all targets"):
+        explain_score(Additive(torch.ones(*x.shape)), x, x)
 
 
 def test_the_next_process_finds_the_compiled_loops():
