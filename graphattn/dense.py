@@ -18,6 +18,7 @@ from .normalizers import Normalizer, Softmax, UserNormalizer
 from .offset_bias import OffsetBias
 from .patterns import PatternLike
 from .scores import DotProduct, Score, ScoreFunction, repeat_heads
+from .segments import Rows
 
 
 class DenseResult(NamedTuple):
@@ -161,7 +162,8 @@ def dense_attention(
             occurrence=occurrence,
             head=torch.arange(query.size(-2), device=query.device)[:, None, None],
         )
-    attend = attend_matrix if _is_finite(query, key, value) else _attend_row_by_row
+    is_simple = _is_finite(query, key, value) or not pattern.num_targets
+    attend = attend_matrix if is_simple else _attend_row_by_row
     result = attend(
         query,
         key,
@@ -259,7 +261,7 @@ def _attend_row_by_row(
             key.index_select(-3, columns),
             value.index_select(-3, columns),
             torch.ones(1, len(columns), dtype=torch.bool, device=mask.device),
-            score,
+            score.on_targets(Rows.from_index(torch.tensor([row], device=mask.device), query.size(-3))),
             normalizer,
             pair_bias=pick(pair_bias, -2),
             pair_key=pick(pair_key, query.dim() - 2),

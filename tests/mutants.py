@@ -364,7 +364,6 @@ MUTANTS = [
     Mutant(f"{CPU}/channels.py", "shift = where(top > -np.inf, top, 0.0)", "shift = top", "channels"),
     Mutant(f"{CPU}/channels.py", "store(part_top, part + h, top)", "store(part_top, part + h, shift)", "channels"),
     Mutant("kernels/rows/cpu/kernel.py", "and not has_more", "", "channels"),
-    Mutant("compiled/jit/llvm.py", "return y if is_negative else", "return y if not is_negative else", "channels"),
     Mutant(
         "kernels/rows/cpu/jit/backward.py",
         "g, at, one, grad_out, (b * targets + i) * out_row, v, value, ev,",

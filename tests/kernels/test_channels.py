@@ -88,6 +88,24 @@ def test_what_they_lack_is_left_to_the_others(options, loops):
     assert not set(OURS) & set(loops)
 
 
+def test_rows_without_edges_and_pieces_without_scores():
+    """A shift is 0 where no score is above -inf; a piece without scores doesn't shift the others of its row."""
+    pattern = PATTERNS["cut row"]
+    query = torch.full((2, 16, 1), 300.0)
+    key = torch.full((700, 16, 1), -1.0)
+    # All edges of the first piece, and of the last row.
+    key[:512] = -torch.inf
+    value = torch.randn(700, 16, 1, generator=torch.Generator().manual_seed(0))
+    found = attention(query, key, value, pattern, backend="numba", return_lse="split")
+    expected = attention(query, key, value, pattern, backend="scatter", return_lse="split")
+    torch.testing.assert_close(found, expected)
+    assert found[0][0].abs().min() > 0 and not found[0][1].any()
+    empty = Edges(torch.tensor([[0], [0]]), 3)
+    rows = [torch.ones(3, 16, 1)] * 3
+    _, lse = attention(*rows, empty, backend="numba", return_lse="split")
+    assert (lse[1:, :, 0] == 0).all() and (lse[1:, :, 1] == -torch.inf).all()
+
+
 def test_gradients_by_weights_and_lse_are_left_to_the_others(loops):
     pattern = PATTERNS["unsorted edges"]
     tensors = random_call(pattern, heads=16, width=1)

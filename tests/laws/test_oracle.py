@@ -136,12 +136,26 @@ def test_each_target_has_a_vector_of_its_own(pattern, batch, width, options, ker
         assert_matches_dense(tensors, pattern, score=Additive(vector, activation), backend=kernel, **options)
 
 
+@pytest.mark.parametrize("kernel", ["numba", "scatter"])
+def test_targets_with_vectors_may_attend_to_nan(kernel):
+    pattern = Edges(torch.tensor([[0, 1, 2], [0, 1, 1]]), 3)
+    rows = torch.ones(3, 2, 4, dtype=torch.float64)
+    value = torch.tensor([torch.nan, 1, 2], dtype=torch.float64)[:, None, None].expand(3, 2, 4)
+    score = Additive(torch.linspace(-1, 1, 24, dtype=torch.float64).view(3, 2, 4))
+    out = attention(rows, rows, value, pattern, score=score, backend=kernel)
+    torch.testing.assert_close(out, dense_attention(rows, rows, value, pattern, score=score), equal_nan=True)
+    assert out[0].isnan().all() and out[1:].isfinite().all()
+    # Without targets there is no row to compute by itself.
+    nothing = Edges(torch.zeros(2, 0, dtype=torch.long), num_sources=3, num_targets=0)
+    assert dense_attention(rows[:0], rows, value, nothing).shape == (0, 2, 4)
+
+
 def test_vectors_of_targets_that_no_loop_has_are_left_to_plain_torch():
     pattern, vector = PATTERNS["hub"], torch.ones(PATTERNS["hub"].num_targets, 2, 4, dtype=torch.float64)
     tensors = random_call(pattern)
     assert_matches_dense(tensors, pattern, score=Additive(vector), normalizer="sparsemax")
     rows = [x.detach() for x in tensors.values()]
-    with pytest.raises(NotImplementedError, match="each target has a vector of its own in the scores"):
+    with pytest.raises(NotImplementedError, match="only a few loops know scores with a vector for each target"):
         attention(*rows, pattern, score=Additive(vector), normalizer="sparsemax", backend="numba")
 
 

@@ -118,6 +118,21 @@ def test_features_of_edges_come_along(kind, calls):
         assert len(calls) == 4
 
 
+def test_relations_may_have_one_layer_together(calls):
+    torch.manual_seed(0)
+    shared = pyg.GATConv((6, 6), 4, heads=2, add_self_loops=False)
+    two = [("a", "z", "a"), ("a", "u", "a")]
+    theirs = pyg.HeteroConv(dict.fromkeys(two, shared)).double()
+    mine = copy.deepcopy(theirs)
+    report = graphattn.accelerate(mine)
+    assert len(report.changed) == 1 and report.stitched == [("", "2 GATConv", None, None)]
+    mine.convs[two[0]].backend = "scatter"
+    x, edges = draw()
+    assert_same(theirs, mine, {"a": x["a"]}, {name: edges[name] for name in two})
+    assert len(calls) == 1
+    assert graphattn.restore(mine) == 1 and type(mine.convs[two[1]]) is pyg.GATConv
+
+
 def test_many_rows_are_not_copied(monkeypatch, calls):
     monkeypatch.setattr(stitched, "MOST_NUMBERS", 0)
     theirs, mine, _ = pair(pyg.GATConv)

@@ -226,7 +226,7 @@ class _Gradients(LastDerivative):
 
 
 # Why a loop that knows additive scores can't compute one.
-VECTORS = "each target has a vector of its own in the scores"
+VECTORS = "only a few loops know scores with a vector for each target: those on a CPU, of a normalizer that is built in"
 
 
 def has_vectors_of_targets(call: Call) -> bool:

@@ -207,6 +207,8 @@ def _stitch(module: Any) -> list[Any]:
         holder = module.get_submodule(name)
         if stitches(layers)[0]:
             new = [layer for layer in layers if own_class(layer) in FUSED and why_not_joined(layer) is None]
+            # Relations may have one layer together.
+            new = list({id(layer): layer for layer in new}.values())
             for layer in new:
                 _accelerate(layer)
             changed += [holder, *new]
