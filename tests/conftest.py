@@ -5,6 +5,7 @@ import io
 import os
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def no_call_is_small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(LeavesSmall, "_leaves_rows", lambda self, x: False)
         for kind in (HeteroConv, LayersOfRelations):
             monkeypatch.setattr(kind, "_is_small", lambda self, *given: False)
+
+
+@pytest.fixture(autouse=True)
+def compiled_graphs_are_forgotten() -> Iterator[None]:
+    """torch.compile has a limit on the graphs of one function, which tests would share."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["frames"]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:
