@@ -89,8 +89,9 @@ def accelerate(model: torch.nn.Module, *args: Any, **kwargs: Any) -> AccelerateR
     `HANConv`, `RGATConv`, `HEATConv`; within the graphs of a batch `GPSConv`, five aggregations, and
     attention in linear time.
     docs/reference/attending.md lists every layer of PyG that attends.
-    The relations of a `HeteroConv` share calls where their layers are alike: see docs/howto/relations.md.
-    Only the class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
+    The relations of a `HeteroConv`, and of a layer in a model of `to_hetero`, share calls where their layers are alike:
+    see docs/howto/relations.md. The graph of such a model is written again, and `restore` writes it back. Else only the
+    class of a layer changes: parameters, their names, hooks, optimizers and checkpoints keep working, and the
     numbers stay the same (except for the random stream of dropout). Layers that only PyG's own code can compute are
     left, and the report says why.
 
