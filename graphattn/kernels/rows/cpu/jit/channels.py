@@ -13,7 +13,7 @@ from numba import njit
 from .....compiled.jit.lanes import exp_negative, load16, multiply_add, number16, store, where
 from .....compiled.jit.llvm import INNER, prefetch, with_constants
 from ...operands import LANES
-from .edges import MOST_EDGES, cache_aligned, edges_ahead
+from .edges import MOST_EDGES, ask_for_key, ask_for_value, cache_aligned, edges_ahead
 
 # Arguments on a line each would hide the loops.
 # fmt: off
@@ -43,9 +43,8 @@ def channel_forward_tasks(begin, end, tasks, slots, call, results):
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             query, row, part = (b * targets + i) * query_pitch, (b * targets + i) * heads, (b * slots + slot) * heads
             for e in range(low, high):
-                soon = b * sources + np.int64(index[min(e + ahead, last)])
-                prefetch(k, soon * key_pitch, heads)
-                prefetch(v, soon * value_pitch, heads)
+                ask_for_key(call, b, min(e + ahead, last))
+                ask_for_value(call, b, min(e + ahead, last))
             for h in range(0, heads, LANES):
                 x = load16(q, query + h)
                 top = number16(sums, -np.inf)
@@ -92,9 +91,8 @@ def channel_target_tasks(begin, end, tasks, slots, call, grad_out, sums, out, st
             low, high = max(ptr[i], first), min(ptr[i + 1], stop)
             query, row, part = (b * targets + i) * query_pitch, (b * targets + i) * heads, (b * slots + slot) * heads
             for e in range(low, high):
-                soon = b * sources + np.int64(index[min(e + ahead, last)])
-                prefetch(k, soon * key_pitch, heads)
-                prefetch(v, soon * value_pitch, heads)
+                ask_for_key(call, b, min(e + ahead, last))
+                ask_for_value(call, b, min(e + ahead, last))
             for h in range(0, heads, LANES):
                 x, g = load16(q, query + h), load16(grad_out, row + h)
                 shift, factor = load16(sums, 2 * row + h), inverse(load16(sums, 2 * row + heads + h))
